@@ -1,0 +1,10 @@
+//! `mor` runs Mixture-of-Recursions (MoR) language models: a quantized model is mapped from a GGUF
+//! file and used where it lies, a session's memory is planned to the byte before it exists, and a
+//! token pays only for the recursions that its router chose.
+//!
+//! Data flows one way: file → model → plan → session → step → text.
+#![warn(missing_docs)]
+
+pub mod error;
+
+pub use error::{Error, Result};
