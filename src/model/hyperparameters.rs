@@ -1,0 +1,521 @@
+//! What a file says about its model: sizes, recursion, routing. Read from GGUF metadata once, with
+//! every value checked against a named limit, so that nothing later has to doubt a size.
+
+use crate::error::{Error, Result};
+use crate::gguf::Metadata;
+
+/// Largest width (hidden, feed-forward, heads × head size) that is taken seriously. Products of
+/// two such widths stay far inside `usize` on 64-bit machines.
+pub const MAX_WIDTH: usize = 1 << 20;
+/// Most stored blocks.
+pub const MAX_BLOCKS: usize = 1024;
+/// Most recursions; a token's depth is kept in a byte.
+pub const MAX_RECURSIONS: usize = 64;
+/// Largest head: attention keeps one head in a fixed array on the stack.
+pub const MAX_HEAD_DIM: usize = 512;
+/// Largest vocabulary and largest context that a file may declare.
+pub const MAX_VOCAB: usize = 1 << 24;
+/// Longest context that a file may declare.
+pub const MAX_CONTEXT: usize = 1 << 28;
+
+/// The family of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Architecture {
+    /// A plain Llama file from anywhere: `N_r = 1`, no router.
+    Llama,
+    /// This project's own: recursion and routing described by `mor.*` keys.
+    Mor,
+}
+
+/// Which two elements of a head rotate together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RopePairing {
+    /// Element `i` with `i + d/2`: Hugging Face checkpoints, and what `mor convert` writes.
+    Neox,
+    /// Element `2i` with `2i + 1`: llama.cpp permutes Q and K of Llama files to this.
+    Norm,
+}
+
+/// Rotary position embedding (Su et al., 2021).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rope {
+    /// θ: frequency `i` is `base^(-2i/dims)`.
+    pub base: f64,
+    /// Rotated elements of each head, even, at most the head size.
+    pub dims: usize,
+    /// Which elements rotate together.
+    pub pairing: RopePairing,
+    /// Linear scaling: positions are divided by this.
+    pub scale: f64,
+}
+
+/// How the layers of a recursive model are shared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// Every layer once: a vanilla model.
+    None,
+    /// 1 2 3 · 1 2 3
+    Cycle,
+    /// 1 1 · 2 2 · 3 3
+    Sequence,
+    /// `Cycle` between an own first and an own last layer.
+    MiddleCycle,
+    /// `Sequence` between an own first and an own last layer.
+    MiddleSequence,
+}
+
+impl Sharing {
+    /// True when the model has an own first and an own last layer.
+    pub fn has_own_ends(self) -> bool {
+        matches!(self, Sharing::MiddleCycle | Sharing::MiddleSequence)
+    }
+    /// True when a layer is repeated in place before the next one runs.
+    pub fn repeats_in_place(self) -> bool {
+        matches!(self, Sharing::Sequence | Sharing::MiddleSequence)
+    }
+    /// The name in the file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Sharing::None => "none",
+            Sharing::Cycle => "cycle",
+            Sharing::Sequence => "sequence",
+            Sharing::MiddleCycle => "middle_cycle",
+            Sharing::MiddleSequence => "middle_sequence",
+        }
+    }
+}
+
+/// The function that turns a router's score into a weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RouterFunction {
+    /// Logistic sigmoid.
+    Sigmoid,
+    /// Hyperbolic tangent (expert-choice only).
+    Tanh,
+    /// Softmax over the depths (token-choice only).
+    Softmax,
+    /// The raw score (expert-choice only).
+    Identity,
+}
+
+impl RouterFunction {
+    /// The name in the file.
+    pub fn name(self) -> &'static str {
+        match self {
+            RouterFunction::Sigmoid => "sigmoid",
+            RouterFunction::Tanh => "tanh",
+            RouterFunction::Softmax => "softmax",
+            RouterFunction::Identity => "none",
+        }
+    }
+}
+
+/// Who chooses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RouterKind {
+    /// Before each recursion a router decides which tokens stay.
+    Expert,
+    /// One router gives each token its depth before recursion 0.
+    Token,
+}
+
+/// Everything that routing needs besides the routers' weights.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RouterSpec {
+    /// Who chooses.
+    pub kind: RouterKind,
+    /// Score to weight.
+    pub function: RouterFunction,
+    /// Factor on the weight (not applied to [`RouterFunction::Identity`]).
+    pub alpha: f32,
+    /// The router's input is divided by this.
+    pub temperature: f32,
+    /// Whether the block's result is multiplied by the weight.
+    pub weighted: bool,
+    /// Expert-choice: a second router, trained to predict the top-k, decides in threshold mode.
+    pub auxiliary: bool,
+    /// The cut that the model was trained for.
+    pub cut: f32,
+    /// Share of all tokens that each recursion takes in capacity mode, `N_r` values.
+    pub capacities: Vec<f64>,
+}
+
+/// Where keys and values of a recursion come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvStrategy {
+    /// Each recursion keeps the keys and values of the tokens active in it.
+    RecursionWise,
+    /// Recursion 0 keeps those of all tokens; deeper recursions compute queries only.
+    Shared,
+}
+
+/// Sizes and rules of one model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hyperparameters {
+    /// The family of the file.
+    pub architecture: Architecture,
+    /// `general.name`, when the file has one.
+    pub name: Option<String>,
+    /// Tokens in the vocabulary.
+    pub vocab_size: usize,
+    /// Positions that the model was trained for.
+    pub context_length: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the SwiGLU layer.
+    pub feed_forward_size: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; each serves `heads / kv_heads` query heads.
+    pub kv_heads: usize,
+    /// Size of one head.
+    pub head_dim: usize,
+    /// ε of RMSNorm.
+    pub norm_epsilon: f32,
+    /// Rotary embedding.
+    pub rope: Rope,
+    /// Blocks that the file stores.
+    pub stored_blocks: usize,
+    /// N_r, 1 for a vanilla model.
+    pub recursions: usize,
+    /// How blocks are shared.
+    pub sharing: Sharing,
+    /// Routing; `None` for vanilla and recursive models.
+    pub router: Option<RouterSpec>,
+    /// The KV strategy.
+    pub kv: KvStrategy,
+}
+
+impl Hyperparameters {
+    /// Reads and checks them.
+    pub fn from_metadata(metadata: &Metadata) -> Result<Self> {
+        let keys = Keys::of(metadata)?;
+        let heads = keys.size("attention.head_count", MAX_WIDTH)?;
+        let kv_heads = keys.size_or("attention.head_count_kv", heads, MAX_WIDTH)?;
+        if heads % kv_heads != 0 {
+            return Err(Error::format(format!(
+                "{heads} query heads cannot share {kv_heads} key heads evenly"
+            )));
+        }
+        let hidden_size = keys.size("embedding_length", MAX_WIDTH)?;
+        let head_dim = keys.size_or("attention.key_length", hidden_size / heads, MAX_HEAD_DIM)?;
+        if keys.size_or("attention.value_length", head_dim, MAX_HEAD_DIM)? != head_dim {
+            return Err(Error::unsupported(
+                "a model whose keys and values have different lengths",
+            ));
+        }
+        let stored_blocks = keys.size("block_count", MAX_BLOCKS)?;
+        let recursion = keys.recursion(stored_blocks)?;
+        if keys.size_or("expert_count", 0, MAX_WIDTH)? > 0 {
+            return Err(Error::unsupported("mixture-of-experts feed-forward layers"));
+        }
+        Ok(Hyperparameters {
+            architecture: keys.architecture,
+            name: metadata.str("general.name")?.map(str::to_owned),
+            vocab_size: keys.vocab_size()?,
+            context_length: keys.size("context_length", MAX_CONTEXT)?,
+            hidden_size,
+            feed_forward_size: keys.size("feed_forward_length", MAX_WIDTH)?,
+            heads,
+            kv_heads,
+            head_dim,
+            norm_epsilon: keys.positive_f32("attention.layer_norm_rms_epsilon", None)?,
+            rope: keys.rope(head_dim)?,
+            stored_blocks,
+            recursions: recursion.0,
+            sharing: recursion.1,
+            router: keys.router(recursion.0)?,
+            kv: keys.kv_strategy()?,
+        })
+    }
+
+    /// Layers of the shared block (all layers of a vanilla model).
+    pub fn block_layers(&self) -> usize {
+        self.stored_blocks - 2 * usize::from(self.sharing.has_own_ends())
+    }
+
+    /// Layers that a token of full depth passes.
+    pub fn logical_layers(&self) -> usize {
+        self.stored_blocks - self.block_layers() + self.block_layers() * self.recursions
+    }
+
+    /// Width of one token's keys (or values).
+    pub fn kv_size(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    /// Width of one token's queries.
+    pub fn query_size(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// What kind of model this is, in a word.
+    pub fn kind(&self) -> &'static str {
+        match (&self.router, self.recursions) {
+            (Some(router), _) if router.kind == RouterKind::Expert => "expert-choice MoR",
+            (Some(_), _) => "token-choice MoR",
+            (None, 1) => "vanilla",
+            (None, _) => "recursive",
+        }
+    }
+}
+
+/// The architecture's keys, with its prefix put in front.
+struct Keys<'a> {
+    metadata: &'a Metadata,
+    architecture: Architecture,
+}
+
+impl<'a> Keys<'a> {
+    fn of(metadata: &'a Metadata) -> Result<Self> {
+        let architecture = match metadata.str("general.architecture")? {
+            Some("llama") => Architecture::Llama,
+            Some("mor") => Architecture::Mor,
+            Some(other) => {
+                return Err(Error::unsupported(format!(
+                    "the file holds a model of architecture '{other}'; mor runs 'mor' and 'llama' files"
+                )));
+            }
+            None => return Err(Error::format("the key general.architecture is missing")),
+        };
+        Ok(Keys {
+            metadata,
+            architecture,
+        })
+    }
+
+    fn key(&self, name: &str) -> String {
+        match self.architecture {
+            Architecture::Llama => format!("llama.{name}"),
+            Architecture::Mor => format!("mor.{name}"),
+        }
+    }
+
+    fn optional_size(&self, name: &str, limit: usize) -> Result<Option<usize>> {
+        let key = self.key(name);
+        let Some(value) = self.metadata.u32(&key)? else {
+            return Ok(None);
+        };
+        let value = value as usize;
+        if value > limit {
+            return Err(Error::format(format!(
+                "{key} is {value}, more than the limit of {limit}"
+            )));
+        }
+        Ok(Some(value))
+    }
+
+    /// A size that must be there and not zero.
+    fn size(&self, name: &str, limit: usize) -> Result<usize> {
+        match self.optional_size(name, limit)? {
+            Some(0) => Err(Error::format(format!("{} is zero", self.key(name)))),
+            Some(value) => Ok(value),
+            None => Err(Error::format(format!(
+                "the key {} is missing",
+                self.key(name)
+            ))),
+        }
+    }
+
+    /// A size with a default; zero only when the default is zero.
+    fn size_or(&self, name: &str, default: usize, limit: usize) -> Result<usize> {
+        match self.optional_size(name, limit)?.unwrap_or(default) {
+            0 if name != "expert_count" => Err(Error::format(format!("{} is zero", self.key(name)))),
+            value if value > limit => Err(Error::format(format!(
+                "{} comes to {value}, more than the limit of {limit}",
+                self.key(name)
+            ))),
+            value => Ok(value),
+        }
+    }
+
+    fn positive_f32(&self, name: &str, default: Option<f32>) -> Result<f32> {
+        let key = self.key(name);
+        let value = self.metadata.f32(&key)?.or(default);
+        match value {
+            Some(value) if value.is_finite() && value > 0.0 => Ok(value),
+            Some(value) => Err(Error::format(format!(
+                "{key} is {value}, where a positive number is needed"
+            ))),
+            None => Err(Error::format(format!("the key {key} is missing"))),
+        }
+    }
+
+    fn choice<T: Copy>(&self, name: &str, default: Option<T>, choices: &[(&str, T)]) -> Result<T> {
+        let key = self.key(name);
+        match (self.metadata.str(&key)?, default) {
+            (Some(text), _) => choices
+                .iter()
+                .find(|(known, _)| *known == text)
+                .map(|(_, value)| *value)
+                .ok_or_else(|| {
+                    let known: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
+                    Error::unsupported(format!(
+                        "{key} is '{text}'; known are {}",
+                        known.join(", ")
+                    ))
+                }),
+            (None, Some(value)) => Ok(value),
+            (None, None) => Err(Error::format(format!("the key {key} is missing"))),
+        }
+    }
+
+    /// `<arch>.vocab_size`, or the length of the token list.
+    fn vocab_size(&self) -> Result<usize> {
+        if let Some(size) = self.optional_size("vocab_size", MAX_VOCAB)? {
+            if size > 0 {
+                return Ok(size);
+            }
+        }
+        match self.metadata.strings("tokenizer.ggml.tokens")? {
+            Some(tokens) if !tokens.is_empty() && tokens.len() <= MAX_VOCAB => Ok(tokens.len()),
+            _ => Err(Error::format(format!(
+                "neither {} nor a token list says how large the vocabulary is",
+                self.key("vocab_size")
+            ))),
+        }
+    }
+
+    fn rope(&self, head_dim: usize) -> Result<Rope> {
+        let dims = self.size_or("rope.dimension_count", head_dim, MAX_HEAD_DIM)?;
+        if dims > head_dim || dims % 2 != 0 {
+            return Err(Error::format(format!(
+                "{dims} rotated elements do not fit a head of {head_dim}: an even number, at most the head, is needed"
+            )));
+        }
+        let pairing = match self.architecture {
+            Architecture::Llama => RopePairing::Norm,
+            Architecture::Mor => self.choice(
+                "rope.pairing",
+                Some(RopePairing::Neox),
+                &[("neox", RopePairing::Neox), ("norm", RopePairing::Norm)],
+            )?,
+        };
+        let scaled = self.choice(
+            "rope.scaling.type",
+            Some(false),
+            &[("none", false), ("linear", true)],
+        )?;
+        let scale = if scaled {
+            f64::from(self.positive_f32("rope.scaling.factor", Some(1.0))?)
+        } else {
+            // Older Llama files give the factor alone.
+            f64::from(self.positive_f32("rope.scale_linear", Some(1.0))?)
+        };
+        Ok(Rope {
+            base: f64::from(self.positive_f32("rope.freq_base", Some(10_000.0))?),
+            dims,
+            pairing,
+            scale,
+        })
+    }
+
+    fn recursion(&self, stored_blocks: usize) -> Result<(usize, Sharing)> {
+        if self.architecture == Architecture::Llama {
+            return Ok((1, Sharing::None));
+        }
+        let count = self.size_or("recursion.count", 1, MAX_RECURSIONS)?;
+        let sharing = self.choice(
+            "recursion.sharing",
+            (count == 1).then_some(Sharing::None),
+            &[
+                Sharing::None,
+                Sharing::Cycle,
+                Sharing::Sequence,
+                Sharing::MiddleCycle,
+                Sharing::MiddleSequence,
+            ]
+            .map(|sharing| (sharing.name(), sharing)),
+        )?;
+        if count > 1 && sharing == Sharing::None {
+            return Err(Error::format(
+                "more than one recursion, but mor.recursion.sharing is 'none'",
+            ));
+        }
+        if sharing.has_own_ends() && stored_blocks < 3 {
+            return Err(Error::format(format!(
+                "sharing '{}' needs at least 3 stored blocks, the file has {stored_blocks}",
+                sharing.name()
+            )));
+        }
+        Ok((count, sharing))
+    }
+
+    fn router(&self, recursions: usize) -> Result<Option<RouterSpec>> {
+        if self.architecture == Architecture::Llama {
+            return Ok(None);
+        }
+        let kinds = [
+            ("none", None),
+            ("expert", Some(RouterKind::Expert)),
+            ("token", Some(RouterKind::Token)),
+        ];
+        let Some(kind) = self.choice("router.kind", Some(None), &kinds)? else {
+            return Ok(None);
+        };
+        let functions: &[_] = match kind {
+            RouterKind::Expert => &[
+                RouterFunction::Sigmoid,
+                RouterFunction::Tanh,
+                RouterFunction::Identity,
+            ],
+            RouterKind::Token => &[RouterFunction::Sigmoid, RouterFunction::Softmax],
+        };
+        let functions: Vec<_> = functions.iter().map(|f| (f.name(), *f)).collect();
+        let alpha = self.metadata.f32(&self.key("router.alpha"))?.unwrap_or(0.1);
+        let cut = self.metadata.f32(&self.key("router.cut"))?.unwrap_or(0.5);
+        if !alpha.is_finite() || !(0.0..=1.0).contains(&cut) {
+            return Err(Error::format(format!(
+                "router.alpha ({alpha}) must be finite and router.cut ({cut}) between 0 and 1"
+            )));
+        }
+        Ok(Some(RouterSpec {
+            kind,
+            function: self.choice(
+                "router.function",
+                Some(RouterFunction::Sigmoid),
+                &functions,
+            )?,
+            alpha,
+            temperature: self.positive_f32("router.temperature", Some(1.0))?,
+            weighted: self.choice(
+                "router.gating",
+                Some(true),
+                &[("weighted", true), ("none", false)],
+            )?,
+            auxiliary: self.choice(
+                "router.selection",
+                Some(false),
+                &[("aux_loss", false), ("aux_router", true)],
+            )?,
+            cut,
+            capacities: self.capacities(recursions)?,
+        }))
+    }
+
+    /// The given shares, or the paper's (N_r − i) / N_r.
+    fn capacities(&self, recursions: usize) -> Result<Vec<f64>> {
+        let key = self.key("router.capacities");
+        let Some(capacities) = self.metadata.f64s(&key)? else {
+            let n = recursions as f64;
+            return Ok((0..recursions).map(|i| (n - i as f64) / n).collect());
+        };
+        if capacities.len() != recursions || !capacities.iter().all(|c| (0.0..=1.0).contains(c)) {
+            return Err(Error::format(format!(
+                "{key} must hold {recursions} shares between 0 and 1"
+            )));
+        }
+        Ok(capacities)
+    }
+
+    fn kv_strategy(&self) -> Result<KvStrategy> {
+        self.choice(
+            "kv.strategy",
+            Some(KvStrategy::RecursionWise),
+            &[
+                ("recursion_wise", KvStrategy::RecursionWise),
+                ("shared", KvStrategy::Shared),
+            ],
+        )
+    }
+}

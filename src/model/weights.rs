@@ -1,0 +1,235 @@
+//! Where each weight lies in the mapped file. Nothing here holds weights: a view is an offset, a
+//! type and a shape, checked once against the file.
+
+use crate::error::{Error, Result};
+use crate::gguf::{Gguf, TensorInfo};
+use crate::model::Hyperparameters;
+use crate::quant::TensorType;
+use std::collections::HashMap;
+
+/// A matrix in the file, `rows` × `columns`, row by row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Matrix {
+    /// How a row is encoded.
+    pub ty: TensorType,
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs.
+    pub columns: usize,
+    /// Where the first row begins in the file.
+    pub offset: usize,
+    /// Bytes of one row.
+    pub row_bytes: usize,
+}
+
+/// `length` F32 values in the file (a norm, a bias).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vector {
+    /// Where they begin in the file.
+    pub offset: usize,
+    /// How many they are.
+    pub length: usize,
+}
+
+/// A matrix with an optional bias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Linear {
+    /// The matrix.
+    pub weight: Matrix,
+    /// Added to each output.
+    pub bias: Option<Vector>,
+}
+
+/// The tensors of one decoder layer at one recursion.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layer {
+    /// RMSNorm before attention.
+    pub attn_norm: Vector,
+    /// Queries.
+    pub q: Linear,
+    /// Keys.
+    pub k: Linear,
+    /// Values.
+    pub v: Linear,
+    /// Attention's output projection.
+    pub o: Linear,
+    /// RMSNorm before the feed-forward half.
+    pub ffn_norm: Vector,
+    /// SwiGLU's gate.
+    pub gate: Linear,
+    /// SwiGLU's other input.
+    pub up: Linear,
+    /// SwiGLU's output projection.
+    pub down: Linear,
+}
+
+/// A router: one linear layer, or two with GELU between.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Router {
+    /// The only layer, or the first of two.
+    pub first: Linear,
+    /// The second of two.
+    pub second: Option<Linear>,
+    /// Loss-free balancing: added to the weights when picking, never when weighing.
+    pub pick_bias: Option<Vector>,
+}
+
+impl Router {
+    /// Depths (token-choice) or 1 (expert-choice).
+    pub fn outputs(&self) -> usize {
+        self.second.as_ref().unwrap_or(&self.first).weight.rows
+    }
+}
+
+/// Finds tensors by name and checks their shapes.
+pub(super) struct Finder<'a> {
+    gguf: &'a Gguf,
+    aliases: HashMap<&'a str, &'a str>,
+}
+
+impl<'a> Finder<'a> {
+    pub fn new(gguf: &'a Gguf) -> Result<Self> {
+        let mut aliases = HashMap::new();
+        for entry in gguf
+            .metadata
+            .strings("mor.recursion.aliases")?
+            .unwrap_or(&[])
+        {
+            let (name, target) = entry.split_once('=').ok_or_else(|| {
+                Error::format(format!(
+                    "mor.recursion.aliases holds '{entry}', which is not 'name=target'"
+                ))
+            })?;
+            if gguf.tensor(target).is_none() {
+                return Err(Error::format(format!(
+                    "mor.recursion.aliases names the tensor {target}, which the file lacks"
+                )));
+            }
+            aliases.insert(name, target);
+        }
+        Ok(Finder { gguf, aliases })
+    }
+
+    fn find(&self, name: &str) -> Option<&'a TensorInfo> {
+        self.gguf
+            .tensor(name)
+            .or_else(|| self.gguf.tensor(self.aliases.get(name)?))
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.find(name).is_some()
+    }
+
+    pub fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Matrix> {
+        let matrix = self.matrix_of_any_height(name, columns)?;
+        if matrix.rows != rows {
+            return Err(wrong_shape(name, &[rows, columns], &[matrix.rows, columns]));
+        }
+        Ok(matrix)
+    }
+
+    pub fn matrix_of_any_height(&self, name: &str, columns: usize) -> Result<Matrix> {
+        let tensor = self.find(name).ok_or_else(|| missing(name))?;
+        if tensor.dims.len() > 2 || tensor.columns() != columns {
+            let found: Vec<usize> = tensor.dims.iter().rev().map(|d| *d as usize).collect();
+            return Err(wrong_shape(name, &[tensor.rows(), columns], &found));
+        }
+        Ok(Matrix {
+            ty: tensor.ty,
+            rows: tensor.rows(),
+            columns,
+            offset: tensor.offset,
+            row_bytes: tensor.bytes / tensor.rows(),
+        })
+    }
+
+    pub fn vector(&self, name: &str, length: usize) -> Result<Vector> {
+        let tensor = self.find(name).ok_or_else(|| missing(name))?;
+        if tensor.columns() != length || tensor.rows() != 1 {
+            let found: Vec<usize> = tensor.dims.iter().rev().map(|d| *d as usize).collect();
+            return Err(wrong_shape(name, &[length], &found));
+        }
+        if tensor.ty != TensorType::F32 {
+            return Err(Error::unsupported(format!(
+                "the tensor {name} is {}; norms, biases and routers must be F32",
+                tensor.ty.name()
+            )));
+        }
+        Ok(Vector {
+            offset: tensor.offset,
+            length,
+        })
+    }
+
+    fn linear(&self, stem: &str, rows: usize, columns: usize) -> Result<Linear> {
+        let bias = format!("{stem}.bias");
+        Ok(Linear {
+            weight: self.matrix(&format!("{stem}.weight"), rows, columns)?,
+            bias: if self.has(&bias) {
+                Some(self.vector(&bias, rows)?)
+            } else {
+                None
+            },
+        })
+    }
+
+    /// Block `block` at recursion `recursion`: each tensor by its own name first, then by the
+    /// name that all recursions share.
+    pub fn layer(&self, h: &Hyperparameters, block: usize, recursion: usize) -> Result<Layer> {
+        let stem = |part: &str| {
+            let own = format!("blk.{block}.rec.{recursion}.{part}");
+            if recursion > 0 && self.has(&format!("{own}.weight")) {
+                own
+            } else {
+                format!("blk.{block}.{part}")
+            }
+        };
+        let norm = |part: &str| self.vector(&format!("{}.weight", stem(part)), h.hidden_size);
+        let linear =
+            |part: &str, rows: usize, columns: usize| self.linear(&stem(part), rows, columns);
+        Ok(Layer {
+            attn_norm: norm("attn_norm")?,
+            q: linear("attn_q", h.query_size(), h.hidden_size)?,
+            k: linear("attn_k", h.kv_size(), h.hidden_size)?,
+            v: linear("attn_v", h.kv_size(), h.hidden_size)?,
+            o: linear("attn_output", h.hidden_size, h.query_size())?,
+            ffn_norm: norm("ffn_norm")?,
+            gate: linear("ffn_gate", h.feed_forward_size, h.hidden_size)?,
+            up: linear("ffn_up", h.feed_forward_size, h.hidden_size)?,
+            down: linear("ffn_down", h.hidden_size, h.feed_forward_size)?,
+        })
+    }
+
+    /// The router `stem` (`router.R` or `aux_router.R`) with `outputs` outputs.
+    pub fn router(&self, h: &Hyperparameters, stem: &str, outputs: usize) -> Result<Router> {
+        let bare = |weight: Matrix| Linear { weight, bias: None };
+        let single = format!("{stem}.weight");
+        let (first, second) = if self.has(&single) {
+            (bare(self.matrix(&single, outputs, h.hidden_size)?), None)
+        } else {
+            let first = self.matrix_of_any_height(&format!("{stem}.0.weight"), h.hidden_size)?;
+            let second = self.matrix(&format!("{stem}.2.weight"), outputs, first.rows)?;
+            (bare(first), Some(bare(second)))
+        };
+        let pick_bias = format!("{stem}.bias");
+        Ok(Router {
+            first,
+            second,
+            pick_bias: if self.has(&pick_bias) {
+                Some(self.vector(&pick_bias, outputs)?)
+            } else {
+                None
+            },
+        })
+    }
+}
+
+fn missing(name: &str) -> Error {
+    Error::format(format!("the tensor {name} is missing"))
+}
+
+fn wrong_shape(name: &str, expected: &[usize], found: &[usize]) -> Error {
+    Error::format(format!(
+        "the tensor {name} has the shape {found:?} where {expected:?} is needed"
+    ))
+}
