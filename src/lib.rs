@@ -5,6 +5,21 @@
 //! Data flows one way: file → model → plan → session → step → text.
 #![warn(missing_docs)]
 
+pub mod cpu;
 pub mod error;
+pub mod gguf;
+pub mod kv;
+pub mod model;
+pub mod plan;
+pub mod quant;
+pub mod routing;
+pub mod sampling;
+pub mod session;
 
 pub use error::{Error, Result};
+pub use kv::KvType;
+pub use model::Model;
+pub use plan::{Plan, SessionParams};
+pub use routing::Routing;
+pub use sampling::{Sampler, SamplerParams};
+pub use session::Session;

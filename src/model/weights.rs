@@ -8,7 +8,7 @@ use crate::quant::TensorType;
 use std::collections::HashMap;
 
 /// A matrix in the file, `rows` × `columns`, row by row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Matrix {
     /// How a row is encoded.
     pub ty: TensorType,
@@ -22,6 +22,17 @@ pub struct Matrix {
     pub row_bytes: usize,
 }
 
+impl Matrix {
+    /// Bytes of all rows.
+    pub fn bytes(&self) -> u64 {
+        self.rows as u64 * self.row_bytes as u64
+    }
+    /// The encoded row `row`, out of the file's bytes.
+    pub(crate) fn row<'a>(&self, file: &'a [u8], row: usize) -> &'a [u8] {
+        &file[self.offset + row * self.row_bytes..][..self.row_bytes]
+    }
+}
+
 /// `length` F32 values in the file (a norm, a bias).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Vector {
@@ -29,6 +40,14 @@ pub struct Vector {
     pub offset: usize,
     /// How many they are.
     pub length: usize,
+}
+
+impl Vector {
+    /// The values, out of the file's bytes.
+    pub(crate) fn values<'a>(&self, file: &'a [u8]) -> impl ExactSizeIterator<Item = f32> + 'a {
+        let bytes = &file[self.offset..][..4 * self.length];
+        bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b))
+    }
 }
 
 /// A matrix with an optional bias.
@@ -61,6 +80,13 @@ pub struct Layer {
     pub up: Linear,
     /// SwiGLU's output projection.
     pub down: Linear,
+}
+
+impl Layer {
+    /// Its seven matrices.
+    pub fn matrices(&self) -> [Matrix; 7] {
+        [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down].map(|l| l.weight)
+    }
 }
 
 /// A router: one linear layer, or two with GELU between.

@@ -1,0 +1,372 @@
+//! One pass over a batch of rows: embed, first layers, recursions with routing, last layers. It
+//! reads like the reference; what runs when comes from the model's schedule.
+
+use super::ops::{self, Seat};
+use super::team::Team;
+use crate::error::{Error, Result};
+use crate::model::{
+    Hyperparameters, Keys, KvStrategy, Layer, LayerRun, Linear, Model, Router, RouterKind,
+    RouterSpec, Stage,
+};
+use crate::plan::{Buffers, Row};
+use crate::quant::dequantize_into;
+use crate::routing::{self, Routing};
+use std::mem::take;
+
+/// A pass in the making: the first `n` rows of the buffers.
+pub(crate) struct Pass<'a, 'b> {
+    pub model: &'a Model,
+    pub team: &'a mut Team,
+    pub buffers: &'a mut Buffers<'b>,
+    pub n: usize,
+    pub routing: Routing,
+    pub cut: f32,
+    pub depth_limit: usize,
+}
+
+impl Pass<'_, '_> {
+    /// Runs rows `0..n`, which stand in `buffers.rows`. Afterwards `buffers.x` holds the residual
+    /// stream after the last layer and `buffers.depth` the recursions that each row ran; the
+    /// cache has the rows' entries. On an error some planes may have them and others not: the
+    /// caller truncates.
+    pub fn run(&mut self) -> Result<()> {
+        let model = self.model;
+        let schedule = model.schedule();
+        self.embed();
+        for (i, active) in self.buffers.active[..self.n].iter_mut().enumerate() {
+            *active = i as u32;
+        }
+        self.on_all_rows(&schedule.prelude)?;
+        match &model.hyperparameters().router {
+            None => self.recurse_all(&schedule.stages)?,
+            Some(spec) if spec.kind == RouterKind::Expert => {
+                self.recurse_by_expert_choice(spec, &schedule.stages)?;
+            }
+            Some(spec) => self.recurse_by_token_choice(spec, &schedule.stages)?,
+        }
+        for (i, active) in self.buffers.active[..self.n].iter_mut().enumerate() {
+            *active = i as u32;
+        }
+        self.on_all_rows(&schedule.coda)
+    }
+
+    fn hyperparameters(&self) -> &Hyperparameters {
+        self.model.hyperparameters()
+    }
+
+    /// Token embeddings and rotary angles.
+    fn embed(&mut self) {
+        let (model, b) = (self.model, &mut *self.buffers);
+        let h = model.hyperparameters();
+        let embedding = model.token_embedding();
+        let half = h.rope.dims / 2;
+        let factors = (!b.rope_factors.is_empty()).then_some(&*b.rope_factors);
+        for (i, row) in b.rows[..self.n].iter().enumerate() {
+            let x = &mut b.x[i * h.hidden_size..][..h.hidden_size];
+            let encoded = embedding.row(model.bytes(), row.token as usize);
+            dequantize_into(embedding.ty, encoded, x);
+            let table = &mut b.rope[i * half..][..half];
+            ops::rope_row(&h.rope, factors, row.position as usize, table);
+        }
+    }
+
+    /// Layers on the residual stream itself.
+    fn on_all_rows(&mut self, runs: &[LayerRun]) -> Result<()> {
+        let x = take(&mut self.buffers.x);
+        let result = runs.iter().try_for_each(|run| self.layer(run, x, self.n));
+        self.buffers.x = x;
+        result
+    }
+
+    /// Layers on the first `n` packed rows.
+    fn on_packed_rows(&mut self, runs: &[LayerRun], n: usize) -> Result<()> {
+        let h = take(&mut self.buffers.h);
+        let result = runs.iter().try_for_each(|run| self.layer(run, h, n));
+        self.buffers.h = h;
+        result
+    }
+
+    /// Vanilla and recursive models: every row runs every recursion within the limit.
+    fn recurse_all(&mut self, stages: &[Stage]) -> Result<()> {
+        for stage in stages {
+            if stage.recursion < self.depth_limit {
+                self.on_all_rows(&stage.runs)?;
+            }
+        }
+        self.buffers.depth[..self.n].fill(self.depth_limit as u8);
+        Ok(())
+    }
+
+    /// Before each recursion a router decides who goes on; those who do add the block's weighted
+    /// result to their residual stream.
+    fn recurse_by_expert_choice(&mut self, spec: &RouterSpec, stages: &[Stage]) -> Result<()> {
+        let shared = self.hyperparameters().kv == KvStrategy::Shared;
+        let total = self.n;
+        let mut active = total;
+        self.buffers.depth[..total].fill(0);
+        for (r, stage) in stages.iter().enumerate().take(self.depth_limit) {
+            self.pack(active);
+            let model = self.model;
+            self.scores(model.router(r), active, spec)?;
+            let kept = self.choose(spec, r, active)?;
+            // With shared keys, recursion 0 gives every token its keys, kept or not.
+            let run_all = shared && r == 0;
+            let running = if run_all {
+                active
+            } else {
+                self.compact(kept);
+                kept
+            };
+            if running > 0 {
+                self.on_packed_rows(&stage.runs, running)?;
+            }
+            self.merge_kept(spec, kept, run_all);
+            let b = &mut *self.buffers;
+            for c in 0..kept {
+                // Kept indices ascend, so entries ahead are still untouched.
+                b.active[c] = if run_all { b.active[b.kept[c] as usize] } else { b.active[c] };
+                b.depth[b.active[c] as usize] = r as u8 + 1;
+            }
+            active = kept;
+            if active == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies the active rows of the residual stream to the packed rows.
+    fn pack(&mut self, active: usize) {
+        let (d, b) = (self.hyperparameters().hidden_size, &mut *self.buffers);
+        for (c, row) in b.active[..active].iter().enumerate() {
+            b.h[c * d..][..d].copy_from_slice(&b.x[*row as usize * d..][..d]);
+        }
+    }
+
+    /// Who of the active rows goes on: indices into them, ascending, in `kept`.
+    fn choose(&mut self, spec: &RouterSpec, recursion: usize, active: usize) -> Result<usize> {
+        if self.routing == Routing::Capacity {
+            let b = &mut *self.buffers;
+            let (capacity, scores) = (spec.capacities[recursion], &b.scores[..active]);
+            return Ok(routing::keep_best(spec, scores, capacity, self.n, b.kept));
+        }
+        let least = routing::least_score(spec, self.cut);
+        let model = self.model;
+        if let Some(auxiliary) = model.auxiliary_router(recursion) {
+            // The main router's scores are still needed as weights.
+            self.buffers.aux_scores[..active].copy_from_slice(&self.buffers.scores[..active]);
+            self.scores(auxiliary, active, spec)?;
+            let b = &mut *self.buffers;
+            let count = routing::keep_above(&b.scores[..active], least, b.kept);
+            b.scores[..active].copy_from_slice(&b.aux_scores[..active]);
+            return Ok(count);
+        }
+        let b = &mut *self.buffers;
+        Ok(routing::keep_above(&b.scores[..active], least, b.kept))
+    }
+
+    /// Moves the kept of the packed rows, their scores and their row numbers to the front.
+    fn compact(&mut self, kept: usize) {
+        let (d, b) = (self.hyperparameters().hidden_size, &mut *self.buffers);
+        for to in 0..kept {
+            let from = b.kept[to] as usize;
+            b.h.copy_within(from * d..(from + 1) * d, to * d);
+            b.scores[to] = b.scores[from];
+            b.active[to] = b.active[from];
+        }
+    }
+
+    /// `x[row] += weight · h[packed]` for the kept rows.
+    fn merge_kept(&mut self, spec: &RouterSpec, kept: usize, run_all: bool) {
+        let (d, b) = (self.hyperparameters().hidden_size, &mut *self.buffers);
+        for c in 0..kept {
+            let packed = if run_all { b.kept[c] as usize } else { c };
+            let row = b.active[packed] as usize;
+            let weight = if spec.weighted { routing::weight(spec, b.scores[packed]) } else { 1.0 };
+            add_scaled(&mut b.x[row * d..][..d], weight, &b.h[packed * d..][..d]);
+        }
+    }
+
+    /// One router gives each row its depth; a row that has run that far adds its weighted result.
+    fn recurse_by_token_choice(&mut self, spec: &RouterSpec, stages: &[Stage]) -> Result<()> {
+        let n = self.n;
+        let d = self.hyperparameters().hidden_size;
+        self.pack(n);
+        let model = self.model;
+        let router = model.router(0);
+        self.scores(router, n, spec)?;
+        let outputs = router.outputs();
+        let b = &mut *self.buffers;
+        for row in 0..n {
+            let weights = &mut b.scores[row * outputs..][..outputs];
+            routing::token_weights(spec, weights);
+            let weights = &weights[..self.depth_limit];
+            let picked = match &router.pick_bias {
+                Some(bias) => routing::pick(weights, bias.values(model.bytes())),
+                None => routing::pick(weights, std::iter::repeat(0.0)),
+            };
+            b.depth[row] = picked as u8 + 1;
+        }
+        let mut active = n;
+        for (r, stage) in stages.iter().enumerate().take(self.depth_limit) {
+            let b = &mut *self.buffers;
+            let mut kept = 0;
+            for c in 0..active {
+                let row = b.active[c] as usize;
+                if b.depth[row] as usize > r {
+                    b.h.copy_within(c * d..(c + 1) * d, kept * d);
+                    b.active[kept] = row as u32;
+                    kept += 1;
+                }
+            }
+            active = kept;
+            if active == 0 {
+                break;
+            }
+            self.on_packed_rows(&stage.runs, active)?;
+            let b = &mut *self.buffers;
+            for c in 0..active {
+                let row = b.active[c] as usize;
+                if b.depth[row] as usize == r + 1 {
+                    let weight = if spec.weighted { b.scores[row * outputs + r] } else { 1.0 };
+                    add_scaled(&mut b.x[row * d..][..d], weight, &b.h[c * d..][..d]);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A router's scores for the first `n` packed rows, into `buffers.scores` [n, outputs].
+    fn scores(&mut self, router: &Router, n: usize, spec: &RouterSpec) -> Result<()> {
+        let (file, b) = (self.model.bytes(), &mut *self.buffers);
+        let input = n * router.first.weight.columns;
+        for (to, from) in b.norm[..input].iter_mut().zip(&b.h[..input]) {
+            *to = from / spec.temperature;
+        }
+        let mut apply = |linear: &Linear, x: &[f32], y: &mut [f32]| {
+            ops::matmul(self.team, file, linear, x, y, n, b.scratch);
+        };
+        match &router.second {
+            None => apply(&router.first, b.norm, b.scores),
+            Some(second) => {
+                apply(&router.first, b.norm, b.router_hidden);
+                let hidden = &mut b.router_hidden[..n * router.first.weight.rows];
+                hidden.iter_mut().for_each(|x| *x = ops::gelu(*x));
+                apply(second, b.router_hidden, b.scores);
+            }
+        }
+        if b.scores[..n * router.outputs()].iter().all(|s| s.is_finite()) {
+            Ok(())
+        } else {
+            Err(Error::NotFinite("a router's score".into()))
+        }
+    }
+
+    /// One decoder layer on rows `x` [n, hidden], which are the rows `active[..n]` of the pass.
+    fn layer(&mut self, run: &LayerRun, x: &mut [f32], n: usize) -> Result<()> {
+        let model = self.model;
+        let layer = model.layer(run.layer);
+        let x = &mut x[..n * model.hyperparameters().hidden_size];
+        self.attention_half(run, layer, x, n)?;
+        self.feed_forward_half(layer, x, n);
+        Ok(())
+    }
+
+    fn attention_half(
+        &mut self,
+        run: &LayerRun,
+        layer: &Layer,
+        x: &mut [f32],
+        n: usize,
+    ) -> Result<()> {
+        let (file, h) = (self.model.bytes(), self.model.hyperparameters());
+        let (team, b) = (&mut *self.team, &mut *self.buffers);
+        let (query_size, kv_size) = (h.query_size(), h.kv_size());
+        let norm = &mut b.norm[..x.len()];
+        let (q, attn) = (&mut b.q[..n * query_size], &mut b.attn[..n * query_size]);
+        let active = &b.active[..n];
+        ops::rms_norm(team, file, &layer.attn_norm, h.norm_epsilon, x, norm);
+        ops::matmul(team, file, &layer.q, norm, q, n, b.scratch);
+        ops::rope(team, &h.rope, h.head_dim, query_size, active, b.rope, q);
+        match run.keys {
+            Keys::Append => {
+                let (k, v) = (&mut b.k[..n * kv_size], &mut b.v[..n * kv_size]);
+                ops::matmul(team, file, &layer.k, norm, k, n, b.scratch);
+                ops::matmul(team, file, &layer.v, norm, v, n, b.scratch);
+                ops::rope(team, &h.rope, h.head_dim, kv_size, active, b.rope, k);
+                for (c, row) in active.iter().enumerate() {
+                    let sequence = b.rows[*row as usize].sequence;
+                    let slot = b.kv.append(sequence as usize, run.plane)?;
+                    let (k, v) = (&k[c * kv_size..][..kv_size], &v[c * kv_size..][..kv_size]);
+                    b.kv.store((sequence as usize, run.plane, slot), k, v)?;
+                    b.seats[c] = Seat {
+                        sequence,
+                        visible: slot as u32 + 1,
+                    };
+                }
+            }
+            // The plane has an entry for every position.
+            Keys::Shared => {
+                for (seat, row) in b.seats.iter_mut().zip(active) {
+                    let Row {
+                        sequence, position, ..
+                    } = b.rows[*row as usize];
+                    *seat = Seat {
+                        sequence,
+                        visible: position + 1,
+                    };
+                }
+            }
+        }
+        ops::attention(team, &b.kv, run.plane, h.heads, &b.seats[..n], q, attn);
+        let out = &mut b.out[..x.len()];
+        ops::matmul(team, file, &layer.o, attn, out, n, b.scratch);
+        ops::add(x, out);
+        Ok(())
+    }
+
+    fn feed_forward_half(&mut self, layer: &Layer, x: &mut [f32], n: usize) {
+        let (file, h) = (self.model.bytes(), self.model.hyperparameters());
+        let (team, b) = (&mut *self.team, &mut *self.buffers);
+        let (norm, out) = (&mut b.norm[..x.len()], &mut b.out[..x.len()]);
+        let size = n * h.feed_forward_size;
+        let (gate, up) = (&mut b.gate[..size], &mut b.up[..size]);
+        ops::rms_norm(team, file, &layer.ffn_norm, h.norm_epsilon, x, norm);
+        ops::matmul(team, file, &layer.gate, norm, gate, n, b.scratch);
+        ops::matmul(team, file, &layer.up, norm, up, n, b.scratch);
+        ops::swiglu(team, h.feed_forward_size, gate, up);
+        ops::matmul(team, file, &layer.down, gate, out, n, b.scratch);
+        ops::add(x, out);
+    }
+}
+
+fn add_scaled(x: &mut [f32], scale: f32, y: &[f32]) {
+    for (x, y) in x.iter_mut().zip(y) {
+        *x += scale * y;
+    }
+}
+
+/// Logits of `count` rows of the last pass from row `first` on, into `buffers.logits`.
+pub(crate) fn logits(
+    model: &Model,
+    team: &mut Team,
+    buffers: &mut Buffers,
+    first: usize,
+    count: usize,
+) -> Result<()> {
+    let h = model.hyperparameters();
+    let d = h.hidden_size;
+    let x = &buffers.x[first * d..][..count * d];
+    let norm = &mut buffers.norm[..count * d];
+    let logits = &mut buffers.logits[..count * h.vocab_size];
+    let (file, weight) = (model.bytes(), model.output_norm());
+    ops::rms_norm(team, file, weight, h.norm_epsilon, x, norm);
+    ops::matmul(team, file, &model.output(), norm, logits, count, buffers.scratch);
+    match logits.iter().position(|l| !l.is_finite()) {
+        None => Ok(()),
+        Some(at) => Err(Error::NotFinite(format!(
+            "the logit of token {}",
+            at % h.vocab_size
+        ))),
+    }
+}

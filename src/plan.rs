@@ -1,0 +1,441 @@
+//! The memory of a session, computed before it exists: one arena, each part at a known place.
+
+use crate::cpu::ops::Seat;
+use crate::cpu::team::MAX_THREADS;
+use crate::error::{Error, Result};
+use crate::kv::{KvCache, KvRegions, KvShape, KvType, PAGE_TOKENS};
+use crate::model::{MAX_CONTEXT, Model};
+use crate::sampling::Candidate;
+
+/// Every part of the arena begins at a multiple of this: a cache line, and the widest vector.
+pub const ARENA_ALIGNMENT: usize = 64;
+
+/// What a session is planned for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionParams {
+    /// Tokens that a sequence can hold; 0 means as many as the model was trained for.
+    pub context: usize,
+    /// Sequences (a [`Session`](crate::Session) runs one).
+    pub sequences: usize,
+    /// Most rows of one pass over the weights: prompts are taken in chunks of this size.
+    /// Capacity routing needs the whole text in one pass.
+    pub batch: usize,
+    /// Threads that share each operation, the caller's included.
+    pub threads: usize,
+    /// How keys and values are stored.
+    pub kv: KvType,
+    /// Pages of the KV pool; 0 means enough for every token to take every recursion.
+    pub kv_pages: usize,
+    /// Rows of logits that are computed together when a whole text is scored.
+    pub logit_rows: usize,
+}
+
+impl Default for SessionParams {
+    fn default() -> Self {
+        SessionParams {
+            context: 0,
+            sequences: 1,
+            batch: 64,
+            threads: std::thread::available_parallelism().map_or(1, |n| n.get()),
+            kv: KvType::F16,
+            kv_pages: 0,
+            logit_rows: 1,
+        }
+    }
+}
+
+/// A part of the arena.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Region {
+    /// Where it begins, a multiple of [`ARENA_ALIGNMENT`].
+    pub offset: usize,
+    /// Its size without padding.
+    pub bytes: usize,
+}
+
+/// The layout of a session's arena.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    pub(crate) params: SessionParams,
+    pub(crate) kv_shape: KvShape,
+    kv: KvRegions,
+    activations: Activations,
+    sequences: Sequences,
+    bytes: usize,
+}
+
+/// Buffers of one pass, each [batch, …].
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Activations {
+    x: Region,
+    h: Region,
+    norm: Region,
+    out: Region,
+    q: Region,
+    k: Region,
+    v: Region,
+    attn: Region,
+    gate: Region,
+    up: Region,
+    router_hidden: Region,
+    scores: Region,
+    aux_scores: Region,
+    rope: Region,
+    rope_factors: Region,
+    rows: Region,
+    active: Region,
+    kept: Region,
+    depth: Region,
+    seats: Region,
+    scratch: Region,
+    logits: Region,
+    candidates: Region,
+}
+
+/// What is remembered of each sequence, each [sequences, context].
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Sequences {
+    tokens: Region,
+    depths: Region,
+}
+
+/// One token of one sequence in a pass.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub(crate) struct Row {
+    pub sequence: u32,
+    pub position: u32,
+    pub token: u32,
+}
+
+impl Plan {
+    /// Plans a session of `model`. Takes no memory.
+    pub fn new(model: &Model, params: &SessionParams) -> Result<Self> {
+        let h = model.hyperparameters();
+        let mut params = params.clone();
+        if params.context == 0 {
+            params.context = h.context_length;
+        }
+        // The batch never needs more rows than there are tokens.
+        params.batch = params.batch.min(params.context);
+        check("context", params.context, MAX_CONTEXT)?;
+        check("sequences", params.sequences, 1 << 20)?;
+        check("batch", params.batch, MAX_CONTEXT)?;
+        check("threads", params.threads, MAX_THREADS)?;
+        check("logit rows", params.logit_rows, MAX_CONTEXT)?;
+        let kv_shape = kv_shape(model, &mut params)?;
+
+        let mut layout = Layout { bytes: 0 };
+        let n = params.batch;
+        let hidden = h.hidden_size;
+        let widest = model.widest_row();
+        let activations = Activations {
+            x: layout.add::<f32>(&[n, hidden])?,
+            h: layout.add::<f32>(&[n, hidden])?,
+            norm: layout.add::<f32>(&[n, hidden])?,
+            out: layout.add::<f32>(&[n, hidden])?,
+            q: layout.add::<f32>(&[n, h.query_size()])?,
+            k: layout.add::<f32>(&[n, h.kv_size()])?,
+            v: layout.add::<f32>(&[n, h.kv_size()])?,
+            attn: layout.add::<f32>(&[n, h.query_size()])?,
+            gate: layout.add::<f32>(&[n, h.feed_forward_size])?,
+            up: layout.add::<f32>(&[n, h.feed_forward_size])?,
+            router_hidden: layout.add::<f32>(&[n, model.router_width()])?,
+            scores: layout.add::<f32>(&[n, h.recursions])?,
+            aux_scores: layout.add::<f32>(&[n])?,
+            rope: layout.add::<[f32; 2]>(&[n, h.rope.dims / 2])?,
+            rope_factors: layout.add::<f32>(&[model.rope_factors().map_or(0, |f| f.length)])?,
+            rows: layout.add::<Row>(&[n])?,
+            active: layout.add::<u32>(&[n])?,
+            kept: layout.add::<u32>(&[n])?,
+            depth: layout.add::<u8>(&[n])?,
+            seats: layout.add::<Seat>(&[n])?,
+            scratch: layout.add::<f32>(&[params.threads, widest])?,
+            logits: layout.add::<f32>(&[params.logit_rows, h.vocab_size])?,
+            candidates: layout.add::<Candidate>(&[h.vocab_size])?,
+        };
+        let sequences = Sequences {
+            tokens: layout.add::<u32>(&[params.sequences, params.context])?,
+            depths: layout.add::<u8>(&[params.sequences, params.context])?,
+        };
+        let lists = params.sequences.saturating_mul(kv_shape.planes);
+        let kv = KvRegions {
+            tables: layout.add::<u32>(&[lists, kv_shape.table_pages])?,
+            lengths: layout.add::<u32>(&[lists])?,
+            free: layout.add::<u32>(&[kv_shape.pages])?,
+            free_count: layout.add::<u32>(&[1])?,
+            pages: layout.add::<u8>(&[kv_shape.pages, kv_shape.page_bytes()])?,
+        };
+        Ok(Plan {
+            params,
+            kv_shape,
+            kv,
+            activations,
+            sequences,
+            bytes: layout.bytes,
+        })
+    }
+
+    /// What was asked for, with every default filled in.
+    pub fn params(&self) -> &SessionParams {
+        &self.params
+    }
+
+    /// Bytes of the arena: all that a session takes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Bytes of the KV pool, pages only.
+    pub fn kv_bytes(&self) -> usize {
+        self.kv.pages.bytes
+    }
+
+    /// Bytes that one token of full depth takes in the KV pool.
+    pub fn kv_bytes_per_token(&self) -> usize {
+        self.kv_shape.planes * self.kv_shape.page_bytes() / PAGE_TOKENS
+    }
+
+    /// The arena in a few named lines, which add up to [`Plan::bytes`].
+    pub fn lines(&self) -> Vec<(&'static str, usize)> {
+        let a = &self.activations;
+        let sampling = a.logits.bytes + a.candidates.bytes;
+        let tables = self.kv.tables.bytes
+            + self.kv.lengths.bytes
+            + self.kv.free.bytes
+            + self.kv.free_count.bytes;
+        let history = self.sequences.tokens.bytes + self.sequences.depths.bytes;
+        let named = self.kv.pages.bytes + tables + history + sampling + a.scratch.bytes;
+        vec![
+            ("KV pages", self.kv.pages.bytes),
+            ("KV page tables", tables),
+            ("activations and padding", self.bytes - named),
+            ("weight rows being decoded", a.scratch.bytes),
+            ("logits and sampling", sampling),
+            ("tokens and depths", history),
+        ]
+    }
+
+    /// [sequences, context] tokens so far.
+    pub(crate) fn tokens<'a>(&self, arena: &'a [u8]) -> &'a [u32] {
+        let Region { offset, bytes } = self.sequences.tokens;
+        // SAFETY: `u32` is `Plain`: it takes any bytes as values.
+        unsafe { arena[offset..offset + bytes].align_to() }.1
+    }
+
+    /// [sequences, context] the depths of the tokens so far.
+    pub(crate) fn depths<'a>(&self, arena: &'a [u8]) -> &'a [u8] {
+        let Region { offset, bytes } = self.sequences.depths;
+        &arena[offset..offset + bytes]
+    }
+
+    /// The arena's parts as slices.
+    pub(crate) fn carve<'a>(&'a self, arena: &'a mut [u8]) -> Buffers<'a> {
+        let mut carver = Carver { rest: arena, at: 0 };
+        let a = &self.activations;
+        // In the order of the layout.
+        Buffers {
+            x: carver.take(a.x),
+            h: carver.take(a.h),
+            norm: carver.take(a.norm),
+            out: carver.take(a.out),
+            q: carver.take(a.q),
+            k: carver.take(a.k),
+            v: carver.take(a.v),
+            attn: carver.take(a.attn),
+            gate: carver.take(a.gate),
+            up: carver.take(a.up),
+            router_hidden: carver.take(a.router_hidden),
+            scores: carver.take(a.scores),
+            aux_scores: carver.take(a.aux_scores),
+            rope: carver.take(a.rope),
+            rope_factors: carver.take(a.rope_factors),
+            rows: carver.take(a.rows),
+            active: carver.take(a.active),
+            kept: carver.take(a.kept),
+            depth: carver.take(a.depth),
+            seats: carver.take(a.seats),
+            scratch: carver.take(a.scratch),
+            logits: carver.take(a.logits),
+            candidates: carver.take(a.candidates),
+            tokens: carver.take(self.sequences.tokens),
+            depths: carver.take(self.sequences.depths),
+            kv: KvCache {
+                shape: &self.kv_shape,
+                tables: carver.take(self.kv.tables),
+                lengths: carver.take(self.kv.lengths),
+                free: carver.take(self.kv.free),
+                free_count: carver.take(self.kv.free_count),
+                pages: carver.take(self.kv.pages),
+            },
+        }
+    }
+}
+
+fn check(what: &str, value: usize, limit: usize) -> Result<()> {
+    if value == 0 || value > limit {
+        return Err(Error::argument(format!(
+            "{what}: {value} was asked for; 1 to {limit} are possible"
+        )));
+    }
+    Ok(())
+}
+
+/// The cache's sizes; fills in the number of pages.
+fn kv_shape(model: &Model, params: &mut SessionParams) -> Result<KvShape> {
+    let h = model.hyperparameters();
+    let ty = params.kv.tensor_type();
+    let head_bytes = ty.row_bytes(h.head_dim).ok_or_else(|| {
+        Error::argument(format!(
+            "the KV cache cannot be {}: a head has {} elements, no multiple of {}; use f16",
+            ty.name(),
+            h.head_dim,
+            ty.block_len()
+        ))
+    })?;
+    let planes = model.schedule().planes.len();
+    let table_pages = params.context.div_ceil(PAGE_TOKENS);
+    let full = table_pages
+        .checked_mul(planes)
+        .and_then(|pages| pages.checked_mul(params.sequences))
+        .ok_or_else(too_large)?;
+    if params.kv_pages == 0 || params.kv_pages > full {
+        params.kv_pages = full;
+    }
+    if params.kv_pages > u32::MAX as usize {
+        return Err(too_large());
+    }
+    Ok(KvShape {
+        ty: params.kv,
+        kv_heads: h.kv_heads,
+        head_dim: h.head_dim,
+        planes,
+        sequences: params.sequences,
+        table_pages,
+        pages: params.kv_pages,
+        head_bytes,
+    })
+}
+
+fn too_large() -> Error {
+    Error::argument("the session would need more memory than can be addressed; plan a smaller context or fewer sequences")
+}
+
+/// Adds up regions.
+struct Layout {
+    bytes: usize,
+}
+
+impl Layout {
+    fn add<T: Plain>(&mut self, dims: &[usize]) -> Result<Region> {
+        let bytes = dims
+            .iter()
+            .try_fold(size_of::<T>(), |size, dim| size.checked_mul(*dim))
+            .ok_or_else(too_large)?;
+        let offset = self.bytes;
+        // `isize::MAX` is the most that one allocation can be.
+        self.bytes = offset
+            .checked_add(bytes)
+            .and_then(|end| end.checked_next_multiple_of(ARENA_ALIGNMENT))
+            .filter(|end| *end <= isize::MAX as usize)
+            .ok_or_else(too_large)?;
+        Ok(Region { offset, bytes })
+    }
+}
+
+/// Types that may lie in the arena.
+///
+/// # Safety
+/// Any bytes are a valid value, there is no padding, and the alignment divides
+/// [`ARENA_ALIGNMENT`].
+pub(crate) unsafe trait Plain {}
+// SAFETY: plain numbers, and `repr(C)` structs of numbers of one size.
+unsafe impl Plain for u8 {}
+// SAFETY: as above.
+unsafe impl Plain for u32 {}
+// SAFETY: as above.
+unsafe impl Plain for f32 {}
+// SAFETY: as above.
+unsafe impl Plain for [f32; 2] {}
+// SAFETY: as above.
+unsafe impl Plain for Row {}
+// SAFETY: as above.
+unsafe impl Plain for Seat {}
+// SAFETY: as above.
+unsafe impl Plain for Candidate {}
+
+/// Hands out regions in the order of their offsets.
+struct Carver<'a> {
+    rest: &'a mut [u8],
+    at: usize,
+}
+
+impl<'a> Carver<'a> {
+    fn take<T: Plain>(&mut self, region: Region) -> &'a mut [T] {
+        let rest = std::mem::take(&mut self.rest);
+        let (_, rest) = rest.split_at_mut(region.offset - self.at);
+        let (bytes, rest) = rest.split_at_mut(region.bytes);
+        self.rest = rest;
+        self.at = region.offset + region.bytes;
+        // SAFETY: `Plain` types take any bytes as values.
+        let (before, items, after) = unsafe { bytes.align_to_mut::<T>() };
+        debug_assert!(before.is_empty() && after.is_empty(), "the arena is aligned");
+        items
+    }
+}
+
+/// The arena's parts. Shapes are in elements.
+pub(crate) struct Buffers<'a> {
+    /// [batch, hidden] the residual stream.
+    pub x: &'a mut [f32],
+    /// [batch, hidden] rows inside a recursion, packed.
+    pub h: &'a mut [f32],
+    /// [batch, hidden] normalised rows.
+    pub norm: &'a mut [f32],
+    /// [batch, hidden] what a half-layer adds.
+    pub out: &'a mut [f32],
+    /// [batch, heads, head_dim]
+    pub q: &'a mut [f32],
+    /// [batch, kv_heads, head_dim]
+    pub k: &'a mut [f32],
+    /// [batch, kv_heads, head_dim]
+    pub v: &'a mut [f32],
+    /// [batch, heads, head_dim] attention's result.
+    pub attn: &'a mut [f32],
+    /// [batch, feed_forward]
+    pub gate: &'a mut [f32],
+    /// [batch, feed_forward]
+    pub up: &'a mut [f32],
+    /// [batch, router width] inside a router of two layers.
+    pub router_hidden: &'a mut [f32],
+    /// [batch, outputs] router scores, later weights.
+    pub scores: &'a mut [f32],
+    /// [batch] scores of the auxiliary router.
+    pub aux_scores: &'a mut [f32],
+    /// [batch, rope dims / 2] cosine and sine at each row's position.
+    pub rope: &'a mut [[f32; 2]],
+    /// [rope dims / 2] divisors of the frequencies, or empty.
+    pub rope_factors: &'a mut [f32],
+    /// [batch] the rows of this pass.
+    pub rows: &'a mut [Row],
+    /// [batch] indices of rows that are still in the recursions.
+    pub active: &'a mut [u32],
+    /// [batch] indices (into `active`) of rows that go on.
+    pub kept: &'a mut [u32],
+    /// [batch] recursions that each row ran.
+    pub depth: &'a mut [u8],
+    /// [batch] where each packed row stands in its plane.
+    pub seats: &'a mut [Seat],
+    /// [threads, widest row] a decoded weight row for each thread.
+    pub scratch: &'a mut [f32],
+    /// [logit_rows, vocab]
+    pub logits: &'a mut [f32],
+    /// [vocab] sampling.
+    pub candidates: &'a mut [Candidate],
+    /// [sequences, context] tokens so far.
+    pub tokens: &'a mut [u32],
+    /// [sequences, context] their depths.
+    pub depths: &'a mut [u8],
+    /// The cache.
+    pub kv: KvCache<'a>,
+}
