@@ -6,5 +6,7 @@
 #![warn(missing_docs)]
 
 pub mod error;
+pub mod gguf;
+pub mod quant;
 
 pub use error::{Error, Result};
