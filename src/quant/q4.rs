@@ -39,10 +39,9 @@ pub(super) fn encode_0(row: &[f32; 32], block: &mut [u8; 18]) -> bool {
     }
     let d = signed / -8.0;
     let inverse = inverse(d);
-    // Product and sum are rounded once: C may contract the reference's two operations, compilers do
-    // where the CPU has a fused multiply-add, and files in the wild were made so. The product of two
-    // f32 is exact in f64, which gives the same bits on every machine.
-    let nibble = |v: f32| ((f64::from(v) * f64::from(inverse) + 8.5) as f32).clamp(0.0, 15.0) as u8;
+    // Product and sum are rounded each, as the reference is written. A C compiler that fuses them
+    // gets another nibble for the rare quotient that lies within rounding of a tie.
+    let nibble = |v: f32| (v * inverse + 8.5).clamp(0.0, 15.0) as u8;
     for j in 0..16 {
         block[2 + j] = nibble(row[j]) | nibble(row[16 + j]) << 4;
     }
