@@ -118,7 +118,8 @@ impl KvCache<'_> {
 
     /// The pages of a plane in order; those past its length are stale.
     pub(crate) fn table(&self, sequence: usize, plane: usize) -> &[u32] {
-        &self.tables[self.list(sequence, plane) * self.shape.table_pages..][..self.shape.table_pages]
+        &self.tables[self.list(sequence, plane) * self.shape.table_pages..]
+            [..self.shape.table_pages]
     }
 
     /// Makes room for one more entry and returns its slot. Fails, changing nothing, when the pool
@@ -126,7 +127,7 @@ impl KvCache<'_> {
     pub(crate) fn append(&mut self, sequence: usize, plane: usize) -> Result<usize> {
         let list = self.list(sequence, plane);
         let slot = self.lengths[list] as usize;
-        if slot % PAGE_TOKENS == 0 {
+        if slot.is_multiple_of(PAGE_TOKENS) {
             let full = Error::KvFull {
                 pages: self.shape.pages,
             };

@@ -318,7 +318,9 @@ fn kv_shape(model: &Model, params: &mut SessionParams) -> Result<KvShape> {
 }
 
 fn too_large() -> Error {
-    Error::argument("the session would need more memory than can be addressed; plan a smaller context or fewer sequences")
+    Error::argument(
+        "the session would need more memory than can be addressed; plan a smaller context or fewer sequences",
+    )
 }
 
 /// Adds up regions.
@@ -379,7 +381,10 @@ impl<'a> Carver<'a> {
         self.at = region.offset + region.bytes;
         // SAFETY: `Plain` types take any bytes as values.
         let (before, items, after) = unsafe { bytes.align_to_mut::<T>() };
-        debug_assert!(before.is_empty() && after.is_empty(), "the arena is aligned");
+        debug_assert!(
+            before.is_empty() && after.is_empty(),
+            "the arena is aligned"
+        );
         items
     }
 }

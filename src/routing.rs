@@ -65,7 +65,9 @@ pub fn keep_best(
     total: usize,
     kept: &mut [u32],
 ) -> usize {
-    let count = ((capacity * total as f64) as usize).max(1).min(scores.len());
+    let count = ((capacity * total as f64) as usize)
+        .max(1)
+        .min(scores.len());
     let kept = &mut kept[..scores.len()];
     kept.iter_mut().enumerate().for_each(|(i, k)| *k = i as u32);
     // The weight grows with the score (falls, with a negative alpha), and the score has no

@@ -95,12 +95,7 @@ impl Sampler {
 
     /// Draws from `logits` [vocab]. `recent` are the tokens so far, for the penalty; `candidates`
     /// [vocab] is scratch.
-    pub fn sample(
-        &mut self,
-        logits: &[f32],
-        recent: &[u32],
-        candidates: &mut [Candidate],
-    ) -> u32 {
+    pub fn sample(&mut self, logits: &[f32], recent: &[u32], candidates: &mut [Candidate]) -> u32 {
         let p = &self.params;
         let candidates = &mut candidates[..logits.len()];
         for (i, (c, logit)) in candidates.iter_mut().zip(logits).enumerate() {
@@ -155,9 +150,8 @@ fn greedy(candidates: &[Candidate]) -> u32 {
 
 /// Top-k, top-p and min-p: what is left, likeliest first, never empty.
 fn filter<'a>(candidates: &'a mut [Candidate], p: &SamplerParams) -> &'a mut [Candidate] {
-    let order = |a: &Candidate, b: &Candidate| {
-        b.logit.total_cmp(&a.logit).then(a.token.cmp(&b.token))
-    };
+    let order =
+        |a: &Candidate, b: &Candidate| b.logit.total_cmp(&a.logit).then(a.token.cmp(&b.token));
     let mut candidates = candidates;
     if p.top_k > 0 && p.top_k < candidates.len() {
         candidates.select_nth_unstable_by(p.top_k - 1, order);
@@ -223,7 +217,10 @@ mod tests {
         let n = 100_000;
         for temperature in [0.5, 1.0, 2.0] {
             let counts = draws(plain(temperature), &logits, &[], n);
-            let total: f64 = logits.iter().map(|l| f64::from(l / temperature).exp()).sum();
+            let total: f64 = logits
+                .iter()
+                .map(|l| f64::from(l / temperature).exp())
+                .sum();
             for (count, logit) in counts.iter().zip(logits) {
                 let p = f64::from(logit / temperature).exp() / total;
                 // Five standard deviations of a binomial count.

@@ -50,7 +50,9 @@ impl Session {
     /// Takes the memory of a plan that was made for the same model.
     pub fn with_plan(model: &Arc<Model>, plan: Plan) -> Result<Self> {
         if plan.params().sequences != 1 {
-            return Err(Error::argument("a session runs one sequence; plan it for one"));
+            return Err(Error::argument(
+                "a session runs one sequence; plan it for one",
+            ));
         }
         if plan != Plan::new(model, plan.params())? {
             return Err(Error::argument("the plan was made for another model"));

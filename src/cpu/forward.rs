@@ -124,7 +124,11 @@ impl Pass<'_, '_> {
             let b = &mut *self.buffers;
             for c in 0..kept {
                 // Kept indices ascend, so entries ahead are still untouched.
-                b.active[c] = if run_all { b.active[b.kept[c] as usize] } else { b.active[c] };
+                b.active[c] = if run_all {
+                    b.active[b.kept[c] as usize]
+                } else {
+                    b.active[c]
+                };
                 b.depth[b.active[c] as usize] = r as u8 + 1;
             }
             active = kept;
@@ -182,7 +186,11 @@ impl Pass<'_, '_> {
         for c in 0..kept {
             let packed = if run_all { b.kept[c] as usize } else { c };
             let row = b.active[packed] as usize;
-            let weight = if spec.weighted { routing::weight(spec, b.scores[packed]) } else { 1.0 };
+            let weight = if spec.weighted {
+                routing::weight(spec, b.scores[packed])
+            } else {
+                1.0
+            };
             add_scaled(&mut b.x[row * d..][..d], weight, &b.h[packed * d..][..d]);
         }
     }
@@ -228,7 +236,11 @@ impl Pass<'_, '_> {
             for c in 0..active {
                 let row = b.active[c] as usize;
                 if b.depth[row] as usize == r + 1 {
-                    let weight = if spec.weighted { b.scores[row * outputs + r] } else { 1.0 };
+                    let weight = if spec.weighted {
+                        b.scores[row * outputs + r]
+                    } else {
+                        1.0
+                    };
                     add_scaled(&mut b.x[row * d..][..d], weight, &b.h[c * d..][..d]);
                 }
             }
@@ -255,7 +267,10 @@ impl Pass<'_, '_> {
                 apply(second, b.router_hidden, b.scores);
             }
         }
-        if b.scores[..n * router.outputs()].iter().all(|s| s.is_finite()) {
+        if b.scores[..n * router.outputs()]
+            .iter()
+            .all(|s| s.is_finite())
+        {
             Ok(())
         } else {
             Err(Error::NotFinite("a router's score".into()))
@@ -361,7 +376,15 @@ pub(crate) fn logits(
     let logits = &mut buffers.logits[..count * h.vocab_size];
     let (file, weight) = (model.bytes(), model.output_norm());
     ops::rms_norm(team, file, weight, h.norm_epsilon, x, norm);
-    ops::matmul(team, file, &model.output(), norm, logits, count, buffers.scratch);
+    ops::matmul(
+        team,
+        file,
+        &model.output(),
+        norm,
+        logits,
+        count,
+        buffers.scratch,
+    );
     match logits.iter().position(|l| !l.is_finite()) {
         None => Ok(()),
         Some(at) => Err(Error::NotFinite(format!(

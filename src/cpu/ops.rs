@@ -71,7 +71,8 @@ pub fn matmul(
             for (output, value) in values.take(TASK_OUTPUTS) {
                 for r in 0..n {
                     // SAFETY: as above.
-                    unsafe { y.slice(r * outputs + output, 1) }[0] += value;
+                    let y = unsafe { y.slice(r * outputs + output, 1) };
+                    y[0] += value;
                 }
             }
         }

@@ -90,7 +90,9 @@ impl Team {
                 .name(format!("mor-{index}"))
                 .spawn(move || shared.help(index))
                 .map_err(|e| {
-                    Error::Thread(format!("the system refused thread {index} ({e}); ask for fewer"))
+                    Error::Thread(format!(
+                        "the system refused thread {index} ({e}); ask for fewer"
+                    ))
                 })?;
             team.helpers.push(helper);
         }
@@ -214,7 +216,10 @@ impl Shared {
         let mut guard = lock(&self.lock);
         self.sleeping.fetch_add(1, SeqCst);
         while self.epoch.load(SeqCst) == seen {
-            guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
+            guard = self
+                .wake
+                .wait(guard)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         self.sleeping.fetch_sub(1, SeqCst);
     }
@@ -230,7 +235,10 @@ impl Shared {
         let mut guard = lock(&self.lock);
         self.caller_sleeps.store(true, SeqCst);
         while self.pending.load(SeqCst) != 0 {
-            guard = self.done.wait(guard).unwrap_or_else(PoisonError::into_inner);
+            guard = self
+                .done
+                .wait(guard)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         self.caller_sleeps.store(false, SeqCst);
     }

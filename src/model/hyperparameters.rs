@@ -320,7 +320,9 @@ impl<'a> Keys<'a> {
     /// A size with a default; zero only when the default is zero.
     fn size_or(&self, name: &str, default: usize, limit: usize) -> Result<usize> {
         match self.optional_size(name, limit)?.unwrap_or(default) {
-            0 if name != "expert_count" => Err(Error::format(format!("{} is zero", self.key(name)))),
+            0 if name != "expert_count" => {
+                Err(Error::format(format!("{} is zero", self.key(name))))
+            }
             value if value > limit => Err(Error::format(format!(
                 "{} comes to {value}, more than the limit of {limit}",
                 self.key(name)
@@ -350,10 +352,7 @@ impl<'a> Keys<'a> {
                 .map(|(_, value)| *value)
                 .ok_or_else(|| {
                     let known: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
-                    Error::unsupported(format!(
-                        "{key} is '{text}'; known are {}",
-                        known.join(", ")
-                    ))
+                    Error::unsupported(format!("{key} is '{text}'; known are {}", known.join(", ")))
                 }),
             (None, Some(value)) => Ok(value),
             (None, None) => Err(Error::format(format!("the key {key} is missing"))),
@@ -362,10 +361,8 @@ impl<'a> Keys<'a> {
 
     /// `<arch>.vocab_size`, or the length of the token list.
     fn vocab_size(&self) -> Result<usize> {
-        if let Some(size) = self.optional_size("vocab_size", MAX_VOCAB)? {
-            if size > 0 {
-                return Ok(size);
-            }
+        if let Some(size @ 1..) = self.optional_size("vocab_size", MAX_VOCAB)? {
+            return Ok(size);
         }
         match self.metadata.strings("tokenizer.ggml.tokens")? {
             Some(tokens) if !tokens.is_empty() && tokens.len() <= MAX_VOCAB => Ok(tokens.len()),
@@ -471,11 +468,7 @@ impl<'a> Keys<'a> {
         }
         Ok(Some(RouterSpec {
             kind,
-            function: self.choice(
-                "router.function",
-                Some(RouterFunction::Sigmoid),
-                &functions,
-            )?,
+            function: self.choice("router.function", Some(RouterFunction::Sigmoid), &functions)?,
             alpha,
             temperature: self.positive_f32("router.temperature", Some(1.0))?,
             weighted: self.choice(

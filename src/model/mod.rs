@@ -131,7 +131,10 @@ impl Model {
             return Ok((Vec::new(), Vec::new()));
         };
         if spec.kind == RouterKind::Token {
-            return Ok((vec![finder.router(h, "router.0", h.recursions)?], Vec::new()));
+            return Ok((
+                vec![finder.router(h, "router.0", h.recursions)?],
+                Vec::new(),
+            ));
         }
         let all = |stem: &str| {
             (0..h.recursions)
@@ -212,7 +215,12 @@ impl Model {
     /// The longest row of any matrix.
     pub(crate) fn widest_row(&self) -> usize {
         let h = &self.hyperparameters;
-        let widths = [h.hidden_size, h.feed_forward_size, h.query_size(), self.router_width()];
+        let widths = [
+            h.hidden_size,
+            h.feed_forward_size,
+            h.query_size(),
+            self.router_width(),
+        ];
         widths.into_iter().max().unwrap_or(0)
     }
 }

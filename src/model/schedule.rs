@@ -75,7 +75,10 @@ impl Schedule {
             .map(|block| builder.run(block, 0, PlaneTokens::All))
             .collect();
         let shared = h.kv == KvStrategy::Shared && h.router.is_some();
-        let expert = h.router.as_ref().is_some_and(|r| r.kind == RouterKind::Expert);
+        let expert = h
+            .router
+            .as_ref()
+            .is_some_and(|r| r.kind == RouterKind::Expert);
         let mut stages = Vec::new();
         if h.sharing.repeats_in_place() && h.router.is_none() {
             for layer in 0..h.block_layers() {

@@ -46,7 +46,11 @@ impl Vector {
     /// The values, out of the file's bytes.
     pub(crate) fn values<'a>(&self, file: &'a [u8]) -> impl ExactSizeIterator<Item = f32> + 'a {
         let bytes = &file[self.offset..][..4 * self.length];
-        bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b))
+        bytes
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|b| f32::from_le_bytes(*b))
     }
 }
 
@@ -85,7 +89,10 @@ pub struct Layer {
 impl Layer {
     /// Its seven matrices.
     pub fn matrices(&self) -> [Matrix; 7] {
-        [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down].map(|l| l.weight)
+        [
+            &self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down,
+        ]
+        .map(|l| l.weight)
     }
 }
 
