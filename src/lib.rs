@@ -5,6 +5,10 @@
 //! Data flows one way: file → model → plan → session → step → text.
 #![warn(missing_docs)]
 
+#[cfg(feature = "chat")]
+pub mod chat;
 pub mod error;
+pub mod gguf;
+pub mod tokenizer;
 
 pub use error::{Error, Result};
