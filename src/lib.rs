@@ -9,6 +9,7 @@
 pub mod chat;
 pub mod error;
 pub mod gguf;
+pub mod quant;
 pub mod tokenizer;
 
 pub use error::{Error, Result};
