@@ -5,8 +5,11 @@
 //! Data flows one way: file → model → plan → session → step → text.
 #![warn(missing_docs)]
 
+#[cfg(feature = "chat")]
+pub mod chat;
 pub mod cpu;
 pub mod error;
+pub mod generate;
 pub mod gguf;
 pub mod kv;
 pub mod model;
@@ -15,6 +18,7 @@ pub mod quant;
 pub mod routing;
 pub mod sampling;
 pub mod session;
+pub mod tokenizer;
 
 pub use error::{Error, Result};
 pub use kv::KvType;
@@ -23,3 +27,4 @@ pub use plan::{Plan, SessionParams};
 pub use routing::Routing;
 pub use sampling::{Sampler, SamplerParams};
 pub use session::Session;
+pub use tokenizer::Tokenizer;

@@ -1,0 +1,76 @@
+//! `mor perplexity`: windows and scoring as llama-perplexity's default. The text is cut into windows
+//! of `context` tokens; in each, the tokens of the second half are predicted from all before them.
+
+use crate::Result;
+use crate::args::PerplexityArgs;
+use crate::input;
+use crate::terminal::Progress;
+use mor::tokenizer::EncodeOptions;
+use mor::{KvType, SessionParams, Tokenizer};
+use serde_json::json;
+
+/// Measures the perplexity of a text.
+pub fn perplexity(args: &PerplexityArgs) -> Result<()> {
+    let model = input::open(Some(&args.model))?;
+    let tokenizer = Tokenizer::from_metadata(&model.gguf().metadata)?;
+    let text = input::read_text(&args.text)?;
+    let options = EncodeOptions {
+        add_special: true,
+        parse_special: false,
+    };
+    let tokens = tokenizer.encode(&text, options)?;
+    let context = args.context;
+    if context < 4 {
+        return Err("a window needs at least 4 tokens; give more with -c".into());
+    }
+    if tokens.len() < 2 * context {
+        return Err(format!(
+            "'{}' has {} tokens; at least two windows of {context} are needed (a smaller -c helps)",
+            args.text.display(),
+            tokens.len()
+        )
+        .into());
+    }
+    let params = SessionParams {
+        context,
+        logit_rows: 32,
+        ..Default::default()
+    };
+    let mut session = input::session(&model, &args.engine, KvType::F16, params)?;
+    let (mut sum, mut count) = (0.0f64, 0usize);
+    let progress = Progress::new("scoring", (tokens.len() / context) as u64);
+    let first = context / 2;
+    for window in tokens.chunks_exact(context) {
+        let mut window = window.to_vec();
+        if let (true, Some(bos)) = (tokenizer.add_bos(), tokenizer.bos()) {
+            window[0] = bos;
+        }
+        session.rewind(0)?;
+        // Nothing is asked of the logits before the second half, so none are computed.
+        session.prefill(&window[..first])?;
+        let rest = &window[first..];
+        session.score(rest, |i, logits| {
+            if let Some(next) = rest.get(i + 1) {
+                sum += negative_log_likelihood(logits, *next as usize);
+                count += 1;
+            }
+            Ok(())
+        })?;
+        progress.advance(1);
+    }
+    drop(progress);
+    let perplexity = (sum / count as f64).exp();
+    if args.json {
+        println!("{}", json!({ "perplexity": perplexity, "tokens": count }));
+    } else {
+        println!("perplexity {perplexity:.4} over {count} tokens in windows of {context}");
+    }
+    Ok(())
+}
+
+/// `-log softmax(logits)[token]`, in double precision.
+fn negative_log_likelihood(logits: &[f32], token: usize) -> f64 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|l| f64::from(l - max).exp()).sum();
+    sum.ln() + f64::from(max) - f64::from(logits[token])
+}
