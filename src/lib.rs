@@ -5,6 +5,8 @@
 //! Data flows one way: file → model → plan → session → step → text.
 #![warn(missing_docs)]
 
+#[cfg(feature = "convert")]
+pub mod convert;
 pub mod error;
 pub mod gguf;
 pub mod quant;
