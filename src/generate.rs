@@ -70,7 +70,11 @@ impl Session {
             last = Some((token, depth));
             // A model may have more rows than its tokenizer has tokens; those are no text.
             let known = (token as usize) < tokenizer.vocab_size();
-            let bytes = if known { tokenizer.token_bytes(token, false)? } else { &[] };
+            let bytes = if known {
+                tokenizer.token_bytes(token, false)?
+            } else {
+                &[]
+            };
             let stopped = scanner.push(text.push(bytes)?);
             let text = scanner.ready();
             if each(Piece { token, depth, text }).is_break() {
@@ -178,7 +182,12 @@ mod tests {
     fn a_stop_string_never_shows_even_in_pieces() {
         check(&[], &["ab", "c"], &["ab", "c", ""], false);
         check(&["END"], &["one E", "N", "D two"], &["one ", "", ""], true);
-        check(&["END"], &["one E", "N", "T"], &["one ", "", "ENT", ""], false);
+        check(
+            &["END"],
+            &["one E", "N", "T"],
+            &["one ", "", "ENT", ""],
+            false,
+        );
         check(&["END"], &["one EN"], &["one ", "EN"], false);
         check(&["\n\n", "aab"], &["xaa", "aab"], &["x", "aa"], true);
         check(&["é!"], &["caf", "é", "?"], &["caf", "", "é?", ""], false);

@@ -7,6 +7,8 @@
 
 #[cfg(feature = "chat")]
 pub mod chat;
+#[cfg(feature = "convert")]
+pub mod convert;
 pub mod cpu;
 pub mod error;
 pub mod generate;

@@ -2,6 +2,9 @@
 
 use clap::{Parser, Subcommand, ValueEnum};
 use mor::KvType;
+use mor::convert::{
+    Balancing, Gating, Kind, KvStrategy, Overrides, RouterFunction, Selection, Sharing,
+};
 use std::path::PathBuf;
 
 /// Runs Mixture-of-Recursions language models.
@@ -232,10 +235,119 @@ pub struct ConvertArgs {
     /// The file to write
     #[arg(short, long, value_name = "OUT.gguf")]
     pub output: PathBuf,
-    /// Type of the matrices: f32, f16, bf16, q8_0, q4_0, q4_1 [default: f16, or as in the GGUF file]
+    /// Type of the matrices: f32, f16, bf16, q8_0, q4_0, q4_1 [default: f16]
     #[arg(long = "type", value_name = "TYPE")]
     pub ty: Option<String>,
     /// tokenizer.json, or a GGUF file with the right vocabulary
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
+    #[command(flatten)]
+    pub overrides: OverrideArgs,
+}
+
+/// What the checkpoint and its configuration do not say, or say wrongly.
+#[derive(clap::Args)]
+#[command(next_help_heading = "What the checkpoint does not say")]
+pub struct OverrideArgs {
+    /// Name of the model
+    #[arg(long)]
+    pub name: Option<String>,
+    /// vanilla, recursive, expert or token
+    #[arg(long)]
+    pub kind: Option<String>,
+    /// none, cycle, sequence, middle_cycle or middle_sequence
+    #[arg(long)]
+    pub sharing: Option<String>,
+    /// N_r
+    #[arg(long, value_name = "N")]
+    pub recursions: Option<u32>,
+    /// Factor on the router's weight
+    #[arg(long)]
+    pub alpha: Option<f32>,
+    /// sigmoid, tanh, softmax or none
+    #[arg(long, value_name = "FUNCTION")]
+    pub router_function: Option<String>,
+    /// aux_loss or aux_router (expert-choice)
+    #[arg(long)]
+    pub selection: Option<String>,
+    /// loss or loss_free (token-choice)
+    #[arg(long)]
+    pub balancing: Option<String>,
+    /// What the router's input is divided by
+    #[arg(long)]
+    pub temperature: Option<f32>,
+    /// weighted or none
+    #[arg(long)]
+    pub gating: Option<String>,
+    /// Share of the text that each recursion takes, separated by commas
+    #[arg(long, value_delimiter = ',')]
+    pub capacities: Option<Vec<f64>>,
+    /// recursion_wise or shared
+    #[arg(long, value_name = "STRATEGY")]
+    pub kv_strategy: Option<String>,
+    /// Query heads
+    #[arg(long)]
+    pub heads: Option<u32>,
+    /// Key and value heads
+    #[arg(long)]
+    pub kv_heads: Option<u32>,
+    /// Size of a head
+    #[arg(long)]
+    pub head_dim: Option<u32>,
+    /// Base of the rotary angles
+    #[arg(long)]
+    pub rope_theta: Option<f32>,
+    /// Epsilon of the norms
+    #[arg(long)]
+    pub rms_eps: Option<f32>,
+    /// Tokens that the model was trained for
+    #[arg(long)]
+    pub context_length: Option<u32>,
+}
+
+impl OverrideArgs {
+    /// The library's form of it.
+    pub fn to_overrides(&self) -> crate::Result<Overrides> {
+        Ok(Overrides {
+            name: self.name.clone(),
+            kind: named("--kind", &self.kind, Kind::parse)?,
+            sharing: named("--sharing", &self.sharing, Sharing::parse)?,
+            num_recursion: self.recursions,
+            alpha: self.alpha,
+            router_function: named(
+                "--router-function",
+                &self.router_function,
+                RouterFunction::parse,
+            )?,
+            sampling: named("--selection", &self.selection, Selection::parse)?,
+            balancing: named("--balancing", &self.balancing, Balancing::parse)?,
+            temperature: self.temperature,
+            gating: named("--gating", &self.gating, Gating::parse)?,
+            capacities: self.capacities.clone(),
+            kv_sharing: named("--kv-strategy", &self.kv_strategy, KvStrategy::parse)?,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            rope_theta: self.rope_theta,
+            rms_eps: self.rms_eps,
+            context_length: self.context_length,
+        })
+    }
+}
+
+/// One of a list of names.
+fn named<T>(
+    option: &str,
+    value: &Option<String>,
+    parse: impl Fn(&str) -> Option<T>,
+) -> crate::Result<Option<T>> {
+    match value {
+        None => Ok(None),
+        Some(text) => match parse(text) {
+            Some(value) => Ok(Some(value)),
+            None => {
+                Err(format!("{option} does not know '{text}'; see 'mor convert --help'").into())
+            }
+        },
+    }
 }

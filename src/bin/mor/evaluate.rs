@@ -43,13 +43,18 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         let depths = session.depths().iter();
         let depths = depths.flat_map(|d| i64::from(*d).to_le_bytes()).collect();
         let t = tokens.len();
-        tensors.insert(format!("logits_{line}"), (Dtype::F32, vec![t, vocab], logits));
+        tensors.insert(
+            format!("logits_{line}"),
+            (Dtype::F32, vec![t, vocab], logits),
+        );
         tensors.insert(format!("depth_{line}"), (Dtype::I64, vec![t], depths));
         progress.advance(1);
     }
     let views = tensors
         .iter()
-        .map(|(name, (dtype, shape, bytes))| Ok((name, TensorView::new(*dtype, shape.clone(), bytes)?)))
+        .map(|(name, (dtype, shape, bytes))| {
+            Ok((name, TensorView::new(*dtype, shape.clone(), bytes)?))
+        })
         .collect::<Result<Vec<_>>>()?;
     safetensors::serialize_to_file(views, None, &args.output)
         .map_err(|e| format!("cannot write '{}': {e}", args.output.display()).into())

@@ -72,7 +72,10 @@ pub fn inspect(args: &InspectArgs) -> Result<()> {
         println!("\ntensors");
         for tensor in model.gguf().tensors() {
             let ty = tensor.ty.name();
-            println!("  {:<40} {ty:<5} {:?} {} bytes", tensor.name, tensor.dims, tensor.bytes);
+            println!(
+                "  {:<40} {ty:<5} {:?} {} bytes",
+                tensor.name, tensor.dims, tensor.bytes
+            );
         }
     }
     Ok(())
@@ -102,7 +105,11 @@ fn schedule_lines(model: &Model) -> Vec<String> {
     } else {
         lines.extend(per_stage.by_ref().map(|i| {
             let stage = &schedule.stages[i];
-            format!("recursion {}  {}", stage.recursion, blocks(ends, &stage.runs))
+            format!(
+                "recursion {}  {}",
+                stage.recursion,
+                blocks(ends, &stage.runs)
+            )
         }));
     }
     if !schedule.coda.is_empty() {
@@ -199,8 +206,10 @@ pub fn plan(args: &PlanArgs) -> Result<()> {
     let plan = Plan::new(&model, &params)?;
     let lines = plan.lines();
     if args.json {
-        let lines: serde_json::Map<_, _> =
-            lines.iter().map(|(k, v)| (k.to_string(), json!(v))).collect();
+        let lines: serde_json::Map<_, _> = lines
+            .iter()
+            .map(|(k, v)| (k.to_string(), json!(v)))
+            .collect();
         let object = json!({
             "context": plan.params().context,
             "sequences": plan.params().sequences,
@@ -225,7 +234,11 @@ pub fn plan(args: &PlanArgs) -> Result<()> {
     for (name, bytes) in &lines {
         println!("  {name:<26} {:>16}", grouped(*bytes as u64));
     }
-    println!("  {:<26} {:>16} bytes", "session", grouped(plan.bytes() as u64));
+    println!(
+        "  {:<26} {:>16} bytes",
+        "session",
+        grouped(plan.bytes() as u64)
+    );
     println!(
         "  {:<26} {:>16} bytes, mapped from the file",
         "weights",

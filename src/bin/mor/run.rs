@@ -37,7 +37,14 @@ pub fn run(args: &RunArgs) -> Result<()> {
         max_tokens: args.n,
         stop: args.stop.clone(),
     };
-    let finish = generate(&mut session, &tokenizer, &mut sampler, &params, &mut out, &mut times)?;
+    let finish = generate(
+        &mut session,
+        &tokenizer,
+        &mut sampler,
+        &params,
+        &mut out,
+        &mut times,
+    )?;
     out.end_line()?;
     if finish == Finish::ContextFull {
         eprintln!("mor: the context is full; -c makes it larger");
@@ -91,13 +98,24 @@ pub fn chat(args: &ChatArgs) -> Result<()> {
         let mut times = Times::default();
         // What the session has already seen of it stays; at least one token must run.
         let same = |(a, b): &(&u32, &u32)| a == b;
-        let seen = session.tokens().iter().zip(&tokens).take_while(same).count();
+        let seen = session
+            .tokens()
+            .iter()
+            .zip(&tokens)
+            .take_while(same)
+            .count();
         let seen = seen.min(tokens.len().saturating_sub(1));
         session.rewind(seen)?;
         prefill(&mut session, &tokens[seen..], &mut times)?;
         let mut out = Output::new(args.depths);
-        let finish =
-            generate(&mut session, &tokenizer, &mut sampler, &params, &mut out, &mut times)?;
+        let finish = generate(
+            &mut session,
+            &tokenizer,
+            &mut sampler,
+            &params,
+            &mut out,
+            &mut times,
+        )?;
         out.end_line()?;
         conversation.push(("assistant", out.text));
         if finish == Finish::ContextFull {
@@ -243,7 +261,11 @@ fn summary(session: &mut Session, times: &Times, depths: bool) {
     let kv_bytes = session.kv_bytes_used() as u64;
     if depths {
         let counts = (0..=h.recursions).map(|depth| {
-            let count = session.depths().iter().filter(|d| usize::from(**d) == depth).count();
+            let count = session
+                .depths()
+                .iter()
+                .filter(|d| usize::from(**d) == depth)
+                .count();
             let style = depth_style(depth);
             format!("{style}{depth}{style:#}: {count}")
         });

@@ -1,0 +1,237 @@
+//! From the numbers of an input tensor to the bytes of the file, a few megabytes at a time.
+
+use std::hash::{DefaultHasher, Hasher};
+use std::path::Path;
+
+use rayon::prelude::*;
+
+use super::options::Progress;
+use super::source::{Dtype, map_file};
+use crate::error::{Error, Result};
+use crate::gguf::{Gguf, GgufWriter, Metadata, TensorPlan};
+use crate::quant::{TensorType, dequantize_row, quantize_row};
+
+/// Input bytes taken at once: enough to keep the threads busy, little enough to stay bounded.
+const CHUNK_BYTES: usize = 4 << 20;
+
+/// How an input tensor's numbers are spelled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Encoding {
+    /// As one of the file format's own types.
+    Block(TensorType),
+    /// As doubles, which the file format's tensors never are.
+    F64,
+}
+
+impl Encoding {
+    /// The encoding of a checkpoint's tensor, or a refusal that names it.
+    pub(super) fn of(dtype: Dtype, name: &str) -> Result<Encoding> {
+        match dtype {
+            Dtype::F32 => Ok(Encoding::Block(TensorType::F32)),
+            Dtype::F16 => Ok(Encoding::Block(TensorType::F16)),
+            Dtype::BF16 => Ok(Encoding::Block(TensorType::BF16)),
+            Dtype::F64 => Ok(Encoding::F64),
+            Dtype::Other(kind) => Err(Error::convert(format!(
+                "'{name}' is {kind}, but weights must be F32, F16, BF16 or F64"
+            ))),
+        }
+    }
+
+    fn row_bytes(self, columns: usize) -> Option<usize> {
+        match self {
+            Encoding::Block(ty) => ty.row_bytes(columns),
+            Encoding::F64 => columns.checked_mul(8),
+        }
+    }
+
+    fn decode(self, bytes: &[u8], row: &mut [f32]) -> Result<()> {
+        match self {
+            Encoding::Block(ty) => dequantize_row(ty, bytes, row),
+            Encoding::F64 => {
+                for (value, eight) in row.iter_mut().zip(bytes.as_chunks::<8>().0) {
+                    *value = f64::from_le_bytes(*eight) as f32;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// One tensor's way into the file.
+pub(super) struct Job<'a> {
+    pub name: String,
+    /// What to call the tensor when its numbers are at fault: its name in the input.
+    pub origin: String,
+    pub bytes: &'a [u8],
+    pub from: Encoding,
+    pub to: TensorType,
+    /// As the file spells them: columns first.
+    pub dims: Vec<u64>,
+}
+
+impl Job<'_> {
+    fn columns(&self) -> Result<usize> {
+        self.dims
+            .first()
+            .and_then(|&c| usize::try_from(c).ok())
+            .filter(|&c| c > 0)
+            .ok_or_else(|| Error::convert(format!("'{}' has no columns", self.origin)))
+    }
+}
+
+/// The format that a matrix gets: the chosen one, or F16 where its rows do not divide into blocks.
+pub(super) fn matrix_type(chosen: TensorType, columns: usize) -> TensorType {
+    match chosen.row_bytes(columns) {
+        Some(_) => chosen,
+        None => TensorType::F16,
+    }
+}
+
+/// Refuses formats that can be read but not written, before any work is done.
+pub(super) fn check_target(ty: TensorType) -> Result<()> {
+    if ty.can_encode() {
+        return Ok(());
+    }
+    let known: Vec<&str> = TensorType::ALL
+        .iter()
+        .filter(|t| t.can_encode())
+        .map(|t| t.name())
+        .collect();
+    Err(Error::argument(format!(
+        "{} cannot be written; choose one of {}",
+        ty.name(),
+        known.join(", ")
+    )))
+}
+
+/// Writes every tensor, reads the file back, and only then gives it its name.
+pub(super) fn write_file(
+    output: &Path,
+    metadata: &Metadata,
+    jobs: &[Job],
+    progress: &mut dyn Progress,
+) -> Result<u64> {
+    let unverified = unverified_name(output)?;
+    let plans: Vec<TensorPlan> = jobs
+        .iter()
+        .map(|job| TensorPlan {
+            name: job.name.clone(),
+            ty: job.to,
+            dims: job.dims.clone(),
+        })
+        .collect();
+    progress.start(jobs.iter().map(|job| job.bytes.len() as u64).sum());
+    let mut writer = GgufWriter::create(&unverified, metadata, &plans)?;
+    let mut hashes = Vec::with_capacity(jobs.len());
+    for job in jobs {
+        hashes.push(write_tensor(&mut writer, job, progress)?);
+    }
+    writer.finish()?;
+    let verified = verify(&unverified, jobs, &hashes).and_then(|bytes| {
+        std::fs::rename(&unverified, output).map_err(|e| Error::io(output, e))?;
+        Ok(bytes)
+    });
+    if verified.is_err() {
+        // The first error is the one to tell; a file that cannot be removed adds nothing to it.
+        let _ = std::fs::remove_file(&unverified);
+    }
+    verified
+}
+
+/// A name beside `output` for the file that has not been read back yet.
+fn unverified_name(output: &Path) -> Result<std::path::PathBuf> {
+    let name = output
+        .file_name()
+        .ok_or_else(|| Error::argument(format!("'{}' names no file to write", output.display())))?;
+    let mut hidden = std::ffi::OsString::from(".");
+    hidden.push(name);
+    hidden.push(".unverified");
+    Ok(output.with_file_name(hidden))
+}
+
+/// Encodes one tensor chunk by chunk; returns the hash of what was written.
+fn write_tensor(writer: &mut GgufWriter, job: &Job, progress: &mut dyn Progress) -> Result<u64> {
+    let columns = job.columns()?;
+    let odd = || Error::convert(format!("'{}' has rows of an impossible length", job.origin));
+    let in_row = job
+        .from
+        .row_bytes(columns)
+        .filter(|&b| b > 0)
+        .ok_or_else(odd)?;
+    let out_row = job
+        .to
+        .row_bytes(columns)
+        .filter(|&b| b > 0)
+        .ok_or_else(odd)?;
+    let rows_at_once = (CHUNK_BYTES / in_row).max(1);
+    let mut hasher = DefaultHasher::new();
+    let mut out = Vec::new();
+    for chunk in job.bytes.chunks(rows_at_once.saturating_mul(in_row)) {
+        if job.from == Encoding::Block(job.to) && job.to.block_len() > 1 {
+            // The same quantized format: decoding and encoding again could only lose.
+            writer.write_tensor_bytes(chunk)?;
+            hasher.write(chunk);
+        } else {
+            out.resize(chunk.len() / in_row * out_row, 0);
+            encode_rows(job, columns, chunk, in_row, &mut out, out_row)?;
+            writer.write_tensor_bytes(&out)?;
+            hasher.write(&out);
+        }
+        progress.advance(chunk.len() as u64);
+    }
+    writer.next_tensor()?;
+    Ok(hasher.finish())
+}
+
+fn encode_rows(
+    job: &Job,
+    columns: usize,
+    input: &[u8],
+    in_row: usize,
+    out: &mut [u8],
+    out_row: usize,
+) -> Result<()> {
+    out.par_chunks_mut(out_row)
+        .zip(input.par_chunks(in_row))
+        .try_for_each_init(
+            || vec![0f32; columns],
+            |row, (target, source)| {
+                job.from.decode(source, row)?;
+                quantize_row(job.to, row, target).map_err(|e| match e {
+                    // The encoder knows the column but not the tensor.
+                    Error::InvalidArgument(what) => {
+                        Error::convert(format!("'{}' cannot be stored: {what}", job.origin))
+                    }
+                    other => other,
+                })
+            },
+        )
+}
+
+/// Reads the file back: it must parse, and every tensor must be there as it was meant.
+fn verify(path: &Path, jobs: &[Job], hashes: &[u64]) -> Result<u64> {
+    let map = map_file(path)?;
+    let gguf = Gguf::parse(&map)?;
+    let wrong = |name: &str| {
+        Error::convert(format!(
+            "the tensor '{name}' did not read back as it was written; the disk may be failing"
+        ))
+    };
+    if gguf.tensors().len() != jobs.len() {
+        return Err(wrong("(count)"));
+    }
+    for (job, hash) in jobs.iter().zip(hashes) {
+        let info = gguf.tensor(&job.name).ok_or_else(|| wrong(&job.name))?;
+        let bytes = info
+            .offset
+            .checked_add(info.bytes)
+            .and_then(|end| map.get(info.offset..end))
+            .ok_or_else(|| wrong(&job.name))?;
+        let mut hasher = DefaultHasher::new();
+        hasher.write(bytes);
+        if info.ty != job.to || info.dims != job.dims || hasher.finish() != *hash {
+            return Err(wrong(&job.name));
+        }
+    }
+    Ok(map.len() as u64)
+}

@@ -1,0 +1,154 @@
+//! Checkpoints and GGUF files in, GGUF files out.
+//!
+//! A checkpoint is a folder in the layout of the authors' training code (safetensors or PyTorch,
+//! whole or in shards, with `config.json` and `mor.yaml` or without). Its tensors are mapped, not
+//! loaded, and encoded a few megabytes at a time, so a checkpoint larger than memory converts.
+//! Nothing is executed: a pickle is interpreted by a machine that knows tensors and nothing else.
+
+mod census;
+mod document;
+mod encode;
+mod hyper;
+mod layout;
+mod metadata;
+mod options;
+mod requantize;
+mod router;
+mod safetensors;
+mod source;
+mod spec;
+mod torch;
+
+use std::path::Path;
+
+pub use options::{
+    Balancing, ConvertOptions, Gating, Kind, KvStrategy, Overrides, Progress, RouterFunction,
+    Selection, Sharing, Silent, Summary,
+};
+
+use document::Document;
+use encode::{Encoding, Job};
+use source::Source;
+use spec::{Documents, Spec};
+
+use crate::error::{Error, Result};
+use crate::quant::TensorType;
+
+/// Converts `input`, a checkpoint folder, a weights file or a GGUF file, to the GGUF file
+/// `output`, which appears whole and verified or not at all.
+///
+/// The input is mapped: a program that truncates it meanwhile faults this one.
+pub fn convert(
+    input: &Path,
+    output: &Path,
+    options: &ConvertOptions,
+    progress: &mut dyn Progress,
+) -> Result<Summary> {
+    encode::check_target(options.ty)?;
+    if is_gguf(input)? {
+        return requantize::convert(input, output, options, progress);
+    }
+    convert_checkpoint(input, output, options, progress)
+}
+
+fn is_gguf(input: &Path) -> Result<bool> {
+    use std::io::Read;
+    if input.is_dir() {
+        return Ok(false);
+    }
+    let mut magic = Vec::new();
+    let file = std::fs::File::open(input).map_err(|e| Error::io(input, e))?;
+    file.take(4)
+        .read_to_end(&mut magic)
+        .map_err(|e| Error::io(input, e))?;
+    Ok(magic == b"GGUF")
+}
+
+fn convert_checkpoint(
+    input: &Path,
+    output: &Path,
+    options: &ConvertOptions,
+    progress: &mut dyn Progress,
+) -> Result<Summary> {
+    let folder = if input.is_dir() {
+        input
+    } else {
+        input.parent().unwrap_or(input)
+    };
+    let source = Source::open(input, progress)?;
+    let documents = read_documents(folder, progress)?;
+    let spec = Spec::resolve(&source, &documents, &options.overrides, progress)?;
+    let layout = layout::plan(&source, &spec, progress)?;
+    let jobs = jobs(&source, &layout, options.ty, progress)?;
+    let name = source::file_label(&folder.canonicalize().unwrap_or_else(|_| folder.into()));
+    let metadata = metadata::build(&spec, &layout, options.ty, &name, &options.overrides);
+    let output_bytes = encode::write_file(output, &metadata, &jobs, progress)?;
+    Ok(Summary {
+        architecture: "mor".into(),
+        tensors: jobs.len(),
+        aliases: layout.aliases.len(),
+        input_bytes: jobs.iter().map(|job| job.bytes.len() as u64).sum(),
+        output_bytes,
+    })
+}
+
+fn read_documents(folder: &Path, progress: &mut dyn Progress) -> Result<Documents> {
+    let config = Document::json_beside(folder, "config.json")?.unwrap_or_else(|| {
+        progress.note("There is no config.json, so widths come from the tensors' shapes.");
+        Document::absent("config.json")
+    });
+    for name in ["mor.yaml", "mor.yml"] {
+        let path = folder.join(name);
+        if path.is_file() {
+            return Ok(Documents {
+                config,
+                training: Document::yaml(&path)?,
+            });
+        }
+    }
+    progress
+        .note("There is no mor.yaml, so the structure comes from the tensors' names and contents.");
+    Ok(Documents {
+        config,
+        training: Document::absent("mor.yaml"),
+    })
+}
+
+fn jobs<'s>(
+    source: &'s Source,
+    layout: &layout::Layout<'s>,
+    ty: TensorType,
+    progress: &mut dyn Progress,
+) -> Result<Vec<Job<'s>>> {
+    let mut jobs = Vec::with_capacity(layout.tensors.len());
+    let mut fallen_back = 0usize;
+    for planned in &layout.tensors {
+        let tensor = planned.tensor;
+        let columns = tensor.shape.last().copied().unwrap_or(0);
+        let to = if planned.matrix {
+            encode::matrix_type(ty, columns)
+        } else {
+            TensorType::F32
+        };
+        fallen_back += usize::from(planned.matrix && to != ty);
+        jobs.push(Job {
+            name: planned.name.clone(),
+            origin: tensor.name.clone(),
+            bytes: source.bytes(tensor),
+            from: Encoding::of(tensor.dtype, &tensor.name)?,
+            to,
+            dims: tensor.shape.iter().rev().map(|&d| d as u64).collect(),
+        });
+    }
+    note_fallback(fallen_back, ty, progress);
+    Ok(jobs)
+}
+
+fn note_fallback(count: usize, ty: TensorType, progress: &mut dyn Progress) {
+    if count > 0 {
+        progress.note(&format!(
+            "{count} matrices have rows that {} blocks do not divide and are stored as F16.",
+            ty.name()
+        ));
+    }
+}

@@ -1,0 +1,224 @@
+//! What a caller may ask of a conversion, and how it hears of its progress.
+
+use std::path::PathBuf;
+
+use crate::quant::TensorType;
+
+/// An enum whose values have a spelling of their own in files and options.
+macro_rules! named {
+    ($(#[$doc:meta])* $name:ident { $($(#[$item_doc:meta])* $item:ident = $text:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $name { $($(#[$item_doc])* $item,)* }
+
+        impl $name {
+            /// Every value.
+            pub const ALL: &'static [Self] = &[$(Self::$item,)*];
+
+            /// The spelling in files and options.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$item => $text,)* }
+            }
+
+            /// The value that is spelled `name`.
+            pub fn parse(name: &str) -> Option<Self> {
+                match name { $($text => Some(Self::$item),)* _ => None }
+            }
+        }
+    };
+}
+
+named! {
+    /// How a model decides which tokens go through a recursion.
+    Kind {
+        /// A plain Llama model: no recursion, no router.
+        Vanilla = "vanilla",
+        /// Every token runs every recursion.
+        Recursive = "recursive",
+        /// A router before each recursion chooses among the tokens still active.
+        Expert = "expert",
+        /// One router gives each token its depth.
+        Token = "token",
+    }
+}
+
+named! {
+    /// Which logical layers share one stored layer.
+    Sharing {
+        /// None: each layer is its own.
+        None = "none",
+        /// 1 2 3 · 1 2 3
+        Cycle = "cycle",
+        /// 1 1 · 2 2 · 3 3
+        Sequence = "sequence",
+        /// `cycle` between an own first and an own last layer.
+        MiddleCycle = "middle_cycle",
+        /// `sequence` between an own first and an own last layer.
+        MiddleSequence = "middle_sequence",
+    }
+}
+
+impl Sharing {
+    /// Whether an own first and an own last layer stand around the shared block.
+    pub fn is_middle(self) -> bool {
+        matches!(self, Self::MiddleCycle | Self::MiddleSequence)
+    }
+
+    /// Whether each shared layer repeats in place.
+    pub fn is_sequence(self) -> bool {
+        matches!(self, Self::Sequence | Self::MiddleSequence)
+    }
+}
+
+named! {
+    /// What turns a router's score into a weight.
+    RouterFunction {
+        /// The logistic function.
+        Sigmoid = "sigmoid",
+        /// The hyperbolic tangent (expert-choice only).
+        Tanh = "tanh",
+        /// Softmax over the depths (token-choice only).
+        Softmax = "softmax",
+        /// The score itself (expert-choice only).
+        None = "none",
+    }
+}
+
+named! {
+    /// What an expert-choice model was trained to decide by, causally.
+    Selection {
+        /// The router's own score, pushed to either side of the cut by an auxiliary loss.
+        AuxLoss = "aux_loss",
+        /// A second, auxiliary router.
+        AuxRouter = "aux_router",
+    }
+}
+
+named! {
+    /// How a token-choice router was kept from sending every token to one depth.
+    Balancing {
+        /// By a loss.
+        Loss = "loss",
+        /// By a bias per depth, which picks but never weighs.
+        LossFree = "loss_free",
+    }
+}
+
+named! {
+    /// Whether the router's weight scales what a recursion adds.
+    Gating {
+        /// It does.
+        Weighted = "weighted",
+        /// It does not.
+        None = "none",
+    }
+}
+
+named! {
+    /// What deeper recursions attend to.
+    KvStrategy {
+        /// Each recursion has its own keys and values, of the tokens active there.
+        RecursionWise = "recursion_wise",
+        /// Recursion 0 fills one cache that all recursions read.
+        Shared = "shared",
+    }
+}
+
+/// What the caller knows better than the checkpoint and its configuration.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Overrides {
+    /// `general.name`.
+    pub name: Option<String>,
+    /// The kind of model.
+    pub kind: Option<Kind>,
+    /// How layers are shared.
+    pub sharing: Option<Sharing>,
+    /// The number of recursions.
+    pub num_recursion: Option<u32>,
+    /// The factor on the router's weight.
+    pub alpha: Option<f32>,
+    /// The router's function.
+    pub router_function: Option<RouterFunction>,
+    /// Expert-choice: what decides causally (`sampling` in the training configuration).
+    pub sampling: Option<Selection>,
+    /// Token-choice: how the depths were balanced.
+    pub balancing: Option<Balancing>,
+    /// What the router's input is divided by.
+    pub temperature: Option<f32>,
+    /// Whether the router's weight scales the recursion's output.
+    pub gating: Option<Gating>,
+    /// Expert-choice: the share of the sequence that enters each recursion.
+    pub capacities: Option<Vec<f64>>,
+    /// What deeper recursions attend to.
+    pub kv_sharing: Option<KvStrategy>,
+    /// Query heads.
+    pub heads: Option<u32>,
+    /// Key and value heads.
+    pub kv_heads: Option<u32>,
+    /// Width of a head.
+    pub head_dim: Option<u32>,
+    /// Base of the rotary angles.
+    pub rope_theta: Option<f32>,
+    /// Epsilon of the RMS norms.
+    pub rms_eps: Option<f32>,
+    /// Tokens that the model was trained to see.
+    pub context_length: Option<u32>,
+}
+
+/// How to convert.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ConvertOptions {
+    /// The format of the matrices. Norms, biases and routers stay F32.
+    pub ty: TensorType,
+    /// Where the tokenizer is: a `tokenizer.json` or a GGUF file. Without it, the checkpoint's own.
+    pub tokenizer: Option<PathBuf>,
+    /// What the caller knows better than the checkpoint.
+    pub overrides: Overrides,
+}
+
+impl Default for ConvertOptions {
+    fn default() -> Self {
+        ConvertOptions {
+            ty: TensorType::F16,
+            tokenizer: None,
+            overrides: Overrides::default(),
+        }
+    }
+}
+
+/// Hears how a conversion goes. Every method may be left as it is.
+pub trait Progress {
+    /// Work begins on `total_bytes` bytes of input tensors.
+    fn start(&mut self, total_bytes: u64) {
+        let _ = total_bytes;
+    }
+    /// `bytes` more of them are done.
+    fn advance(&mut self, bytes: u64) {
+        let _ = bytes;
+    }
+    /// One sentence about something that was assumed, skipped or done differently.
+    fn note(&mut self, text: &str) {
+        let _ = text;
+    }
+}
+
+/// A [`Progress`] that nobody hears.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silent;
+
+impl Progress for Silent {}
+
+/// What a conversion wrote.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Summary {
+    /// `general.architecture` of the output.
+    pub architecture: String,
+    /// Tensors stored.
+    pub tensors: usize,
+    /// Tensors that a recursion takes from another one instead of storing its own.
+    pub aliases: usize,
+    /// Bytes of tensor data in the inputs that were read.
+    pub input_bytes: u64,
+    /// Bytes of the whole output file.
+    pub output_bytes: u64,
+}

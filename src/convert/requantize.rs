@@ -1,0 +1,109 @@
+//! From one GGUF file to another: the same model, its matrices in another format.
+
+use std::path::Path;
+
+use super::encode::{self, Encoding, Job};
+use super::metadata::set_file_type;
+use super::note_fallback;
+use super::options::{ConvertOptions, Overrides, Progress, Summary};
+use super::source::map_file;
+use crate::error::{Error, Result};
+use crate::gguf::{Gguf, Metadata, TensorInfo, Value};
+use crate::quant::TensorType;
+
+pub(super) fn convert(
+    input: &Path,
+    output: &Path,
+    options: &ConvertOptions,
+    progress: &mut dyn Progress,
+) -> Result<Summary> {
+    let map = map_file(input)?;
+    let gguf = Gguf::parse(&map)?;
+    let architecture = check(&gguf, &options.overrides)?;
+    let metadata = new_metadata(&gguf, options)?;
+    let mut jobs = Vec::with_capacity(gguf.tensors().len());
+    let (mut fallen_back, mut lossy) = (0usize, 0usize);
+    for info in gguf.tensors() {
+        let matrix = is_matrix(info);
+        let to = if matrix {
+            encode::matrix_type(options.ty, info.columns())
+        } else {
+            TensorType::F32
+        };
+        fallen_back += usize::from(matrix && to != options.ty);
+        lossy += usize::from(info.ty.block_len() > 1 && to != info.ty && to.block_len() > 1);
+        jobs.push(job(&map, info, to)?);
+    }
+    note_fallback(fallen_back, options.ty, progress);
+    if lossy > 0 {
+        progress.note(&format!(
+            "{lossy} matrices were quantized already and lose precision a second time; convert from the checkpoint where there is one."
+        ));
+    }
+    let output_bytes = encode::write_file(output, &metadata, &jobs, progress)?;
+    Ok(Summary {
+        architecture,
+        tensors: jobs.len(),
+        aliases: metadata
+            .strings("mor.recursion.aliases")?
+            .map_or(0, <[String]>::len),
+        input_bytes: jobs.iter().map(|job| job.bytes.len() as u64).sum(),
+        output_bytes,
+    })
+}
+
+/// Refuses what would not be the same model afterwards.
+fn check(gguf: &Gguf, overrides: &Overrides) -> Result<String> {
+    let architecture = gguf.metadata.str("general.architecture")?.unwrap_or("");
+    if !matches!(architecture, "llama" | "mor") {
+        return Err(Error::unsupported(format!(
+            "the architecture '{architecture}'; mor converts GGUF files of the architectures llama and mor"
+        )));
+    }
+    if gguf.metadata.u32("split.count")?.unwrap_or(1) > 1 {
+        return Err(Error::unsupported(
+            "GGUF files split into several parts; merge them first (llama-gguf-split --merge)",
+        ));
+    }
+    let only_name = Overrides {
+        name: overrides.name.clone(),
+        ..Overrides::default()
+    };
+    if *overrides != only_name {
+        return Err(Error::argument(
+            "a GGUF file already says what the model is; of the overrides only the name can be changed",
+        ));
+    }
+    Ok(architecture.to_string())
+}
+
+fn new_metadata(gguf: &Gguf, options: &ConvertOptions) -> Result<Metadata> {
+    let mut metadata = gguf.metadata.clone();
+    if let Some(name) = &options.overrides.name {
+        metadata.insert("general.name", Value::String(name.clone()));
+    }
+    set_file_type(&mut metadata, options.ty);
+    Ok(metadata)
+}
+
+/// Norms, biases, rotary factors and routers are never quantized.
+fn is_matrix(info: &TensorInfo) -> bool {
+    let router = info.name.starts_with("router.") || info.name.starts_with("aux_router.");
+    info.dims.len() >= 2 && !router && !info.name.contains("norm")
+}
+
+fn job<'a>(map: &'a [u8], info: &TensorInfo, to: TensorType) -> Result<Job<'a>> {
+    let bytes = info
+        .offset
+        .checked_add(info.bytes)
+        .and_then(|end| map.get(info.offset..end))
+        .ok_or_else(|| Error::format(format!("the tensor '{}' lies outside it", info.name)))?;
+    Ok(Job {
+        name: info.name.clone(),
+        origin: info.name.clone(),
+        bytes,
+        from: Encoding::Block(info.ty),
+        to,
+        dims: info.dims.clone(),
+    })
+}
