@@ -1,0 +1,369 @@
+//! Properties of a session: the same bits however a text is cut and however many threads work,
+//! memory that follows the tokens that were active, and errors that lose nothing.
+#![cfg(feature = "convert")]
+
+mod common;
+
+use common::*;
+use mor::gguf::Value;
+use mor::kv::PAGE_TOKENS;
+use mor::model::PlaneTokens;
+use mor::quant::TensorType;
+use mor::{Error, KvType, Model, Plan, Routing, Session, SessionParams};
+use std::sync::Arc;
+
+/// Bits of the logits after each of `tokens`, fed in pieces of the given sizes.
+fn bits(session: &mut Session, tokens: &[u32], pieces: &[usize]) -> Vec<Vec<u32>> {
+    let mut rows = Vec::new();
+    let mut rest = tokens;
+    session.rewind(0).unwrap();
+    for size in pieces {
+        let (piece, after) = rest.split_at(*size);
+        let keep = |_, row: &[f32]| {
+            rows.push(row.iter().map(|l| l.to_bits()).collect());
+            Ok(())
+        };
+        session.score(piece, keep).unwrap();
+        rest = after;
+    }
+    assert!(rest.is_empty());
+    rows
+}
+
+/// Kinds that differ in what a pass does.
+const KINDS: [&str; 7] = [
+    "vanilla",
+    "recursive_middle_sequence",
+    "expert_middle_cycle",
+    "expert_kv_shared",
+    "expert_aux_router",
+    "token_kv_shared",
+    "token_loss_free",
+];
+
+#[test]
+fn splits_batches_and_threads_change_no_bit() {
+    for case in KINDS {
+        for ty in [TensorType::F32, TensorType::Q8_0] {
+            let model = model(case, ty);
+            let tokens = &Expected::of(case).inputs()[0];
+            let n = tokens.len();
+            let whole = bits(&mut session(&model, 128, 1), tokens, &[n]);
+            let mut team = session(&model, 128, 2);
+            for at in 1..n {
+                let split = bits(&mut team, tokens, &[at, n - at]);
+                assert!(split == whole, "{case}, {ty:?}: split at {at}");
+            }
+            for (batch, threads) in [(1, 1), (5, 2), (16, 3), (128, 3)] {
+                let mut session = session(&model, batch, threads);
+                let chunks = bits(&mut session, tokens, &[n]);
+                assert!(
+                    chunks == whole,
+                    "{case}, {ty:?}: batch {batch}, {threads} threads"
+                );
+                let steps = bits(&mut session, tokens, &vec![1; n]);
+                assert!(steps == whole, "{case}, {ty:?}: steps, {threads} threads");
+            }
+        }
+    }
+}
+
+#[test]
+fn rewinding_and_going_on_changes_no_bit() {
+    for case in KINDS {
+        let model = model(case, TensorType::F32);
+        let tokens = &Expected::of(case).inputs()[0];
+        let whole = bits(&mut session(&model, 128, 1), tokens, &[tokens.len()]);
+        let mut session = session(&model, 7, 2);
+        for back in [0, 1, 5, PAGE_TOKENS, PAGE_TOKENS + 1, tokens.len() - 1] {
+            session.rewind(0).unwrap();
+            session.prefill(tokens).unwrap();
+            session.rewind(back).unwrap();
+            assert_eq!(session.tokens(), &tokens[..back]);
+            let rest = &tokens[back..];
+            session.prefill(rest).unwrap();
+            let last: Vec<u32> = session
+                .logits()
+                .unwrap()
+                .iter()
+                .map(|l| l.to_bits())
+                .collect();
+            assert_eq!(Some(&last), whole.last(), "{case}: back to {back}");
+        }
+    }
+}
+
+#[test]
+fn every_kv_type_runs_and_stays_near() {
+    let model = model("expert_middle_cycle", TensorType::F32);
+    let tokens = &Expected::of("expert_middle_cycle").inputs()[0];
+    let params = |kv| SessionParams {
+        context: 64,
+        kv,
+        ..Default::default()
+    };
+    let run = |kv| {
+        let mut session = Session::new(&model, &params(kv)).unwrap();
+        session.set_cut(0.0).unwrap(); // No route can flip.
+        session.prefill(tokens).unwrap();
+        session.logits().unwrap().to_vec()
+    };
+    let exact = run(KvType::F32);
+    let near = run(KvType::F16);
+    // f16 rounds a value by at most 2^-11 of it, a key's error moves a score by as much, and some
+    // ten layers add up; logits are of size 1.
+    let worst = exact
+        .iter()
+        .zip(&near)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max);
+    assert!(worst < 10.0 * 2.0 / 2048.0 && worst > 0.0, "{worst}");
+    // Heads of 8 cannot be q8_0.
+    let error = Plan::new(&model, &params(KvType::Q8_0)).unwrap_err();
+    assert!(error.to_string().contains("multiple of 32"), "{error}");
+}
+
+#[test]
+fn kv_memory_is_that_of_the_active_tokens() {
+    for case in cases() {
+        let model = model(&case, TensorType::F32);
+        let tokens = &Expected::of(&case).inputs()[0];
+        let mut session = session(&model, 16, 1);
+        assert_eq!(session.kv_bytes_used(), 0);
+        session.prefill(tokens).unwrap();
+        let depths = session.depths().to_vec();
+        let entries = |tokens: PlaneTokens| match tokens {
+            PlaneTokens::All => depths.len(),
+            PlaneTokens::DeeperThan(r) => depths.iter().filter(|d| usize::from(**d) > r).count(),
+        };
+        let planes = model.schedule().planes.iter().map(|p| entries(p.tokens));
+        let planes: Vec<usize> = planes.collect();
+        let h = model.hyperparameters();
+        let page = 2 * 4 * PAGE_TOKENS * h.kv_heads * h.head_dim;
+        let pages: usize = planes.iter().map(|n| n.div_ceil(PAGE_TOKENS)).sum();
+        assert_eq!(session.kv_entries(), planes.iter().sum::<usize>(), "{case}");
+        assert_eq!(session.kv_bytes_used(), pages * page, "{case}");
+        if depths.iter().any(|d| usize::from(*d) < h.recursions) && !case.contains("shared") {
+            assert!(
+                session.kv_entries() < tokens.len() * h.logical_layers(),
+                "{case}"
+            );
+        }
+        session.rewind(0).unwrap();
+        assert_eq!(session.kv_bytes_used(), 0, "{case}");
+    }
+}
+
+#[test]
+fn weight_bytes_do_not_grow_with_recursions() {
+    // The same blocks, run twice and four times.
+    let bytes = gguf_bytes("recursive_middle_cycle", TensorType::F32);
+    let with = |recursions: u32| {
+        let gguf = mor::gguf::Gguf::parse(&bytes).unwrap();
+        let mut metadata = gguf.metadata.clone();
+        metadata.insert("mor.recursion.count", Value::U32(recursions));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        write_copy(&path, &metadata, &gguf, &bytes);
+        let model = Model::open(&path).unwrap();
+        assert_eq!(model.hyperparameters().recursions, recursions as usize);
+        let mut session = session(&model, 16, 1);
+        session.prefill(&[1, 2, 3]).unwrap();
+        assert_eq!(session.depths(), [recursions as u8; 3]);
+        (model.weight_bytes(), model.unshared_weight_bytes())
+    };
+    let ((two, two_unshared), (four, four_unshared)) = (with(2), with(4));
+    assert_eq!(two, four);
+    assert!(four_unshared > two_unshared && two_unshared > two);
+}
+
+fn write_copy(
+    path: &std::path::Path,
+    metadata: &mor::gguf::Metadata,
+    gguf: &mor::gguf::Gguf,
+    bytes: &[u8],
+) {
+    use mor::gguf::{GgufWriter, TensorPlan};
+    let plans: Vec<TensorPlan> = gguf
+        .tensors()
+        .iter()
+        .map(|t| TensorPlan {
+            name: t.name.clone(),
+            ty: t.ty,
+            dims: t.dims.clone(),
+        })
+        .collect();
+    let mut writer = GgufWriter::create(path, metadata, &plans).unwrap();
+    for tensor in gguf.tensors() {
+        writer
+            .write_tensor_bytes(&bytes[tensor.offset..][..tensor.bytes])
+            .unwrap();
+        writer.next_tensor().unwrap();
+    }
+    writer.finish().unwrap();
+}
+
+fn depths_with(session: &mut Session, tokens: &[u32]) -> Vec<u8> {
+    session.rewind(0).unwrap();
+    session.prefill(tokens).unwrap();
+    session.depths().to_vec()
+}
+
+#[test]
+fn cut_and_depth_limit_rule_the_depth() {
+    for case in [
+        "expert_cycle",
+        "expert_aux_router",
+        "expert_kv_shared",
+        "expert_tanh",
+    ] {
+        let model = model(case, TensorType::F32);
+        let most = model.hyperparameters().recursions as u8;
+        let tokens = &Expected::of(case).inputs()[0];
+        let mut session = session(&model, 16, 2);
+        let trained = depths_with(&mut session, tokens);
+        session.set_cut(0.0).unwrap();
+        assert!(
+            depths_with(&mut session, tokens).iter().all(|d| *d == most),
+            "{case}"
+        );
+        session.set_depth_limit(1).unwrap();
+        assert!(
+            depths_with(&mut session, tokens).iter().all(|d| *d == 1),
+            "{case}"
+        );
+        session.set_cut(1.0).unwrap();
+        assert!(
+            depths_with(&mut session, tokens).iter().all(|d| *d == 0),
+            "{case}"
+        );
+        session.set_cut(0.5).unwrap();
+        session.set_depth_limit(usize::from(most)).unwrap();
+        assert_eq!(depths_with(&mut session, tokens), trained, "{case}");
+        assert!(session.set_cut(f32::NAN).is_err());
+        assert!(session.set_depth_limit(usize::from(most) + 1).is_err());
+    }
+    for case in [
+        "token_cycle",
+        "recursive_cycle",
+        "recursive_middle_sequence",
+    ] {
+        let model = model(case, TensorType::F32);
+        let tokens = &Expected::of(case).inputs()[0];
+        let mut session = session(&model, 16, 2);
+        session.set_depth_limit(1).unwrap();
+        assert!(
+            depths_with(&mut session, tokens).iter().all(|d| *d == 1),
+            "{case}"
+        );
+    }
+}
+
+#[test]
+fn errors_lose_nothing() {
+    let model = model("expert_middle_cycle", TensorType::F32);
+    let tokens = Expected::of("expert_middle_cycle").inputs()[0].clone();
+    let vocab = model.hyperparameters().vocab_size as u32;
+    let whole = bits(&mut session(&model, 128, 1), &tokens, &[tokens.len()]);
+    // A pool that holds the first ten tokens, and not all of them.
+    let planes = model.schedule().planes.len();
+    let params = SessionParams {
+        context: tokens.len(),
+        batch: 4,
+        kv: KvType::F32,
+        kv_pages: planes + 2,
+        ..Default::default()
+    };
+    let mut session = Session::new(&model, &params).unwrap();
+    session.prefill(&tokens[..10]).unwrap();
+    let used = session.kv_bytes_used();
+    let all = |session: &mut Session, used: usize| {
+        assert_eq!(session.tokens(), &tokens[..10]);
+        assert_eq!(session.kv_bytes_used(), used);
+    };
+    assert!(matches!(
+        session.prefill(&tokens[10..]),
+        Err(Error::KvFull { .. })
+    ));
+    all(&mut session, used);
+    let too_many = vec![1; tokens.len()];
+    assert!(matches!(
+        session.prefill(&too_many),
+        Err(Error::ContextFull { .. })
+    ));
+    assert!(matches!(
+        session.prefill(&[1, vocab]),
+        Err(Error::InvalidArgument(_))
+    ));
+    assert!(matches!(
+        session.prefill(&[]),
+        Err(Error::InvalidArgument(_))
+    ));
+    session.set_routing(Routing::Capacity);
+    assert!(matches!(
+        session.prefill(&[1]),
+        Err(Error::InvalidArgument(_))
+    ));
+    session.set_routing(Routing::Threshold);
+    let stop = session.score(&tokens[10..12], |_, _| Err(Error::argument("enough")));
+    assert!(stop.is_err());
+    all(&mut session, used);
+    // And it goes on as if nothing had been.
+    let logits = session.step(tokens[10]).unwrap();
+    let logits: Vec<u32> = logits.iter().map(|l| l.to_bits()).collect();
+    assert_eq!(logits, whole[10]);
+}
+
+#[test]
+fn the_plan_is_what_a_session_takes_and_adds_up() {
+    for case in KINDS {
+        let model = model(case, TensorType::F32);
+        let params = SessionParams {
+            context: 100,
+            ..Default::default()
+        };
+        let plan = Plan::new(&model, &params).unwrap();
+        assert_eq!(
+            plan.lines().iter().map(|(_, bytes)| bytes).sum::<usize>(),
+            plan.bytes()
+        );
+        let mut twice = params.clone();
+        twice.sequences = 2;
+        let two = Plan::new(&model, &twice).unwrap();
+        assert_eq!(two.kv_bytes(), 2 * plan.kv_bytes());
+        assert!(Session::with_plan(&model, two).is_err());
+        // Sizes that nobody has are refused, not attempted.
+        for (context, sequences) in [(1 << 28, 1 << 20), (usize::MAX, 1), (0, 0)] {
+            let params = SessionParams {
+                context,
+                sequences,
+                ..Default::default()
+            };
+            assert!(Plan::new(&model, &params).is_err());
+        }
+    }
+    let (one, other) = (
+        model("vanilla", TensorType::F32),
+        model("token_cycle", TensorType::F32),
+    );
+    let plan = Plan::new(&one, &SessionParams::default()).unwrap();
+    assert!(Session::with_plan(&other, plan).is_err());
+}
+
+#[test]
+fn many_sessions_share_a_model_on_many_threads() {
+    let model = model("expert_kv_shared", TensorType::Q4_0);
+    let tokens = Arc::new(Expected::of("expert_kv_shared").inputs()[0].clone());
+    let expected = bits(&mut session(&model, 128, 1), &tokens, &[tokens.len()]);
+    let workers: Vec<_> = (1..=4)
+        .map(|threads| {
+            let (model, tokens) = (Arc::clone(&model), Arc::clone(&tokens));
+            std::thread::spawn(move || {
+                bits(&mut session(&model, 9, threads), &tokens, &[tokens.len()])
+            })
+        })
+        .collect();
+    for worker in workers {
+        assert!(worker.join().unwrap() == expected);
+    }
+}
