@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::*;
+use common::cases::*;
 use mor::quant::TensorType;
 use mor::{Routing, Sampler, SamplerParams};
 

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::*;
+use common::cases::*;
 use mor::gguf::Value;
 use mor::kv::PAGE_TOKENS;
 use mor::model::PlaneTokens;

@@ -12,8 +12,6 @@ pub mod limits;
 mod metadata;
 mod parse;
 mod reader;
-#[cfg(test)]
-mod tests;
 mod value;
 mod writer;
 

@@ -6,6 +6,7 @@ use super::value::id;
 use super::{ALIGNMENT_KEY, Array, Gguf, MAGIC, Metadata, TensorInfo, VERSION, Value, shown};
 use crate::quant::{TensorType, ggml_type_name};
 use crate::{Error, Result};
+use std::cmp::Ordering;
 
 /// The shortest pair: an empty key's length, a type, one byte.
 const LEAST_PAIR: usize = 8 + 4 + 1;
@@ -304,16 +305,19 @@ fn place(tensor: &mut TensorInfo, data: Option<usize>, align: usize, file: usize
     }
 }
 
-/// Indices of all tensors in the order that `key` gives.
-fn sorted_by<K: Ord>(tensors: &[TensorInfo], key: impl Fn(&TensorInfo) -> K) -> Result<Vec<u32>> {
-    let mut order = vec_for(tensors.len())?;
-    order.extend(0..tensors.len() as u32);
-    order.sort_unstable_by(|&a, &b| key(&tensors[a as usize]).cmp(&key(&tensors[b as usize])));
-    Ok(order)
+/// Indices of all tensors, sorted.
+fn sorted(
+    tensors: &[TensorInfo],
+    order: impl Fn(&TensorInfo, &TensorInfo) -> Ordering,
+) -> Result<Vec<u32>> {
+    let mut indices = vec_for(tensors.len())?;
+    indices.extend(0..tensors.len() as u32);
+    indices.sort_unstable_by(|&a, &b| order(&tensors[a as usize], &tensors[b as usize]));
+    Ok(indices)
 }
 
 fn check_overlaps(tensors: &[TensorInfo]) -> Result<()> {
-    let order = sorted_by(tensors, |t| t.offset)?;
+    let order = sorted(tensors, |a, b| a.offset.cmp(&b.offset))?;
     for pair in order.windows(2) {
         let (a, b) = (&tensors[pair[0] as usize], &tensors[pair[1] as usize]);
         // `place` has found offset + bytes inside the file.
@@ -329,9 +333,7 @@ fn check_overlaps(tensors: &[TensorInfo]) -> Result<()> {
 }
 
 fn index_names(tensors: &[TensorInfo]) -> Result<Vec<u32>> {
-    let mut order: Vec<u32> = vec_for(tensors.len())?;
-    order.extend(0..tensors.len() as u32);
-    order.sort_unstable_by(|&a, &b| tensors[a as usize].name.cmp(&tensors[b as usize].name));
+    let order = sorted(tensors, |a, b| a.name.cmp(&b.name))?;
     for pair in order.windows(2) {
         let name = &tensors[pair[0] as usize].name;
         if *name == tensors[pair[1] as usize].name {

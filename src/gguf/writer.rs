@@ -230,7 +230,7 @@ fn check_names(plan: &[TensorPlan]) -> Result<()> {
                 t.name.len()
             )));
         }
-        if t.dims.len() > MAX_DIMS as usize {
+        if t.dims.is_empty() || t.dims.len() > MAX_DIMS as usize {
             return Err(Error::argument(format!(
                 "the tensor {} has {} dimensions; 1 to {MAX_DIMS} are possible",
                 shown(&t.name),
@@ -394,7 +394,10 @@ impl Temporary {
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        self.file = None;
+        if let Some(file) = self.file.take() {
+            // Taken apart, so that what is buffered is not written to a file that goes away.
+            let _ = file.into_parts();
+        }
         if !self.renamed {
             // Nobody is left who could be told.
             let _ = fs::remove_file(&self.path);

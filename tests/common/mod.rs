@@ -1,103 +1,34 @@
-//! Models made from the reference cases.
-#![allow(dead_code)] // Each test program uses its own part.
+//! What several tests need.
+#![allow(dead_code)] // each test uses its part
 
-use mor::convert::{ConvertOptions, Silent, convert};
-use mor::quant::TensorType;
-use mor::{KvType, Model, Session, SessionParams};
-use safetensors::SafeTensors;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+#[cfg(feature = "convert")]
+pub mod cases;
+pub mod raw;
 
-/// The folder of a case.
-pub fn case_folder(case: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/cases")
-        .join(case)
+/// The bytes of a file under tests/data.
+pub fn data(name: &str) -> Vec<u8> {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/data")
+        .join(name);
+    std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// The names of all cases.
-pub fn cases() -> Vec<String> {
-    let folder = std::fs::read_dir(case_folder("")).unwrap();
-    let mut names: Vec<String> = folder
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    assert!(names.len() >= 23, "the reference cases are missing");
-    names
-}
+/// xorshift64*: the same numbers everywhere, no dependency.
+pub struct Random(pub u64);
 
-/// A case as a GGUF file's bytes.
-pub fn gguf_bytes(case: &str, ty: TensorType) -> Vec<u8> {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("model.gguf");
-    let options = ConvertOptions {
-        ty,
-        ..Default::default()
-    };
-    convert(&case_folder(case), &path, &options, &mut Silent).unwrap();
-    std::fs::read(&path).unwrap()
-}
-
-/// A case as a model.
-pub fn model(case: &str, ty: TensorType) -> Arc<Model> {
-    Model::from_bytes(gguf_bytes(case, ty)).unwrap()
-}
-
-/// A session with exact keys and values.
-pub fn session(model: &Arc<Model>, batch: usize, threads: usize) -> Session {
-    let params = SessionParams {
-        context: 128,
-        batch,
-        threads,
-        kv: KvType::F32,
-        logit_rows: 3,
-        ..Default::default()
-    };
-    Session::new(model, &params).unwrap()
-}
-
-/// What a case expects.
-pub struct Expected {
-    bytes: Vec<u8>,
-}
-
-impl Expected {
-    pub fn of(case: &str) -> Self {
-        let bytes = std::fs::read(case_folder(case).join("expected.safetensors")).unwrap();
-        Expected { bytes }
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
-
-    /// Rows of integers, if the case has them.
-    pub fn integers(&self, name: &str) -> Option<Vec<Vec<i64>>> {
-        self.rows(name, 8, |b| i64::from_le_bytes(b.try_into().unwrap()))
+    /// 0 to `n` - 1.
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() >> 33) as usize % n
     }
-
-    /// Rows of floats, if the case has them.
-    pub fn floats(&self, name: &str) -> Option<Vec<Vec<f32>>> {
-        self.rows(name, 4, |b| f32::from_le_bytes(b.try_into().unwrap()))
-    }
-
-    /// The input sequences.
-    pub fn inputs(&self) -> Vec<Vec<u32>> {
-        let rows = self.integers("input_ids").unwrap().into_iter();
-        rows.map(|row| row.iter().map(|id| *id as u32).collect())
-            .collect()
-    }
-
-    /// The tensor cut along its first dimension (a vector is one row).
-    fn rows<T>(&self, name: &str, size: usize, read: impl Fn(&[u8]) -> T) -> Option<Vec<Vec<T>>> {
-        let file = SafeTensors::deserialize(&self.bytes).unwrap();
-        let tensor = file.tensor(name).ok()?;
-        let rows = if tensor.shape().len() > 1 {
-            tensor.shape()[0]
-        } else {
-            1
-        };
-        let values: Vec<&[u8]> = tensor.data().chunks_exact(size).collect();
-        let rows = values.chunks_exact(values.len() / rows);
-        Some(
-            rows.map(|row| row.iter().map(|b| read(b)).collect())
-                .collect(),
-        )
+    /// Uniform in -1..1.
+    pub fn unit(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0
     }
 }
