@@ -4,6 +4,11 @@
 #[path = "convert/support.rs"]
 mod support;
 
+#[path = "convert/structure.rs"]
+mod structure;
+#[path = "convert/torch.rs"]
+mod torch;
+
 use mor::convert::ConvertOptions;
 use mor::gguf::Gguf;
 use mor::quant::TensorType;

@@ -12,6 +12,7 @@ mod hyper;
 mod layout;
 mod metadata;
 mod options;
+mod pickle;
 mod requantize;
 mod router;
 mod safetensors;
