@@ -5,10 +5,13 @@
 //! Data flows one way: file → model → plan → session → step → text.
 #![warn(missing_docs)]
 
+#[cfg(feature = "chat")]
+pub mod chat;
 #[cfg(feature = "convert")]
 pub mod convert;
 pub mod error;
 pub mod gguf;
 pub mod quant;
+pub mod tokenizer;
 
 pub use error::{Error, Result};

@@ -1,0 +1,213 @@
+//! Chat templates: a conversation written as the text that the model was trained on.
+//!
+//! A template is a Jinja program from the model's file, so it is not trusted: its work and its depth
+//! are bounded, it sees nothing but the conversation, and its failures are errors.
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Value;
+use minijinja::{Environment, ErrorKind, context};
+
+use crate::error::{Error, Result};
+use crate::gguf::Metadata;
+use crate::tokenizer::Tokenizer;
+
+const KEY: &str = "tokenizer.chat_template";
+const NAME: &str = "chat_template";
+
+/// The work that one rendering may do, in instructions and in pieces of 64 bytes: a second or so at
+/// the very most, and far above what a long conversation needs.
+const FUEL: u64 = 2_000_000;
+
+/// How deep a template may nest; each level costs stack.
+const DEPTH: usize = 100;
+
+/// One turn of a conversation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message<'a> {
+    /// Who speaks: usually "system", "user" or "assistant".
+    pub role: &'a str,
+    /// What is said.
+    pub content: &'a str,
+}
+
+/// The chat template of a file. It is read-only and may be shared by threads.
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    bos_token: String,
+    eos_token: String,
+}
+
+impl ChatTemplate {
+    /// Reads the file's template, if it has one.
+    pub fn from_metadata(metadata: &Metadata, tokenizer: &Tokenizer) -> Result<Option<Self>> {
+        let Some(source) = metadata.str(KEY)? else {
+            return Ok(None);
+        };
+        let name = |id: Option<u32>| -> Result<String> {
+            let bytes = id.map_or(Ok(&[][..]), |id| tokenizer.token_bytes(id, true))?;
+            Ok(String::from_utf8_lossy(bytes).into_owned())
+        };
+        Self::new(source, name(tokenizer.bos())?, name(tokenizer.eos())?).map(Some)
+    }
+
+    /// Makes a template of `source`; `bos_token` and `eos_token` are the names that it may use.
+    pub fn new(source: &str, bos_token: String, eos_token: String) -> Result<Self> {
+        let mut environment = Environment::new();
+        // As HF's transformers set up Jinja.
+        let syntax = SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build()
+            .map_err(|error| broken(&error))?;
+        environment.set_syntax(syntax);
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function("raise_exception", raise_exception);
+        environment.set_fuel(Some(FUEL));
+        environment.set_recursion_limit(DEPTH);
+        environment
+            .add_template_owned(NAME, source.to_owned())
+            .map_err(|error| broken(&error))?;
+        Ok(ChatTemplate {
+            environment,
+            bos_token,
+            eos_token,
+        })
+    }
+
+    /// Writes a conversation as the model's text. With `add_generation_prompt` it ends where the
+    /// assistant is to speak. The text names control tokens: encode it with `parse_special`.
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        let messages: Vec<Value> = messages
+            .iter()
+            .map(|message| context! { role => message.role, content => message.content })
+            .collect();
+        let template = self
+            .environment
+            .get_template(NAME)
+            .map_err(|error| broken(&error))?;
+        template
+            .render(context! {
+                messages,
+                add_generation_prompt,
+                bos_token => self.bos_token.as_str(),
+                eos_token => self.eos_token.as_str(),
+            })
+            .map_err(|error| broken(&error))
+    }
+}
+
+impl std::fmt::Debug for ChatTemplate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ChatTemplate").finish_non_exhaustive()
+    }
+}
+
+/// Marks the errors that a template raises on purpose.
+const RAISED: &str = "the template refuses the conversation: ";
+
+fn raise_exception(message: String) -> std::result::Result<Value, minijinja::Error> {
+    let text = format!("{RAISED}{message}");
+    Err(minijinja::Error::new(ErrorKind::InvalidOperation, text))
+}
+
+/// One sentence about an error of the template engine.
+fn broken(error: &minijinja::Error) -> Error {
+    if let Some(detail) = error.detail()
+        && detail.starts_with(RAISED)
+    {
+        return Error::Template(detail.to_owned());
+    }
+    let line = error
+        .line()
+        .map_or(String::new(), |line| format!(" in line {line}"));
+    let what = match error.kind() {
+        ErrorKind::OutOfFuel => "it does more work than is allowed".to_owned(),
+        kind => match error.detail() {
+            Some(detail) => format!("{kind}: {detail}"),
+            None => kind.to_string(),
+        },
+    };
+    Error::Template(format!("the file's template failed{line}: {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TALK: [Message<'static>; 2] = [
+        Message {
+            role: "user",
+            content: " Hi <b>&amp; ",
+        },
+        Message {
+            role: "assistant",
+            content: "Hello",
+        },
+    ];
+
+    fn render(source: &str) -> Result<String> {
+        ChatTemplate::new(source, "<s>".into(), "</s>".into())?.render(&TALK, true)
+    }
+
+    fn failure(source: &str) -> String {
+        match render(source) {
+            Err(Error::Template(text)) => text,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn chatml_as_smollm_has_it() {
+        let source = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe kind<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+        assert_eq!(
+            render(source).unwrap(),
+            "<|im_start|>system\nBe kind<|im_end|>\n<|im_start|>user\n Hi <b>&amp; <|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n<|im_start|>assistant\n"
+        );
+    }
+
+    #[test]
+    fn llama2_with_python_methods() {
+        let source = "{{ bos_token }}\n{%- for m in messages %}\n  {% if m.role == 'user' %}\n[INST] {{ m.content.strip() }} [/INST]\n  {%- else %} {{ m.content.upper() }} {{ eos_token }}\n  {%- endif %}\n{%- endfor %}\n";
+        assert_eq!(
+            render(source).unwrap(),
+            "<s>[INST] Hi <b>&amp; [/INST] HELLO </s>"
+        );
+    }
+
+    #[test]
+    fn usual_features() {
+        let source = "{% set ns = namespace(n=0) %}{% for m in messages[1:] %}{% if m.content.startswith('He') %}{% set ns.n = ns.n + 1 %}{% continue %}{% endif %}{% endfor %}{{ ns.n }}{{ tools is not defined }}{{ strftime_now is defined }}{{ messages[-1] | tojson }}{{ messages[0].content | trim | length }}";
+        let text = render(source).unwrap();
+        assert!(
+            text.starts_with("1True") || text.starts_with("1true"),
+            "{text}"
+        );
+        assert!(text.contains("\"Hello\"") && text.ends_with("11"), "{text}");
+    }
+
+    #[test]
+    fn failures_are_sentences() {
+        assert_eq!(
+            failure("{{ raise_exception('Roles must alternate') }}"),
+            "the template refuses the conversation: Roles must alternate"
+        );
+        assert!(failure("\n{% if %}").contains("line 2"));
+        assert!(failure("{{ strftime_now('%Y') }}").contains("strftime_now"));
+        assert!(failure("{{ messages | nonsense }}").contains("nonsense"));
+    }
+
+    #[test]
+    fn hostile_templates_end() {
+        let endless =
+            "{% for a in range(100000) %}{% for b in range(100000) %}x{% endfor %}{% endfor %}";
+        assert!(failure(endless).contains("more work"));
+        let bomb = "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}{{ ns.s }}";
+        failure(bomb);
+        failure("{{ 'x' * 1000000000000 }}");
+        failure("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}");
+        failure(&format!("{{{{ {}1", "(".repeat(100_000)));
+        failure(&"{% if true %}".repeat(10_000));
+        failure("{% include 'chat_template' %}");
+    }
+}
