@@ -6,6 +6,8 @@ mod support;
 
 #[path = "convert/structure.rs"]
 mod structure;
+#[path = "convert/tokenizer.rs"]
+mod tokenizer;
 #[path = "convert/torch.rs"]
 mod torch;
 

@@ -1,68 +1,9 @@
 //! What the converter finds out by itself, and what it says when it cannot.
 
-use std::path::Path;
-
 use mor::convert::{ConvertOptions, Kind, Sharing};
 use mor::quant::TensorType;
 
 use crate::support::*;
-
-/// A copy of a case that a test may spoil: the folder and its tensors.
-struct Copy {
-    folder: tempfile::TempDir,
-    checkpoint: Checkpoint,
-}
-
-impl Copy {
-    fn of(case: &str) -> Copy {
-        let folder = tempfile::tempdir().unwrap();
-        for file in ["config.json", "mor.yaml"] {
-            std::fs::copy(case_folder(case).join(file), folder.path().join(file)).unwrap();
-        }
-        Copy {
-            folder,
-            checkpoint: Checkpoint::read(case),
-        }
-    }
-
-    fn path(&self) -> &Path {
-        self.folder.path()
-    }
-
-    fn without(self, file: &str) -> Copy {
-        std::fs::remove_file(self.path().join(file)).unwrap();
-        self
-    }
-
-    fn replace_in(&self, file: &str, from: &str, to: &str) {
-        let path = self.path().join(file);
-        let text = std::fs::read_to_string(&path).unwrap();
-        assert!(text.contains(from));
-        std::fs::write(path, text.replacen(from, to, 1)).unwrap();
-    }
-
-    fn convert(&self, options: &ConvertOptions) -> Result<Converted, String> {
-        self.checkpoint
-            .write(&self.path().join("model.safetensors"));
-        convert_folder(self.path(), options)
-    }
-
-    /// Converts to F32 and compares every tensor with the reference's lookup.
-    fn check(&self, case: &str, options: &ConvertOptions) -> Converted {
-        let converted = self.convert(options).unwrap();
-        let original = Checkpoint::read(case);
-        check_every_tensor(case, &converted.gguf(), &converted.bytes, &original);
-        converted
-    }
-
-    fn error(&self) -> String {
-        self.convert(&options(TensorType::F32)).unwrap_err()
-    }
-
-    fn tensor(&mut self, name: &str) -> &mut (Vec<usize>, Vec<u8>) {
-        self.checkpoint.tensors.get_mut(name).unwrap()
-    }
-}
 
 /// The cases' heads are 8 wide, which nothing but config.json tells.
 fn narrow_heads() -> ConvertOptions {
@@ -440,4 +381,88 @@ fn a_converted_file_requantizes_to_the_same_as_its_checkpoint() {
             assert_eq!(again.summary.architecture, "mor");
         }
     }
+}
+
+/// A tiny file of some architecture, with a matrix, a norm and a vector in half precision.
+fn foreign_file(path: &std::path::Path, architecture: &str) {
+    use mor::gguf::{GgufWriter, Metadata, TensorPlan, Value};
+    let mut metadata = Metadata::default();
+    metadata.insert("general.architecture", Value::String(architecture.into()));
+    metadata.insert("general.name", Value::String("tiny".into()));
+    metadata.insert("general.file_type", Value::U32(1));
+    metadata.insert(format!("{architecture}.block_count"), Value::U32(1));
+    let tensors = [
+        ("token_embd.weight", TensorType::F16, vec![32u64, 2]),
+        ("blk.0.attn_norm.weight", TensorType::F32, vec![32]),
+        ("blk.0.attn_q.bias", TensorType::F16, vec![33]),
+    ];
+    let plans = tensors.map(|(name, ty, dims)| TensorPlan {
+        name: name.into(),
+        ty,
+        dims,
+    });
+    let mut writer = GgufWriter::create(path, &metadata, &plans).unwrap();
+    for plan in &plans {
+        let weights: u64 = plan.dims.iter().product();
+        // 1.0 in half precision throughout; as F32 the pairs are some other finite number.
+        let size = if plan.ty == TensorType::F16 { 2 } else { 4 };
+        let bytes = [0x00, 0x3c].repeat(weights as usize * size / 2);
+        writer.write_tensor_bytes(&bytes).unwrap();
+        writer.next_tensor().unwrap();
+    }
+    writer.finish().unwrap();
+}
+
+#[test]
+fn a_llama_file_keeps_its_metadata_and_its_architecture() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("llama.gguf");
+    foreign_file(&path, "llama");
+    let converted = convert_folder(&path, &options(TensorType::Q4_0)).unwrap();
+    assert_eq!(converted.summary.architecture, "llama");
+    let gguf = converted.gguf();
+    assert_eq!(gguf.metadata.require_str("general.name").unwrap(), "tiny");
+    assert_eq!(gguf.metadata.require_u32("general.file_type").unwrap(), 2);
+    let types: Vec<TensorType> = gguf.tensors().iter().map(|t| t.ty).collect();
+    assert_eq!(types, [TensorType::Q4_0, TensorType::F32, TensorType::F32]);
+    assert!(decoded(&gguf, &converted.bytes, "token_embd.weight") == 1f32.to_le_bytes().repeat(64));
+    let mut renamed = options(TensorType::F32);
+    renamed.overrides.name = Some("other".into());
+    let m = convert_folder(&path, &renamed).unwrap().gguf().metadata;
+    assert_eq!(m.require_str("general.name").unwrap(), "other");
+    renamed.overrides.alpha = Some(1.0);
+    let error = convert_folder(&path, &renamed).unwrap_err();
+    assert!(error.contains("only the name can be changed"), "{error}");
+}
+
+#[test]
+fn other_architectures_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("gemma.gguf");
+    foreign_file(&path, "gemma3");
+    assert_eq!(
+        convert_folder(&path, &options(TensorType::Q8_0)).unwrap_err(),
+        "not supported: the architecture 'gemma3'; mor converts GGUF files of the architectures llama and mor"
+    );
+}
+
+#[test]
+fn an_existing_output_survives_a_failure_and_is_replaced_by_success() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out.gguf");
+    std::fs::write(&output, b"precious").unwrap();
+    let mut copy = Copy::of("vanilla");
+    copy.tensor("model.norm.weight").1[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    copy.checkpoint
+        .write(&copy.path().join("model.safetensors"));
+    let mut silent = mor::convert::Silent;
+    let convert = |input: &std::path::Path, silent: &mut mor::convert::Silent| {
+        mor::convert::convert(input, &output, &options(TensorType::F32), silent)
+    };
+    assert!(convert(copy.path(), &mut silent).is_err());
+    assert_eq!(std::fs::read(&output).unwrap(), b"precious");
+    assert!(convert(&case_folder("vanilla"), &mut silent).is_ok());
+    // A file may even be converted onto itself: the old one stays mapped until the end.
+    assert!(convert(&output, &mut silent).is_ok());
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }

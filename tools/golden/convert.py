@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes tests/data/convert/: the PyTorch files that the converter's tests read.
 
-    python3 tools/golden/convert.py        (torch 2.6, safetensors)
+    python3 tools/golden/convert.py        (torch 2.6, safetensors, tokenizers)
 
 Each is a reference case saved as training scripts save it, or a file that must be refused.
 """
@@ -73,6 +73,27 @@ def main():
     small = {"model.embed_tokens.weight": torch.zeros(4, 2)}
     torch.save(small, os.path.join(folder("legacy"), "pytorch_model.bin"), _use_new_zipfile_serialization=False)
     torch.save({"model.embed_tokens.weight": torch.zeros(2, 4).t()}, os.path.join(folder("strided"), "pytorch_model.bin"))
+    tokenizer(folder("tokenizer"))
+
+
+def tokenizer(path):
+    """A small vocabulary cut as SmolLM's, saved by the library itself, with what it makes of some text."""
+    import json
+    from tokenizers import Tokenizer, models, pre_tokenizers, decoders, trainers
+    t = Tokenizer(models.BPE())
+    t.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    t.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    t.train_from_iterator(["the robot goes on and the other robot stops there, then 12 robots go"] * 3, trainer)
+    t.add_tokens(["<tool>"])
+    t.save(os.path.join(path, "tokenizer.json"))
+    config = {"bos_token": "<|endoftext|>", "eos_token": {"content": "<|im_end|>"}, "unk_token": "<|endoftext|>",
+              "chat_template": [{"name": "default", "template": "{{ messages[0].content }}"}]}
+    texts = ["the other robot", "123 robots, then <|im_end|>", "Größe <tool> 7"]
+    for name, value in [("tokenizer_config.json", config), ("expected.json", [[s, t.encode(s).ids] for s in texts])]:
+        with open(os.path.join(path, name), "w") as f:
+            json.dump(value, f, indent=1, ensure_ascii=False)
 
 
 if __name__ == "__main__":
