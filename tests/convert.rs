@@ -4,6 +4,13 @@
 #[path = "convert/support.rs"]
 mod support;
 
+#[path = "convert/structure.rs"]
+mod structure;
+#[path = "convert/tokenizer.rs"]
+mod tokenizer;
+#[path = "convert/torch.rs"]
+mod torch;
+
 use mor::convert::ConvertOptions;
 use mor::gguf::Gguf;
 use mor::quant::TensorType;

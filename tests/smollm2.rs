@@ -17,7 +17,10 @@ fn file() -> Option<PathBuf> {
 
 /// Standard output of the tool.
 fn mor(args: &[&str]) -> String {
-    let output = Command::new(env!("CARGO_BIN_EXE_mor")).args(args).output().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_mor"))
+        .args(args)
+        .output()
+        .unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{args:?}: {errors}");
     String::from_utf8(output.stdout).unwrap()
@@ -27,7 +30,16 @@ fn mor(args: &[&str]) -> String {
 fn the_capital_of_france_is_paris() {
     let Some(file) = file() else { return };
     let prompt = "The capital of France is";
-    let text = mor(&["run", file.to_str().unwrap(), "-p", prompt, "--temp", "0", "-n", "4"]);
+    let text = mor(&[
+        "run",
+        file.to_str().unwrap(),
+        "-p",
+        prompt,
+        "--temp",
+        "0",
+        "-n",
+        "4",
+    ]);
     assert!(text.starts_with("The capital of France is Paris"), "{text}");
 }
 
@@ -57,7 +69,10 @@ fn the_chat_template_of_the_file_is_used() {
         content: "Hi",
     };
     let text = template.unwrap().render(&[message], true).unwrap();
-    assert!(text.ends_with("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"), "{text}");
+    assert!(
+        text.ends_with("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"),
+        "{text}"
+    );
     let options = EncodeOptions {
         add_special: false,
         parse_special: true,

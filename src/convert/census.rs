@@ -116,10 +116,6 @@ impl Census {
     pub(super) fn plain_end(&self) -> usize {
         self.plain.last().map_or(0, |&last| last + 1)
     }
-
-    fn plain_count(&self) -> usize {
-        self.plain.len()
-    }
 }
 
 /// A token-choice router has an output for each depth.
@@ -246,7 +242,7 @@ pub(super) fn infer_repeat(census: &Census, classes: &Classes, known: Known) -> 
         let most = known.layers.unwrap_or(census.plain_end()).min(MAX_LAYERS);
         let counts = known.recursions.map_or(2..=most, |n| n..=n);
         for recursions in counts {
-            for layers in layer_counts(census, sharing, recursions, known.layers) {
+            for layers in layer_counts(census, sharing, recursions, known) {
                 let repeat = Repeat {
                     sharing,
                     recursions,
@@ -267,22 +263,21 @@ pub(super) fn infer_repeat(census: &Census, classes: &Classes, known: Known) -> 
 }
 
 /// The numbers of logical layers to try: the known one; or all layers written out; or, where the
-/// number of recursions is known from elsewhere, only the stored ones written.
-fn layer_counts(
-    census: &Census,
-    sharing: Sharing,
-    recursions: usize,
-    known: Option<usize>,
-) -> Vec<usize> {
-    if let Some(layers) = known {
+/// number of recursions is known (else any would do), only the stored ones written.
+fn layer_counts(census: &Census, sharing: Sharing, recursions: usize, known: Known) -> Vec<usize> {
+    if let Some(layers) = known.layers {
         return vec![layers];
     }
     let end = census.plain_end();
     let mut counts = vec![end];
-    match sharing {
-        Sharing::Cycle => counts.extend(census.plain_count().checked_mul(recursions)),
-        Sharing::Sequence => counts.extend((end + recursions).checked_sub(1)),
-        _ => {}
+    if known.recursions.is_some() {
+        match sharing {
+            Sharing::Cycle => counts.extend(census.plain.len().checked_mul(recursions)),
+            Sharing::Sequence => {
+                counts.extend(end.checked_add(recursions).and_then(|n| n.checked_sub(1)));
+            }
+            _ => {}
+        }
     }
     counts.retain(|&n| n <= MAX_LAYERS);
     counts

@@ -97,13 +97,13 @@ impl Shape {
                 )));
             }
         }
-        if self.heads % self.kv_heads != 0 {
+        if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(Error::convert(format!(
                 "{} query heads cannot share {} key and value heads evenly; check num_attention_heads and num_key_value_heads",
                 self.heads, self.kv_heads
             )));
         }
-        if self.head_dim % 2 != 0 {
+        if !self.head_dim.is_multiple_of(2) {
             return Err(Error::convert(format!(
                 "a head of width {} cannot be rotated in pairs; check head_dim",
                 self.head_dim

@@ -27,9 +27,7 @@ pub(super) fn file_type(ty: TensorType) -> u32 {
 /// Says of what type the file mostly is.
 pub(super) fn set_file_type(metadata: &mut Metadata, ty: TensorType) {
     metadata.insert("general.file_type", Value::U32(file_type(ty)));
-    if ty.block_len() > 1 {
-        metadata.insert("general.quantization_version", Value::U32(2));
-    }
+    metadata.insert("general.quantization_version", Value::U32(2));
 }
 
 /// The metadata of a checkpoint, without its tokenizer.

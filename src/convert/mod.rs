@@ -12,11 +12,14 @@ mod hyper;
 mod layout;
 mod metadata;
 mod options;
+mod pickle;
 mod requantize;
 mod router;
 mod safetensors;
 mod source;
 mod spec;
+mod tokenizer;
+mod tokenizer_json;
 mod torch;
 
 use std::path::Path;
@@ -81,7 +84,15 @@ fn convert_checkpoint(
     let layout = layout::plan(&source, &spec, progress)?;
     let jobs = jobs(&source, &layout, options.ty, progress)?;
     let name = source::file_label(&folder.canonicalize().unwrap_or_else(|_| folder.into()));
-    let metadata = metadata::build(&spec, &layout, options.ty, &name, &options.overrides);
+    let mut metadata = metadata::build(&spec, &layout, options.ty, &name, &options.overrides);
+    tokenizer::insert(
+        &mut metadata,
+        options.tokenizer.as_deref(),
+        folder,
+        spec.shape.vocab,
+        &documents.config,
+        progress,
+    )?;
     let output_bytes = encode::write_file(output, &metadata, &jobs, progress)?;
     Ok(Summary {
         architecture: "mor".into(),

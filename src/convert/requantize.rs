@@ -2,11 +2,13 @@
 
 use std::path::Path;
 
+use super::document::Document;
 use super::encode::{self, Encoding, Job};
 use super::metadata::set_file_type;
 use super::note_fallback;
 use super::options::{ConvertOptions, Overrides, Progress, Summary};
 use super::source::map_file;
+use super::tokenizer;
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, Metadata, TensorInfo, Value};
 use crate::quant::TensorType;
@@ -20,7 +22,17 @@ pub(super) fn convert(
     let map = map_file(input)?;
     let gguf = Gguf::parse(&map)?;
     let architecture = check(&gguf, &options.overrides)?;
-    let metadata = new_metadata(&gguf, options)?;
+    let mut metadata = new_metadata(&gguf, options);
+    if let Some(path) = &options.tokenizer {
+        let vocab = gguf.tensor("token_embd.weight").map_or(0, TensorInfo::rows);
+        tokenizer::replace(
+            &mut metadata,
+            path,
+            vocab,
+            &Document::absent("config.json"),
+            progress,
+        )?;
+    }
     let mut jobs = Vec::with_capacity(gguf.tensors().len());
     let (mut fallen_back, mut lossy) = (0usize, 0usize);
     for info in gguf.tensors() {
@@ -77,13 +89,13 @@ fn check(gguf: &Gguf, overrides: &Overrides) -> Result<String> {
     Ok(architecture.to_string())
 }
 
-fn new_metadata(gguf: &Gguf, options: &ConvertOptions) -> Result<Metadata> {
+fn new_metadata(gguf: &Gguf, options: &ConvertOptions) -> Metadata {
     let mut metadata = gguf.metadata.clone();
     if let Some(name) = &options.overrides.name {
         metadata.insert("general.name", Value::String(name.clone()));
     }
     set_file_type(&mut metadata, options.ty);
-    Ok(metadata)
+    metadata
 }
 
 /// Norms, biases, rotary factors and routers are never quantized.

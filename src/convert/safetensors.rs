@@ -18,7 +18,7 @@ pub(super) fn read(bytes: &[u8], path: &Path) -> Result<Vec<Found>> {
     };
     let (header, metadata) =
         SafeTensors::read_metadata(bytes).map_err(|e| damaged(e.to_string()))?;
-    let data = header.checked_add(8).unwrap_or(usize::MAX);
+    let data = header.saturating_add(8);
     let mut found = Vec::new();
     for (name, info) in metadata.tensors() {
         let (start, end) = info.data_offsets;

@@ -32,16 +32,6 @@ impl Dtype {
             Dtype::Other(_) => 1,
         }
     }
-
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Dtype::F32 => "F32",
-            Dtype::F16 => "F16",
-            Dtype::BF16 => "BF16",
-            Dtype::F64 => "F64",
-            Dtype::Other(name) => name,
-        }
-    }
 }
 
 /// One tensor as a reader of one file format found it: its bytes lie contiguously at `range`.

@@ -1,6 +1,5 @@
 //! Models made from the reference cases.
 
-
 use mor::convert::{ConvertOptions, Silent, convert};
 use mor::quant::TensorType;
 use mor::{KvType, Model, Session, SessionParams};

@@ -342,3 +342,60 @@ fn check_routers(case: &str, gguf: &Gguf, bytes: &[u8], c: &Checkpoint) {
     let stored = gguf.tensors().iter().filter(|t| t.name.contains("router"));
     assert_eq!(stored.count(), routers, "{case}");
 }
+
+/// A copy of a case that a test may spoil: the folder and its tensors.
+pub struct Copy {
+    pub folder: tempfile::TempDir,
+    pub checkpoint: Checkpoint,
+}
+
+impl Copy {
+    pub fn of(case: &str) -> Copy {
+        let folder = tempfile::tempdir().unwrap();
+        for file in ["config.json", "mor.yaml"] {
+            std::fs::copy(case_folder(case).join(file), folder.path().join(file)).unwrap();
+        }
+        Copy {
+            folder,
+            checkpoint: Checkpoint::read(case),
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn without(self, file: &str) -> Copy {
+        std::fs::remove_file(self.path().join(file)).unwrap();
+        self
+    }
+
+    pub fn replace_in(&self, file: &str, from: &str, to: &str) {
+        let path = self.path().join(file);
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from));
+        std::fs::write(path, text.replacen(from, to, 1)).unwrap();
+    }
+
+    pub fn convert(&self, options: &ConvertOptions) -> Result<Converted, String> {
+        self.checkpoint
+            .write(&self.path().join("model.safetensors"));
+        convert_folder(self.path(), options)
+    }
+
+    /// Converts to F32 and compares every tensor with the reference's lookup.
+    pub fn check(&self, case: &str, options: &ConvertOptions) -> Converted {
+        let converted = self.convert(options).unwrap();
+        let original = Checkpoint::read(case);
+        check_every_tensor(case, &converted.gguf(), &converted.bytes, &original);
+        converted
+    }
+
+    pub fn error(&self) -> String {
+        self.convert(&options(TensorType::F32)).unwrap_err()
+    }
+
+    pub fn tensor(&mut self, name: &str) -> &mut (Vec<usize>, Vec<u8>) {
+        self.checkpoint.tensors.get_mut(name).unwrap()
+    }
+}

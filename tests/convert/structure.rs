@@ -1,0 +1,468 @@
+//! What the converter finds out by itself, and what it says when it cannot.
+
+use mor::convert::{ConvertOptions, Kind, Sharing};
+use mor::quant::TensorType;
+
+use crate::support::*;
+
+/// The cases' heads are 8 wide, which nothing but config.json tells.
+fn narrow_heads() -> ConvertOptions {
+    let mut options = options(TensorType::F32);
+    options.overrides.head_dim = Some(8);
+    options
+}
+
+#[test]
+fn without_documents_the_tensors_tell_the_structure() {
+    for case in cases() {
+        let mut options = narrow_heads();
+        // Without an own last layer, layers that are stored once do not tell how often they run.
+        let silent = ["recursive_cycle", "recursive_sequence"].contains(&case.as_str());
+        if silent {
+            let original = Checkpoint::read(&case);
+            options.overrides.kind = Some(Kind::Recursive);
+            options.overrides.sharing = Sharing::parse(original.sharing());
+            options.overrides.num_recursion = Some(original.recursions() as u32);
+        }
+        let copy = Copy::of(&case).without("config.json").without("mor.yaml");
+        let converted = copy.check(&case, &options);
+        let metadata = &converted.gguf().metadata;
+        assert_eq!(metadata.require_u32("mor.attention.head_count").unwrap(), 4);
+        assert_eq!(
+            metadata.require_u32("mor.attention.head_count_kv").unwrap(),
+            2
+        );
+    }
+}
+
+#[test]
+fn without_documents_the_papers_values_are_assumed_and_said() {
+    let copy = Copy::of("expert_middle_cycle")
+        .without("config.json")
+        .without("mor.yaml");
+    let converted = copy.convert(&narrow_heads()).unwrap();
+    let m = converted.gguf().metadata;
+    assert_eq!(m.require_str("mor.router.function").unwrap(), "sigmoid");
+    assert_eq!(m.require_f32("mor.router.alpha").unwrap(), 0.1);
+    assert_eq!(m.require_str("mor.router.selection").unwrap(), "aux_loss");
+    assert_eq!(m.require_f32("mor.router.temperature").unwrap(), 1.0);
+    assert_eq!(m.require_str("mor.router.gating").unwrap(), "weighted");
+    assert_eq!(
+        m.f64s("mor.router.capacities").unwrap(),
+        Some(vec![1.0, 2.0 / 3.0, 1.0 / 3.0])
+    );
+    assert_eq!(m.require_f32("mor.rope.freq_base").unwrap(), 10000.0);
+    assert_eq!(
+        m.require_f32("mor.attention.layer_norm_rms_epsilon")
+            .unwrap(),
+        1e-5
+    );
+    let notes = converted.notes.join("\n");
+    for word in [
+        "function",
+        "alpha",
+        "temperature",
+        "gating",
+        "capacities",
+        "selected",
+        "rotary",
+        "epsilon",
+        "context",
+        "sharing",
+        "number of recursions",
+        "KV",
+        "'expert'",
+    ] {
+        assert!(notes.contains(word), "no note about {word} in\n{notes}");
+    }
+}
+
+#[test]
+fn heads_of_width_64_are_assumed_without_a_configuration() {
+    let copy = Copy::of("expert_cycle").without("config.json");
+    assert_eq!(
+        copy.error(),
+        "cannot convert: 'model.layers.0.block.0.self_attn.q_proj.weight' has 32 rows, which heads of width 64 do not divide; give the number of heads or head_dim"
+    );
+}
+
+#[test]
+fn training_values_reach_the_file() {
+    let (bytes, _) = convert_case("expert_tanh", TensorType::F32);
+    let m = mor::gguf::Gguf::parse(&bytes).unwrap().metadata;
+    assert_eq!(m.require_str("mor.router.function").unwrap(), "tanh");
+    let (bytes, _) = convert_case("token_unweighted", TensorType::F32);
+    let m = mor::gguf::Gguf::parse(&bytes).unwrap().metadata;
+    assert_eq!(m.require_str("mor.router.gating").unwrap(), "none");
+    assert_eq!(m.require_str("mor.router.function").unwrap(), "softmax");
+    let (bytes, _) = convert_case("token_kv_shared", TensorType::F32);
+    let m = mor::gguf::Gguf::parse(&bytes).unwrap().metadata;
+    assert_eq!(m.require_str("mor.kv.strategy").unwrap(), "shared");
+}
+
+#[test]
+fn a_router_without_a_function_has_alpha_one() {
+    let copy = Copy::of("expert_cycle");
+    copy.replace_in("mor.yaml", "router_func: sigmoid", "router_func: null");
+    let m = copy
+        .convert(&options(TensorType::F32))
+        .unwrap()
+        .gguf()
+        .metadata;
+    assert_eq!(m.require_str("mor.router.function").unwrap(), "none");
+    assert_eq!(m.require_f32("mor.router.alpha").unwrap(), 1.0);
+}
+
+#[test]
+fn kv_sharing_without_a_router_is_ignored_and_said() {
+    let copy = Copy::of("recursive_cycle");
+    copy.replace_in(
+        "mor.yaml",
+        "kv_sharing:\n  enable: false",
+        "kv_sharing:\n  enable: true",
+    );
+    let converted = copy.check("recursive_cycle", &options(TensorType::F32));
+    let m = converted.gguf().metadata;
+    assert_eq!(m.require_str("mor.kv.strategy").unwrap(), "recursion_wise");
+    assert!(
+        converted
+            .notes
+            .iter()
+            .any(|n| n.starts_with("KV sharing is ignored"))
+    );
+}
+
+/// Writes every recursion's layers out, as some training scripts do.
+fn write_out_all_layers(copy: &mut Copy) {
+    let c = &copy.checkpoint;
+    let mut copies = Vec::new();
+    for r in 1..c.recursions() {
+        for j in 0..c.block() {
+            let names = c.names(r, j);
+            for (part, _) in PARTS {
+                let own = format!("{}.{part}.weight", names[0]);
+                let base = format!("{}.{part}.weight", names[1]);
+                if !c.tensors.contains_key(&own) {
+                    copies.push((own, c.tensors[&base].clone()));
+                }
+            }
+        }
+    }
+    copy.checkpoint.tensors.extend(copies);
+}
+
+#[test]
+fn layers_that_are_written_out_but_equal_collapse() {
+    for case in cases() {
+        let mut options = narrow_heads();
+        options.overrides.name = Some("same".into());
+        let mut original = Copy::of(&case);
+        let plain = original.convert(&options).unwrap();
+        write_out_all_layers(&mut original);
+        let written_out = original.convert(&options).unwrap();
+        assert!(plain.bytes == written_out.bytes, "{case}");
+        // And without documents the copies themselves tell the structure.
+        let mut silent = Copy::of(&case).without("config.json").without("mor.yaml");
+        write_out_all_layers(&mut silent);
+        let found = silent.check(&case, &options);
+        assert_eq!(found.summary.tensors, plain.summary.tensors, "{case}");
+    }
+}
+
+#[test]
+fn a_tensor_of_another_recursion_becomes_an_alias() {
+    let mut copy = Copy::of("expert_own_attention");
+    let deep = "model.layers.3.block.1.self_attn.q_proj.weight";
+    let mid = copy
+        .tensor("model.layers.2.block.1.self_attn.q_proj.weight")
+        .clone();
+    *copy.tensor(deep) = mid.clone();
+    let converted = copy.convert(&options(TensorType::F32)).unwrap();
+    let gguf = converted.gguf();
+    let aliases = gguf
+        .metadata
+        .strings("mor.recursion.aliases")
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        aliases,
+        ["blk.2.rec.2.attn_q.weight=blk.2.rec.1.attn_q.weight"]
+    );
+    assert_eq!(converted.summary.aliases, 1);
+    check_every_tensor("alias", &gguf, &converted.bytes, &copy.checkpoint);
+}
+
+#[test]
+fn a_head_equal_to_the_embedding_is_stored_once() {
+    let mut copy = Copy::of("vanilla");
+    *copy.tensor("lm_head.weight") = copy.tensor("model.embed_tokens.weight").clone();
+    let gguf = copy.convert(&options(TensorType::F32)).unwrap().gguf();
+    assert!(gguf.tensor("output.weight").is_none());
+}
+
+#[test]
+fn safetensors_shards_are_read_with_and_without_an_index() {
+    let copy = Copy::of("recursive_middle_cycle");
+    let names: Vec<&String> = copy.checkpoint.tensors.keys().collect();
+    let mut map = serde_json::Map::new();
+    for (number, part) in names.chunks(names.len().div_ceil(3)).enumerate() {
+        let file = format!("model-{:05}-of-00003.safetensors", number + 1);
+        let tensors = copy
+            .checkpoint
+            .tensors
+            .iter()
+            .filter(|(n, _)| part.contains(n));
+        write_safetensors(&copy.path().join(&file), tensors);
+        for name in part {
+            map.insert((*name).clone(), file.clone().into());
+        }
+    }
+    let check = || {
+        let converted = convert_folder(copy.path(), &options(TensorType::F32)).unwrap();
+        check_every_tensor(
+            "shards",
+            &converted.gguf(),
+            &converted.bytes,
+            &copy.checkpoint,
+        );
+    };
+    check();
+    let index = copy.path().join("model.safetensors.index.json");
+    let document = serde_json::json!({ "weight_map": map });
+    std::fs::write(&index, document.to_string()).unwrap();
+    check();
+    std::fs::write(&index, r#"{"weight_map": {"a": "../model.safetensors"}}"#).unwrap();
+    assert_eq!(
+        convert_folder(copy.path(), &options(TensorType::F32)).unwrap_err(),
+        "cannot convert: 'model.safetensors.index.json' names the shard \"../model.safetensors\", which is not a plain file name"
+    );
+    std::fs::remove_file(index).unwrap();
+    std::fs::remove_file(copy.path().join("model-00002-of-00003.safetensors")).unwrap();
+    let error = convert_folder(copy.path(), &options(TensorType::F32)).unwrap_err();
+    assert!(
+        error.ends_with("holds 2 of 3 shards; add the missing ones"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_is_wrong_with_a_checkpoint_is_said_in_one_sentence() {
+    let mut copy = Copy::of("expert_middle_cycle");
+    let name = "model.layers.1.block.1.mlp.up_proj.weight";
+    let good = copy.tensor(name).clone();
+    for bad in [f32::NAN, f32::INFINITY] {
+        copy.tensor(name).1[40..44].copy_from_slice(&bad.to_le_bytes());
+        assert_eq!(
+            copy.error(),
+            format!(
+                "cannot convert: '{name}' cannot be stored: column 10 holds {bad}, which F32 cannot store; the weights are damaged"
+            )
+        );
+    }
+    *copy.tensor(name) = (vec![32, 64], good.1.clone());
+    assert_eq!(
+        copy.error(),
+        format!(
+            "cannot convert: '{name}' has shape [32, 64], but the model's configuration asks for [64, 32]"
+        )
+    );
+    copy.checkpoint.tensors.remove(name);
+    let folder = copy
+        .path()
+        .file_name()
+        .unwrap()
+        .to_str()
+        .unwrap()
+        .to_string();
+    assert_eq!(
+        copy.error(),
+        format!("cannot convert: the tensor '{name}' is missing; it was looked for in {folder}")
+    );
+    copy.checkpoint.tensors.insert(name.into(), good.clone());
+    copy.checkpoint.tensors.insert(
+        "model.layers.1.block.0.self_attn.q_norm.weight".into(),
+        (vec![8], vec![0; 32]),
+    );
+    assert!(
+        copy.error()
+            .contains("q_norm.weight', which has no place in a expert model")
+            || copy.error().contains("which has no place")
+    );
+}
+
+#[test]
+fn what_is_wrong_with_a_configuration_is_said_in_one_sentence() {
+    let cases = [
+        (
+            "config.json",
+            "\"silu\"",
+            "\"gelu\"",
+            "the activation 'gelu'",
+        ),
+        (
+            "config.json",
+            "\"num_hidden_layers\": 8",
+            "\"num_hidden_layers\": 9",
+            "9 layers cannot be shared as middle_cycle by 3 recursions",
+        ),
+        (
+            "config.json",
+            "\"rms_norm_eps\": 1e-05",
+            "\"rms_norm_eps\": \"x\"",
+            "rms_norm_eps in 'config.json' is \"x\", not a finite number",
+        ),
+        ("config.json", "{", "[", "'config.json' is not sound JSON"),
+        (
+            "mor.yaml",
+            "sharing: middle_cycle",
+            "sharing: spiral",
+            "recursive.sharing in 'mor.yaml' is 'spiral'",
+        ),
+        (
+            "mor.yaml",
+            "capacity: 1.0,0.6666666666666666,0.3333333333333333",
+            "capacity: 1.0,0.5",
+            "2 capacities are given for 3 recursions",
+        ),
+        (
+            "mor.yaml",
+            "type: expert",
+            "type: token",
+            "'model.layers.1.mor_router.router.weight' has shape [1, 32]",
+        ),
+        (
+            "mor.yaml",
+            "relaxation:\n  enable: false",
+            "relaxation:\n  enable: true",
+            "relaxation",
+        ),
+        (
+            "mor.yaml",
+            "temp: 1.0",
+            "temp: 0",
+            "the router's temperature is 0",
+        ),
+    ];
+    for (file, from, to, sentence) in cases {
+        let copy = Copy::of("expert_middle_cycle");
+        copy.replace_in(file, from, to);
+        let error = copy.error();
+        assert!(error.contains(sentence), "{error}");
+    }
+}
+
+#[test]
+fn an_empty_folder_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = convert_folder(folder.path(), &options(TensorType::F32)).unwrap_err();
+    assert!(
+        error.ends_with("holds no model.safetensors, no pytorch_model.bin and no shards of either")
+    );
+}
+
+#[test]
+fn a_converted_file_requantizes_to_the_same_as_its_checkpoint() {
+    for case in ["expert_aux_router", "token_loss_free", "vanilla"] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f32.gguf");
+        std::fs::write(&path, convert_case(case, TensorType::F32).0).unwrap();
+        for ty in [
+            TensorType::F32,
+            TensorType::BF16,
+            TensorType::Q8_0,
+            TensorType::Q4_0,
+        ] {
+            let again = convert_folder(&path, &options(ty)).unwrap();
+            assert!(
+                again.bytes == convert_case(case, ty).0,
+                "{case} {}",
+                ty.name()
+            );
+            assert_eq!(again.summary.architecture, "mor");
+        }
+    }
+}
+
+/// A tiny file of some architecture, with a matrix, a norm and a vector in half precision.
+fn foreign_file(path: &std::path::Path, architecture: &str) {
+    use mor::gguf::{GgufWriter, Metadata, TensorPlan, Value};
+    let mut metadata = Metadata::default();
+    metadata.insert("general.architecture", Value::String(architecture.into()));
+    metadata.insert("general.name", Value::String("tiny".into()));
+    metadata.insert("general.file_type", Value::U32(1));
+    metadata.insert(format!("{architecture}.block_count"), Value::U32(1));
+    let tensors = [
+        ("token_embd.weight", TensorType::F16, vec![32u64, 2]),
+        ("blk.0.attn_norm.weight", TensorType::F32, vec![32]),
+        ("blk.0.attn_q.bias", TensorType::F16, vec![33]),
+    ];
+    let plans = tensors.map(|(name, ty, dims)| TensorPlan {
+        name: name.into(),
+        ty,
+        dims,
+    });
+    let mut writer = GgufWriter::create(path, &metadata, &plans).unwrap();
+    for plan in &plans {
+        let weights: u64 = plan.dims.iter().product();
+        // 1.0 in half precision throughout; as F32 the pairs are some other finite number.
+        let size = if plan.ty == TensorType::F16 { 2 } else { 4 };
+        let bytes = [0x00, 0x3c].repeat(weights as usize * size / 2);
+        writer.write_tensor_bytes(&bytes).unwrap();
+        writer.next_tensor().unwrap();
+    }
+    writer.finish().unwrap();
+}
+
+#[test]
+fn a_llama_file_keeps_its_metadata_and_its_architecture() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("llama.gguf");
+    foreign_file(&path, "llama");
+    let converted = convert_folder(&path, &options(TensorType::Q4_0)).unwrap();
+    assert_eq!(converted.summary.architecture, "llama");
+    let gguf = converted.gguf();
+    assert_eq!(gguf.metadata.require_str("general.name").unwrap(), "tiny");
+    assert_eq!(gguf.metadata.require_u32("general.file_type").unwrap(), 2);
+    let types: Vec<TensorType> = gguf.tensors().iter().map(|t| t.ty).collect();
+    assert_eq!(types, [TensorType::Q4_0, TensorType::F32, TensorType::F32]);
+    assert!(decoded(&gguf, &converted.bytes, "token_embd.weight") == 1f32.to_le_bytes().repeat(64));
+    let mut renamed = options(TensorType::F32);
+    renamed.overrides.name = Some("other".into());
+    let m = convert_folder(&path, &renamed).unwrap().gguf().metadata;
+    assert_eq!(m.require_str("general.name").unwrap(), "other");
+    renamed.overrides.alpha = Some(1.0);
+    let error = convert_folder(&path, &renamed).unwrap_err();
+    assert!(error.contains("only the name can be changed"), "{error}");
+}
+
+#[test]
+fn other_architectures_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("gemma.gguf");
+    foreign_file(&path, "gemma3");
+    assert_eq!(
+        convert_folder(&path, &options(TensorType::Q8_0)).unwrap_err(),
+        "not supported: the architecture 'gemma3'; mor converts GGUF files of the architectures llama and mor"
+    );
+}
+
+#[test]
+fn an_existing_output_survives_a_failure_and_is_replaced_by_success() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out.gguf");
+    std::fs::write(&output, b"precious").unwrap();
+    let mut copy = Copy::of("vanilla");
+    copy.tensor("model.norm.weight").1[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    copy.checkpoint
+        .write(&copy.path().join("model.safetensors"));
+    let mut silent = mor::convert::Silent;
+    let convert = |input: &std::path::Path, silent: &mut mor::convert::Silent| {
+        mor::convert::convert(input, &output, &options(TensorType::F32), silent)
+    };
+    assert!(convert(copy.path(), &mut silent).is_err());
+    assert_eq!(std::fs::read(&output).unwrap(), b"precious");
+    assert!(convert(&case_folder("vanilla"), &mut silent).is_ok());
+    // A file may even be converted onto itself: the old one stays mapped until the end.
+    assert!(convert(&output, &mut silent).is_ok());
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
