@@ -3,6 +3,8 @@
 //! A template is a Jinja program from the model's file, so it is not trusted: its work and its depth
 //! are bounded, it sees nothing but the conversation, and its failures are errors.
 
+mod guard;
+
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
 use minijinja::{Environment, ErrorKind, context};
@@ -14,9 +16,11 @@ use crate::tokenizer::Tokenizer;
 const KEY: &str = "tokenizer.chat_template";
 const NAME: &str = "chat_template";
 
-/// The work that one rendering may do, in instructions and in pieces of 64 bytes: a second or so at
-/// the very most, and far above what a long conversation needs.
-const FUEL: u64 = 2_000_000;
+/// The work that a rendering may do, in instructions and in pieces of 64 bytes: some for the
+/// template itself, some for each message, some for each byte of them. Real templates need a tenth.
+const BASE_FUEL: u64 = 100_000;
+const FUEL_PER_MESSAGE: u64 = 1_000;
+const BYTES_PER_FUEL: u64 = 4;
 
 /// How deep a template may nest; each level costs stack.
 const DEPTH: usize = 100;
@@ -52,22 +56,7 @@ impl ChatTemplate {
 
     /// Makes a template of `source`; `bos_token` and `eos_token` are the names that it may use.
     pub fn new(source: &str, bos_token: String, eos_token: String) -> Result<Self> {
-        let mut environment = Environment::new();
-        // As HF's transformers set up Jinja.
-        let syntax = SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build()
-            .map_err(|error| broken(&error))?;
-        environment.set_syntax(syntax);
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", raise_exception);
-        environment.set_fuel(Some(FUEL));
-        environment.set_recursion_limit(DEPTH);
-        environment
-            .add_template_owned(NAME, source.to_owned())
-            .map_err(|error| broken(&error))?;
+        let environment = guard::compiling(source, || compile(source))?;
         Ok(ChatTemplate {
             environment,
             bos_token,
@@ -78,23 +67,56 @@ impl ChatTemplate {
     /// Writes a conversation as the model's text. With `add_generation_prompt` it ends where the
     /// assistant is to speak. The text names control tokens: encode it with `parse_special`.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let messages: Vec<Value> = messages
-            .iter()
-            .map(|message| context! { role => message.role, content => message.content })
-            .collect();
-        let template = self
-            .environment
-            .get_template(NAME)
-            .map_err(|error| broken(&error))?;
-        template
-            .render(context! {
-                messages,
-                add_generation_prompt,
-                bos_token => self.bos_token.as_str(),
-                eos_token => self.eos_token.as_str(),
-            })
-            .map_err(|error| broken(&error))
+        let fuel = fuel(messages);
+        guard::rendering(fuel, || {
+            let messages: Vec<Value> = messages
+                .iter()
+                .map(|message| context! { role => message.role, content => message.content })
+                .collect();
+            let mut environment = self.environment.clone();
+            environment.set_fuel(Some(fuel));
+            let template = environment
+                .get_template(NAME)
+                .map_err(|error| broken(&error))?;
+            template
+                .render(context! {
+                    messages,
+                    add_generation_prompt,
+                    bos_token => self.bos_token.as_str(),
+                    eos_token => self.eos_token.as_str(),
+                })
+                .map_err(|error| broken(&error))
+        })
     }
+}
+
+fn fuel(messages: &[Message]) -> u64 {
+    let bytes: usize = messages
+        .iter()
+        .map(|message| message.role.len() + message.content.len())
+        .sum();
+    (messages.len() as u64)
+        .saturating_mul(FUEL_PER_MESSAGE)
+        .saturating_add(bytes as u64 / BYTES_PER_FUEL)
+        .saturating_add(BASE_FUEL)
+}
+
+/// Sets up the engine as HF's transformers set up Jinja.
+fn compile(source: &str) -> Result<Environment<'static>> {
+    let mut environment = Environment::new();
+    let syntax = SyntaxConfig::builder()
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .build()
+        .map_err(|error| broken(&error))?;
+    environment.set_syntax(syntax);
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_function("raise_exception", raise_exception);
+    environment.set_recursion_limit(DEPTH);
+    environment
+        .add_template_owned(NAME, source.to_owned())
+        .map_err(|error| broken(&error))?;
+    Ok(environment)
 }
 
 impl std::fmt::Debug for ChatTemplate {
@@ -195,6 +217,37 @@ mod tests {
         assert!(failure("\n{% if %}").contains("line 2"));
         assert!(failure("{{ strftime_now('%Y') }}").contains("strftime_now"));
         assert!(failure("{{ messages | nonsense }}").contains("nonsense"));
+    }
+
+    #[test]
+    fn depth_does_not_exhaust_the_stack() {
+        for (wrap, end) in [
+            ("[ns.x]", "{{ ns.x }}"),
+            ("{'a': ns.x}", "{{ ns.x | tojson }}"),
+            ("ns.x[0:]", "{{ ns.x | list }}"),
+            ("[ns.x]", "{{ [ns.x, 1] | unique | list }}"),
+            ("{'a': ns.x}", "{{ ns.x == ns.x }}"),
+        ] {
+            for depth in [1_000, 99_999] {
+                let build = format!(
+                    "{{% set ns = namespace(x=[1]) %}}{{% for i in range({depth}) %}}{{% set ns.x = {wrap} %}}{{% endfor %}}"
+                );
+                // Whether it is refused does not matter, only that it returns.
+                let _ = render(&(build + end));
+            }
+        }
+        for link in [
+            "+1", ".a", "|e", "()", "-1", "~1", "[0]", " is odd", " or 1", "**1",
+        ] {
+            let chain = link.repeat(10_000 / link.len());
+            let _ = render(&format!("{{{{ a{chain} }}}}"));
+        }
+        let _ = render(&format!("{{{{ {}1 }}}}", "-".repeat(30_000)));
+        let _ = render(&format!(
+            "{{% if a %}}{}{{% endif %}}",
+            "{%elif a%}".repeat(3_000)
+        ));
+        failure("{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}");
     }
 
     #[test]
