@@ -6,7 +6,7 @@ mod common;
 mod support;
 
 use common::cases::{case_folder, gguf_bytes};
-use mor::gguf::Value;
+use mor::gguf::{Array, Value};
 use mor::quant::TensorType;
 use std::path::Path;
 use support::*;
@@ -15,6 +15,40 @@ const CASE: &str = "expert_middle_cycle";
 
 fn sound() -> Vec<u8> {
     gguf_bytes(CASE, TensorType::F32)
+}
+
+/// A model that can write: letters, and a tokenizer of the SentencePiece kind for them.
+fn speaking() -> Vec<u8> {
+    let mut draft = Draft::of(&sound());
+    let letters = (b'a'..=b'z').map(|c| char::from(c).to_string());
+    let mut tokens: Vec<String> = vec![
+        "<unk>".into(),
+        "<s>".into(),
+        "</s>".into(),
+        "\u{2581}".into(),
+    ];
+    tokens.extend(letters);
+    tokens.extend((tokens.len()..96).map(|i| format!("spare{i}")));
+    let kinds = (0..96)
+        .map(|i| match i {
+            0 => 2,
+            1 | 2 => 3,
+            _ => 1,
+        })
+        .collect();
+    let mut set = |key: &str, value| {
+        draft
+            .metadata
+            .insert(format!("tokenizer.ggml.{key}"), value)
+    };
+    set("model", Value::String("llama".into()));
+    set("tokens", Value::Array(Array::String(tokens)));
+    set("scores", Value::Array(Array::F32(vec![0.0; 96])));
+    set("token_type", Value::Array(Array::I32(kinds)));
+    set("bos_token_id", Value::U32(1));
+    set("eos_token_id", Value::U32(2));
+    set("unknown_token_id", Value::U32(0));
+    draft.bytes()
 }
 
 /// Every command that opens a model refuses the one at `model`.
@@ -178,7 +212,7 @@ fn weights_that_are_not_numbers() {
 #[test]
 fn values_of_the_command_line() {
     let desk = Desk::new();
-    let model = desk.file("model.gguf", sound());
+    let model = desk.file("model.gguf", speaking());
     let tokens = desk.file("tokens.txt", "1 2 3\n4 5\n");
     let out = desk.arg("out.safetensors");
     let huge = usize::MAX.to_string();
@@ -209,20 +243,23 @@ fn values_of_the_command_line() {
         &["plan", &model, "-c", "16", "--sequences", &huge],
         "sequences",
     );
-    // The model inside the program has a tokenizer.
-    refuses(&["run", "-p", "It", "--temp=-1"], "temperature");
-    refuses(&["run", "-p", "It", "--temp", "nan"], "temperature");
-    refuses(&["run", "-p", "It", "--top-p", "2"], "top-p");
-    refuses(&["run", "-p", "It", "--min-p", "2"], "min-p");
+    refuses(&["run", &model, "-p", "It", "--temp=-1"], "temperature");
+    refuses(&["run", &model, "-p", "It", "--temp", "nan"], "temperature");
+    refuses(&["run", &model, "-p", "It", "--top-p", "2"], "top-p");
+    refuses(&["run", &model, "-p", "It", "--min-p", "2"], "min-p");
     refuses(
-        &["run", "-p", "It", "--repeat-penalty", "0"],
+        &["run", &model, "-p", "It", "--repeat-penalty", "0"],
         "repetition penalty",
     );
-    refuses(&["run", "-p", "It", "--max-depth", "9"], "depth limit is 9");
-    refuses(&["run", "-p", "It", "-c", &huge], "context");
+    refuses(
+        &["run", &model, "-p", "It", "--max-depth", "9"],
+        "depth limit is 9",
+    );
+    refuses(&["run", &model, "-p", "It", "-c", &huge], "context");
     refuses(
         &[
             "run",
+            &model,
             "-p",
             "It is a truth universally acknowledged",
             "-c",
@@ -230,7 +267,7 @@ fn values_of_the_command_line() {
         ],
         "larger context",
     );
-    refuses(&["run", "-p", "", "-n", "1", "-t", "0"], "threads");
+    refuses(&["run", &model, "-p", "", "-n", "1", "-t", "0"], "threads");
 }
 
 #[test]
@@ -339,8 +376,7 @@ fn texts_for_perplexity() {
     let text = desk.file("text.txt", "It is a truth.");
     refuses(&["perplexity", &model, &text], "tokenizer");
     refuses(&["run", &model, "-p", "a"], "tokenizer");
-    let inside = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/austen-mor-5m-q8_0.gguf");
-    let inside = inside.to_str().unwrap();
+    let inside = &*desk.file("speaking.gguf", speaking());
     refuses(&["perplexity", inside, &desk.arg("no.txt")], "cannot read");
     refuses(&["perplexity", inside, &text], "at least two windows");
     refuses(
