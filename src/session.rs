@@ -3,11 +3,9 @@
 use crate::cpu::{self, team::Team};
 use crate::error::{Error, Result};
 use crate::model::{Model, PlaneTokens};
-use crate::plan::{ARENA_ALIGNMENT, Buffers, Plan, Row, SessionParams};
+use crate::plan::{Buffers, Plan, Row, SessionParams};
 use crate::routing::Routing;
 use crate::sampling::Sampler;
-use std::alloc::{Layout, alloc_zeroed, dealloc};
-use std::ptr::NonNull;
 use std::sync::Arc;
 
 /// One sequence in the making. After creation no call allocates.
@@ -328,45 +326,23 @@ impl Session {
     }
 }
 
-/// The memory of a session.
-struct Arena {
-    start: NonNull<u8>,
-    layout: Layout,
-}
-
-// SAFETY: the arena owns its memory and gives it out through `&self` and `&mut self` only.
-unsafe impl Send for Arena {}
-// SAFETY: as above.
-unsafe impl Sync for Arena {}
+/// The memory of a session: pages that the system gives when they are first written, so that those
+/// never used cost nothing. (The allocator's zeroed memory would be written to at this alignment.)
+struct Arena(memmap2::MmapMut);
 
 impl Arena {
-    /// Zeroed memory, which large allocations get from the system untouched: pages that are
-    /// never used cost nothing.
     fn new(bytes: usize) -> Result<Self> {
-        let refused = Error::OutOfMemory { bytes };
-        let Ok(layout) = Layout::from_size_align(bytes.max(1), ARENA_ALIGNMENT) else {
-            return Err(refused);
-        };
-        // SAFETY: the size is not zero.
-        let start = unsafe { alloc_zeroed(layout) };
-        let start = NonNull::new(start).ok_or(refused)?;
-        Ok(Arena { start, layout })
+        match memmap2::MmapMut::map_anon(bytes.max(1)) {
+            Ok(map) => Ok(Arena(map)),
+            Err(_) => Err(Error::OutOfMemory { bytes }),
+        }
     }
 
     fn bytes(&self) -> &[u8] {
-        // SAFETY: allocated with this size, initialised, borrowed with self.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.layout.size()) }
+        &self.0
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `bytes`, and exclusively borrowed with self.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.layout.size()) }
-    }
-}
-
-impl Drop for Arena {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this layout.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+        &mut self.0
     }
 }

@@ -204,6 +204,11 @@ impl Pass<'_, '_> {
         let router = model.router(0);
         self.scores(router, n, spec)?;
         let outputs = router.outputs();
+        if let Some(bias) = &router.pick_bias
+            && !bias.values(model.bytes()).all(f32::is_finite)
+        {
+            return Err(Error::NotFinite("a router's bias".into()));
+        }
         let b = &mut *self.buffers;
         for row in 0..n {
             let weights = &mut b.scores[row * outputs..][..outputs];

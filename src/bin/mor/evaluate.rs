@@ -66,7 +66,7 @@ pub fn generate_tokens(args: &GenerateTokensArgs) -> Result<()> {
     let lines = input::token_lines(&args.tokens)?;
     let longest = lines.iter().map(Vec::len).max().unwrap_or(0);
     let params = SessionParams {
-        context: longest + args.n,
+        context: longest.saturating_add(args.n),
         ..Default::default()
     };
     let mut session = input::session(&model, &args.engine, KvType::F32, params)?;

@@ -32,10 +32,23 @@ fn main() -> ExitCode {
         // A reader that closed the pipe has what it wanted.
         Err(error) if is_broken_pipe(&*error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("mor: {error}");
+            eprintln!("mor: {}", one_line(&error.to_string()));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Names out of a file may hold line ends and terminal commands; what is shown must not.
+fn one_line(sentence: &str) -> String {
+    let mut line = String::new();
+    for c in sentence.chars() {
+        if c.is_control() {
+            line.extend(c.escape_debug());
+        } else {
+            line.push(c);
+        }
+    }
+    line
 }
 
 fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {

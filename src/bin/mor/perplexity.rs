@@ -23,7 +23,7 @@ pub fn perplexity(args: &PerplexityArgs) -> Result<()> {
     if context < 4 {
         return Err("a window needs at least 4 tokens; give more with -c".into());
     }
-    if tokens.len() < 2 * context {
+    if tokens.len() / 2 < context {
         return Err(format!(
             "'{}' has {} tokens; at least two windows of {context} are needed (a smaller -c helps)",
             args.text.display(),

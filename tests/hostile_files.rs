@@ -1,0 +1,306 @@
+//! Damaged and misleading models through the library: an error that says what is wrong.
+#![cfg(feature = "convert")]
+
+mod common;
+#[path = "hostile/support.rs"]
+mod support;
+
+use common::cases::gguf_bytes;
+use mor::gguf::{Array, Value};
+use mor::quant::TensorType;
+use support::*;
+
+/// Kinds whose tensors differ.
+const KINDS: [&str; 6] = [
+    "vanilla",
+    "recursive_middle_sequence",
+    "expert_mlp_router",
+    "expert_aux_router",
+    "expert_own_attention",
+    "token_loss_free",
+];
+
+#[test]
+fn truncation_at_every_97th_byte() {
+    let bytes = gguf_bytes("expert_aux_router", TensorType::F32);
+    for length in (0..bytes.len() - 32).step_by(97) {
+        let sentence = refusal(bytes[..length].to_vec(), &format!("{length} bytes"));
+        assert_says(&sentence, "the file is damaged", "truncated");
+    }
+}
+
+/// Tensors that a file may lack: the head is tied then, the picks unbiased, and recursions that
+/// lack their own tensors take the shared ones, where there are any.
+fn is_optional(name: &str) -> bool {
+    name == "output.weight" || name.ends_with(".bias") || name.contains(".rec.")
+}
+
+#[test]
+fn every_tensor_missing_once() {
+    for kind in KINDS {
+        let draft = Draft::of(&gguf_bytes(kind, TensorType::F32));
+        for i in 0..draft.tensors.len() {
+            let mut draft = draft.clone();
+            let (plan, _) = draft.tensors.remove(i);
+            let result = run(draft.bytes(), &[1, 2, 3, 0]);
+            match result {
+                Ok(()) => assert!(
+                    is_optional(&plan.name),
+                    "{kind}: {} is not missed",
+                    plan.name
+                ),
+                Err(error) => {
+                    let sentence = error.to_string();
+                    // Of an MLP router's two layers, either may be named.
+                    let stem = plan.name.trim_end_matches(".weight");
+                    assert_says(&sentence, stem, kind);
+                    assert!(
+                        sentence.contains("missing") || sentence.contains("lacks"),
+                        "{kind}: {sentence}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_tensor_of_a_wrong_shape_once() {
+    for kind in KINDS {
+        let draft = Draft::of(&gguf_bytes(kind, TensorType::F32));
+        for i in 0..draft.tensors.len() {
+            // One more column; one more row; a third dimension.
+            for spoil in 0..3 {
+                let mut draft = draft.clone();
+                let (plan, bytes) = &mut draft.tensors[i];
+                match (spoil, plan.dims.len()) {
+                    (0, _) => plan.dims[0] += 1,
+                    (1, 1) => plan.dims.push(2),
+                    (1, _) => plan.dims[1] += 1,
+                    _ => plan.dims.resize(3, 2),
+                }
+                let weights: u64 = plan.dims.iter().product();
+                bytes.resize(4 * weights as usize, 0);
+                let name = plan.name.clone();
+                // The rows of an MLP router's first layer are only known from the second's.
+                let stem = name
+                    .trim_end_matches("0.weight")
+                    .trim_end_matches(".weight");
+                let stem = stem.trim_end_matches(".0");
+                let what = format!("{kind}: {name}, {spoil}");
+                let sentence = refusal(draft.bytes(), &what);
+                assert_says(&sentence, stem, &what);
+                assert_says(&sentence, "shape", &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn norms_of_another_type() {
+    let bytes = gguf_bytes("vanilla", TensorType::F32);
+    let draft = Draft::of(&bytes);
+    for i in 0..draft.tensors.len() {
+        let mut draft = draft.clone();
+        let (plan, bytes) = &mut draft.tensors[i];
+        if plan.dims.len() > 1 {
+            continue;
+        }
+        plan.ty = TensorType::F16;
+        bytes.truncate(bytes.len() / 2);
+        let name = plan.name.clone();
+        let sentence = refusal(draft.bytes(), &name);
+        assert_says(&sentence, "must be F32", &name);
+    }
+}
+
+/// One spoilt weight anywhere is noticed; none passes for a result.
+#[test]
+fn one_weight_that_is_not_a_number() {
+    for kind in KINDS {
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let draft = Draft::of(&gguf_bytes(kind, TensorType::F32));
+            for i in 0..draft.tensors.len() {
+                let mut draft = draft.clone();
+                let (plan, bytes) = &mut draft.tensors[i];
+                bytes[..4].copy_from_slice(&value.to_le_bytes());
+                let what = format!("{kind}: {value} in {}", plan.name);
+                assert_says(&refusal(draft.bytes(), &what), "not finite", &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn encoded_weights_that_are_not_numbers() {
+    for ty in [
+        TensorType::Q8_0,
+        TensorType::Q4_0,
+        TensorType::Q4_1,
+        TensorType::F16,
+    ] {
+        let draft = Draft::of(&gguf_bytes("expert_middle_cycle", ty));
+        for i in 0..draft.tensors.len() {
+            let mut draft = draft.clone();
+            let (plan, bytes) = &mut draft.tensors[i];
+            if plan.ty == TensorType::F32 {
+                continue;
+            }
+            // An F16 NaN: the scale of a block, or a weight.
+            bytes[..2].copy_from_slice(&0x7e00u16.to_le_bytes());
+            let what = format!("{ty}: {}", plan.name);
+            assert_says(&refusal(draft.bytes(), &what), "not finite", &what);
+        }
+    }
+}
+
+fn text(s: &str) -> Value {
+    Value::String(s.into())
+}
+
+fn shares(values: &[f64]) -> Value {
+    Value::Array(Array::F64(values.to_vec()))
+}
+
+/// A key, its value, and what the sentence says besides.
+type Spoilt = (&'static str, Value, &'static str);
+
+fn sizes() -> Vec<Spoilt> {
+    use Value::{I32, U32, U64};
+    vec![
+        ("attention.head_count", U32(0), "is zero"),
+        ("attention.head_count", U32(3), "evenly"),
+        ("attention.head_count", U32(1 << 30), "more than the limit"),
+        ("attention.head_count", I32(-4), "head_count"),
+        ("attention.head_count_kv", U32(0), "is zero"),
+        ("attention.head_count_kv", U32(3), "evenly"),
+        ("attention.key_length", U32(0), "is zero"),
+        ("attention.key_length", U32(100_000), "more than the limit"),
+        ("attention.value_length", U32(4), "different lengths"),
+        ("block_count", U32(0), "is zero"),
+        ("block_count", U32(2), "at least 3 stored blocks"),
+        ("block_count", U32(2000), "more than the limit"),
+        ("block_count", U32(1000), "missing"),
+        ("block_count", U64(u64::MAX), "block_count"),
+        ("embedding_length", U32(0), "is zero"),
+        ("embedding_length", U32(33), "shape"),
+        ("embedding_length", U32(u32::MAX), "more than the limit"),
+        ("feed_forward_length", U32(0), "is zero"),
+        ("feed_forward_length", U32(65), "shape"),
+        ("context_length", U32(0), "is zero"),
+        ("context_length", U32(1 << 30), "more than the limit"),
+        ("context_length", text("long"), "context_length"),
+        ("vocab_size", U32(97), "shape"),
+        ("vocab_size", U32(u32::MAX), "more than the limit"),
+        ("expert_count", U32(8), "mixture-of-experts"),
+        ("rope.dimension_count", U32(0), "is zero"),
+        ("rope.dimension_count", U32(7), "an even number"),
+        ("rope.dimension_count", U32(16), "at most the head"),
+        ("recursion.count", U32(0), "is zero"),
+        ("recursion.count", U32(4), "4 shares"),
+        ("recursion.count", U32(65), "more than the limit"),
+        ("recursion.count", U32(u32::MAX), "more than the limit"),
+    ]
+}
+
+fn rules() -> Vec<Spoilt> {
+    use Value::F32;
+    let positive = "a positive number";
+    vec![
+        ("attention.layer_norm_rms_epsilon", F32(-1e-5), positive),
+        ("attention.layer_norm_rms_epsilon", F32(0.0), positive),
+        ("attention.layer_norm_rms_epsilon", F32(f32::NAN), positive),
+        ("rope.freq_base", F32(-1.0), positive),
+        ("rope.freq_base", F32(f32::INFINITY), positive),
+        ("rope.pairing", text("sideways"), "known are"),
+        ("rope.scaling.type", text("yarn"), "known are"),
+        ("recursion.sharing", text("none"), "more than one recursion"),
+        ("recursion.sharing", text("spiral"), "known are"),
+        (
+            "recursion.aliases",
+            Value::Array(Array::String(vec!["a".into()])),
+            "name=target",
+        ),
+        (
+            "recursion.aliases",
+            Value::Array(Array::String(vec!["a=b".into()])),
+            "lacks",
+        ),
+        ("router.kind", text("oracle"), "known are"),
+        ("router.kind", text("token"), "router"),
+        ("router.function", text("softmax"), "known are"),
+        ("router.gating", text("maybe"), "known are"),
+        ("router.selection", text("aux_router"), "missing"),
+        ("router.alpha", F32(f32::INFINITY), "must be finite"),
+        ("router.alpha", F32(f32::NAN), "must be finite"),
+        ("router.cut", F32(1.5), "between 0 and 1"),
+        ("router.cut", F32(f32::NAN), "between 0 and 1"),
+        ("router.temperature", F32(0.0), positive),
+        ("router.temperature", F32(-1.0), positive),
+        ("router.capacities", shares(&[1.0, 0.5]), "3 shares"),
+        (
+            "router.capacities",
+            shares(&[1.0, 0.5, 2.0]),
+            "between 0 and 1",
+        ),
+        (
+            "router.capacities",
+            shares(&[1.0, -0.5, 0.1]),
+            "between 0 and 1",
+        ),
+        (
+            "router.capacities",
+            shares(&[1.0, f64::NAN, 0.1]),
+            "between 0 and 1",
+        ),
+        ("router.capacities", text("all"), "capacities"),
+        ("kv.strategy", text("none"), "known are"),
+    ]
+}
+
+#[test]
+fn hyperparameters_out_of_range() {
+    let draft = Draft::of(&gguf_bytes("expert_middle_cycle", TensorType::F32));
+    for (key, value, phrase) in [sizes(), rules()].concat() {
+        let what = format!("{key} = {value:?}");
+        let mut draft = draft.clone();
+        draft.metadata.insert(format!("mor.{key}"), value);
+        assert_says(&refusal(draft.bytes(), &what), phrase, &what);
+    }
+}
+
+#[test]
+fn hyperparameters_that_are_missing() {
+    let draft = Draft::of(&gguf_bytes("expert_middle_cycle", TensorType::F32));
+    for key in [
+        "general.architecture",
+        "mor.attention.head_count",
+        "mor.attention.layer_norm_rms_epsilon",
+        "mor.block_count",
+        "mor.context_length",
+        "mor.embedding_length",
+        "mor.feed_forward_length",
+        "mor.recursion.sharing",
+        "mor.vocab_size",
+    ] {
+        let mut draft = draft.clone();
+        assert!(draft.metadata.remove(key).is_some(), "{key}");
+        assert_says(&refusal(draft.bytes(), key), key, key);
+    }
+}
+
+#[test]
+fn huge_strings_and_arrays() {
+    let bytes = gguf_bytes("expert_middle_cycle", TensorType::F32);
+    let after = |key: &str| {
+        let at = bytes.windows(key.len()).position(|w| w == key.as_bytes());
+        at.unwrap() + key.len() + 4
+    };
+    for length in [u64::MAX, 1 << 63, 1 << 40, 1 << 25, bytes.len() as u64] {
+        let length = length.to_le_bytes();
+        let string = patch(&bytes, after("general.architecture"), &length);
+        assert_says(&refusal(string, "string"), "general.architecture", "string");
+        let array = patch(&bytes, after("mor.router.capacities") + 4, &length);
+        assert_says(&refusal(array, "array"), "capacities", "array");
+    }
+}
