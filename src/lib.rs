@@ -30,3 +30,8 @@ pub use routing::Routing;
 pub use sampling::{Sampler, SamplerParams};
 pub use session::Session;
 pub use tokenizer::Tokenizer;
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
