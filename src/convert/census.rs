@@ -6,8 +6,8 @@ use super::options::Sharing;
 use super::source::Source;
 use crate::error::{Error, Result};
 
-/// More layers than any model has; keeps a hostile name from sizing anything.
-const MAX_LAYERS: usize = 4096;
+/// More layers than any model has; keeps a hostile name or number from sizing anything.
+pub(super) const MAX_LAYERS: usize = 4096;
 
 /// The matrices that decide whether two plain layers are the same layer. Norms are left out: a
 /// layer that is shared but for its norms is still a shared layer.

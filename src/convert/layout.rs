@@ -368,7 +368,7 @@ impl<'s> Planner<'s, '_> {
                 .any(|part| name.contains(part));
             if name.starts_with("model.layers.") && !router {
                 return Err(Error::convert(format!(
-                    "the checkpoint holds '{name}', which has no place in a {} model of {} layers shared as {} by {} recursions",
+                    "the checkpoint holds '{name}', which has no place in a model of kind '{}' with {} layers shared as {} by {} recursions",
                     self.spec.kind.name(),
                     self.logical_layers(),
                     self.spec.sharing.name(),

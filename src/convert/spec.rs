@@ -1,7 +1,7 @@
 //! What kind of model a checkpoint is: the caller's word first, then the training run's
 //! configuration, then what the tensors show, then the paper's defaults, each of which is said.
 
-use super::census::{Census, Classes, Known, Style, infer_repeat};
+use super::census::{Census, Classes, Known, MAX_LAYERS, Style, infer_repeat};
 use super::document::Document;
 use super::hyper::{self, Shape};
 use super::options::{Kind, KvStrategy, Overrides, Progress, Sharing};
@@ -54,10 +54,15 @@ impl Spec {
             },
             layers: documents.config.usize("num_hidden_layers")?,
         };
-        if known.recursions == Some(0) {
-            return Err(Error::convert(
-                "the number of recursions is 0; it must be at least 1",
-            ));
+        for (what, count) in [
+            ("num_recursion", known.recursions),
+            ("num_hidden_layers", known.layers),
+        ] {
+            if let Some(count) = count.filter(|n| !(1..=MAX_LAYERS).contains(n)) {
+                return Err(Error::convert(format!(
+                    "{what} is {count}; it must be from 1 to {MAX_LAYERS}"
+                )));
+            }
         }
         let kind = named_kind(training, overrides)?;
         let structure = match census.style {

@@ -283,10 +283,9 @@ fn what_is_wrong_with_a_checkpoint_is_said_in_one_sentence() {
         "model.layers.1.block.0.self_attn.q_norm.weight".into(),
         (vec![8], vec![0; 32]),
     );
-    assert!(
-        copy.error()
-            .contains("q_norm.weight', which has no place in a expert model")
-            || copy.error().contains("which has no place")
+    assert_eq!(
+        copy.error(),
+        "cannot convert: the checkpoint holds 'model.layers.1.block.0.self_attn.q_norm.weight', which has no place in a model of kind 'expert' with 8 layers shared as middle_cycle by 3 recursions"
     );
 }
 
@@ -304,6 +303,18 @@ fn what_is_wrong_with_a_configuration_is_said_in_one_sentence() {
             "\"num_hidden_layers\": 8",
             "\"num_hidden_layers\": 9",
             "9 layers cannot be shared as middle_cycle by 3 recursions",
+        ),
+        (
+            "config.json",
+            "\"num_hidden_layers\": 8",
+            "\"num_hidden_layers\": 4000000000",
+            "num_hidden_layers is 4000000000; it must be from 1 to 4096",
+        ),
+        (
+            "mor.yaml",
+            "num_recursion: 3",
+            "num_recursion: 0",
+            "num_recursion is 0; it must be from 1 to 4096",
         ),
         (
             "config.json",
