@@ -57,7 +57,7 @@ pub struct KvShape {
 }
 
 impl KvShape {
-    /// Bytes of a page: keys, then values, each [kv_heads][PAGE_TOKENS][head_dim].
+    /// Bytes of a page: keys, then values, each `[kv_heads][PAGE_TOKENS][head_dim]`.
     pub fn page_bytes(&self) -> usize {
         2 * self.kv_heads * PAGE_TOKENS * self.head_bytes
     }

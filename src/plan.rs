@@ -435,7 +435,7 @@ pub(crate) struct Buffers<'a> {
     pub scratch: &'a mut [f32],
     /// [logit_rows, vocab]
     pub logits: &'a mut [f32],
-    /// [vocab] sampling.
+    /// `[vocab]` sampling.
     pub candidates: &'a mut [Candidate],
     /// [sequences, context] tokens so far.
     pub tokens: &'a mut [u32],

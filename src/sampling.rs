@@ -93,8 +93,8 @@ impl Sampler {
         Ok(Sampler { params, state })
     }
 
-    /// Draws from `logits` [vocab]. `recent` are the tokens so far, for the penalty; `candidates`
-    /// [vocab] is scratch.
+    /// Draws from `logits` `[vocab]`. `recent` are the tokens so far, for the penalty; `candidates`
+    /// `[vocab]` is scratch.
     pub fn sample(&mut self, logits: &[f32], recent: &[u32], candidates: &mut [Candidate]) -> u32 {
         let p = &self.params;
         let candidates = &mut candidates[..logits.len()];

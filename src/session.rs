@@ -151,13 +151,13 @@ impl Session {
         self.run(tokens, |_, _| Ok(()))
     }
 
-    /// Runs one token and returns the logits [vocab] of what follows it.
+    /// Runs one token and returns the logits `[vocab]` of what follows it.
     pub fn step(&mut self, token: u32) -> Result<&[f32]> {
         self.prefill(&[token])?;
         self.logits()
     }
 
-    /// The logits [vocab] after the last token.
+    /// The logits `[vocab]` after the last token.
     pub fn logits(&mut self) -> Result<&[f32]> {
         self.compute_logits()?;
         let vocab = self.model.hyperparameters().vocab_size;
@@ -180,7 +180,7 @@ impl Session {
     }
 
     /// Runs `tokens` and calls `each(index, logits)` for every one of them, in order: the logits
-    /// [vocab] of what follows `tokens[index]`.
+    /// `[vocab]` of what follows `tokens[index]`.
     pub fn score(
         &mut self,
         tokens: &[u32],
