@@ -236,3 +236,152 @@ fn special_ids(metadata: &Metadata, names: &Names, defaults: Defaults) -> Result
         ends,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::EncodeOptions;
+    use super::*;
+    use crate::gguf::{Array, Value};
+
+    fn strings(items: &[&str]) -> Value {
+        Value::Array(Array::String(
+            items.iter().map(|item| item.to_string()).collect(),
+        ))
+    }
+
+    /// "ab" and "abc" from letters, an end token and a user's one.
+    fn bpe() -> Metadata {
+        let mut metadata = Metadata::new();
+        metadata.insert(MODEL, Value::String("gpt2".into()));
+        metadata.insert(PRE, Value::String("gpt-2".into()));
+        let tokens = ["a", "b", "c", "ab", "abc", "<|im_end|>", "<tool>"];
+        metadata.insert(TOKENS, strings(&tokens));
+        metadata.insert(TYPES, Value::Array(Array::I32(vec![1, 1, 1, 1, 1, 1, 4])));
+        metadata.insert(MERGES, strings(&["a b", "ab c"]));
+        metadata
+    }
+
+    fn spm() -> Metadata {
+        let mut metadata = Metadata::new();
+        metadata.insert(MODEL, Value::String("llama".into()));
+        metadata.insert(TOKENS, strings(&["<unk>", "<s>", "</s>", "▁", "a", "▁a"]));
+        metadata.insert(TYPES, Value::Array(Array::I32(vec![2, 3, 3, 1, 1, 1])));
+        let scores = vec![0.0, 0.0, 0.0, -2.0, -3.0, -1.0];
+        metadata.insert(SCORES, Value::Array(Array::F32(scores)));
+        metadata
+    }
+
+    fn refusal(base: fn() -> Metadata, change: impl FnOnce(&mut Metadata)) -> String {
+        let mut metadata = base();
+        change(&mut metadata);
+        match Tokenizer::from_metadata(&metadata) {
+            Err(Error::Tokenizer(text)) => text,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn small_vocabularies_work() {
+        let bpe = Tokenizer::from_metadata(&bpe()).unwrap();
+        let plain = EncodeOptions::default();
+        let special = EncodeOptions {
+            parse_special: true,
+            ..plain
+        };
+        assert_eq!(bpe.encode("abcab", plain).unwrap(), [4, 3]);
+        assert_eq!(bpe.encode("a<tool>b", plain).unwrap(), [0, 6, 1]);
+        // Ends are control tokens, whatever their type; the letters of this name are no tokens.
+        assert_eq!(bpe.encode("c<|im_end|>", special).unwrap(), [2, 5]);
+        assert_eq!(bpe.encode("c<|im_end|>", plain).unwrap(), [2]);
+        assert_eq!(bpe.eot(), Some(5));
+        assert!(bpe.is_end(5) && bpe.eos().is_none() && bpe.bos().is_none());
+        assert_eq!(bpe.decode(&[4, 5, 6], false).unwrap(), "abc<tool>");
+        assert_eq!(bpe.decode(&[4, 5], true).unwrap(), "abc<|im_end|>");
+        assert!(bpe.decode(&[7], true).is_err());
+        let spm = Tokenizer::from_metadata(&spm()).unwrap();
+        assert_eq!(spm.encode("aa zz", plain).unwrap(), [5, 4, 3, 0]);
+        // After a special token the text begins anew, with its space.
+        assert_eq!(spm.encode("a</s>a", special).unwrap(), [5, 2, 5]);
+    }
+
+    #[test]
+    fn missing_and_unknown_parts_are_refused() {
+        let text = |value: &str| Value::String(value.into());
+        assert!(refusal(bpe, |m| drop(m.remove(MODEL))).contains(MODEL));
+        assert!(refusal(bpe, |m| drop(m.insert(MODEL, text("bert")))).contains("bert"));
+        assert!(refusal(bpe, |m| drop(m.insert(PRE, text("tekken\u{7}")))).contains("tekken"));
+        assert!(refusal(bpe, |m| drop(m.remove(MERGES))).contains(MERGES));
+        assert!(refusal(bpe, |m| drop(m.remove(TOKENS))).contains(TOKENS));
+        assert!(refusal(spm, |m| drop(m.insert(TOKENS, strings(&[])))).contains(TOKENS));
+    }
+
+    #[test]
+    fn damaged_arrays_are_refused() {
+        let types = |count| Value::Array(Array::I32(vec![1; count]));
+        let scores = |scores: Vec<f32>| Value::Array(Array::F32(scores));
+        for count in [0, 6, 8] {
+            assert!(refusal(bpe, |m| drop(m.insert(TYPES, types(count)))).contains("7 tokens"));
+        }
+        assert!(refusal(spm, |m| drop(m.insert(SCORES, scores(vec![0.0])))).contains("1 entries"));
+        let mut bad = vec![0.0; 6];
+        bad[3] = f32::NAN;
+        assert!(refusal(spm, |m| drop(m.insert(SCORES, scores(bad)))).contains("token 3"));
+        let twice = strings(&["a", "b", "c", "ab", "abc", "b", "x"]);
+        assert!(refusal(bpe, |m| drop(m.insert(TOKENS, twice))).contains("1 and 5"));
+        let merges = strings(&["a b", "b z"]);
+        assert!(refusal(bpe, |m| drop(m.insert(MERGES, merges))).contains("merge 1"));
+        // Of another type altogether: the container says so.
+        let mut metadata = bpe();
+        metadata.insert(TOKENS, Value::U32(3));
+        assert!(Tokenizer::from_metadata(&metadata).is_err());
+    }
+
+    #[test]
+    fn ids_out_of_range_are_refused() {
+        for key in [BOS, EOS, EOT, EOM] {
+            let refused = refusal(bpe, |m| drop(m.insert(key, Value::U32(7))));
+            assert!(
+                refused.contains(key) && refused.contains("7 tokens"),
+                "{refused}"
+            );
+        }
+        assert!(refusal(spm, |m| drop(m.insert(UNKNOWN, Value::U32(u32::MAX)))).contains(UNKNOWN));
+        assert!(refusal(bpe, |m| drop(m.insert(ADD_BOS, Value::Bool(true)))).contains(BOS));
+        // The usual places of SentencePiece do not exist in so small a vocabulary.
+        let small = |m: &mut Metadata| {
+            m.insert(TOKENS, strings(&["a"]));
+            m.remove(TYPES);
+            m.remove(SCORES);
+        };
+        assert!(refusal(spm, small).contains(BOS));
+    }
+
+    #[test]
+    fn odd_but_sound_vocabularies_load() {
+        let mut metadata = bpe();
+        metadata.insert(TOKENS, strings(&["a", "b", "c", "ab", "abc", "", ""]));
+        metadata.insert(TYPES, Value::Array(Array::I32(vec![1, 1, 1, 1, 1, 99, -5])));
+        let tokenizer = Tokenizer::from_metadata(&metadata).unwrap();
+        assert_eq!(tokenizer.decode(&[0, 5, 6], true).unwrap(), "a");
+        let mut metadata = spm();
+        metadata.remove(TYPES);
+        metadata.remove(SCORES);
+        metadata.insert(ADD_BOS, Value::Bool(false));
+        let tokenizer = Tokenizer::from_metadata(&metadata).unwrap();
+        let ids = tokenizer.encode("a", EncodeOptions::default()).unwrap();
+        assert_eq!(ids, [5]);
+    }
+
+    #[test]
+    fn what_cannot_be_spelled_is_an_error_not_a_panic() {
+        let mut metadata = spm();
+        metadata.insert(TOKENS, strings(&["a", "b", "c"]));
+        metadata.remove(TYPES);
+        metadata.remove(SCORES);
+        metadata.insert(UNKNOWN, Value::U32(2));
+        let tokenizer = Tokenizer::from_metadata(&metadata).unwrap();
+        let encode = |text| tokenizer.encode(text, EncodeOptions::default());
+        // The space before the text, and the two unknown letters, are one unknown each.
+        assert_eq!(encode("ayzb").unwrap(), [2, 0, 2, 1]);
+    }
+}
