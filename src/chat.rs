@@ -140,7 +140,7 @@ fn broken(error: &minijinja::Error) -> Error {
     if let Some(detail) = error.detail()
         && detail.starts_with(RAISED)
     {
-        return Error::Template(detail.to_owned());
+        return Error::template(detail);
     }
     let line = error
         .line()
@@ -152,7 +152,7 @@ fn broken(error: &minijinja::Error) -> Error {
             None => kind.to_string(),
         },
     };
-    Error::Template(format!("the file's template failed{line}: {what}"))
+    Error::template(format_args!("the file's template failed{line}: {what}"))
 }
 
 #[cfg(test)]
@@ -176,7 +176,7 @@ mod tests {
 
     fn failure(source: &str) -> String {
         match render(source) {
-            Err(Error::Template(text)) => text,
+            Err(Error::Template(text)) => text.to_string(),
             other => panic!("{other:?}"),
         }
     }

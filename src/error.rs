@@ -1,35 +1,50 @@
 //! The one error type. Each variant is one kind of failure (and one status of the C header); its
 //! text is a sentence that says what was wrong and, where that is not obvious, what to do.
+//!
+//! Making an error takes no memory, so that running out of it can be told.
 
-use std::path::PathBuf;
+use crate::text::Text;
+use std::fmt::Display;
+use std::path::Path;
 
 /// Everything that can go wrong in this crate.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The system refused to read, write or map a file.
-    #[error("cannot use '{}': {source}", path.display())]
+    #[error("cannot use '{path}': {source}")]
     Io {
         /// The file in question.
-        path: PathBuf,
+        path: Text,
         /// What the system said.
         source: std::io::Error,
     },
     /// A file is damaged, truncated or made to mislead.
     #[error("the file is damaged: {0}")]
-    Format(String),
+    Format(Text),
     /// A file is sound, but of a kind that this library does not run.
     #[error("not supported: {0}")]
-    Unsupported(String),
+    Unsupported(Text),
     /// A parameter, token or text that the call cannot take.
     #[error("{0}")]
-    InvalidArgument(String),
+    InvalidArgument(Text),
+    /// The call needs something that has not happened yet.
+    #[error("{0}")]
+    NotReady(Text),
+    /// A buffer cannot hold the result.
+    #[error("the buffer holds {capacity}, but the result needs {needed}")]
+    BufferTooSmall {
+        /// What the result takes, in elements of the buffer.
+        needed: usize,
+        /// What the buffer holds.
+        capacity: usize,
+    },
     /// The file's vocabulary cannot be used, or a text cannot be expressed in it.
     #[error("tokenizer: {0}")]
-    Tokenizer(String),
+    Tokenizer(Text),
     /// The chat template of the file is broken or refuses the conversation.
     #[error("chat template: {0}")]
-    Template(String),
+    Template(Text),
     /// The sequence does not fit into the session's context.
     #[error(
         "the text needs {needed} tokens, but the session's context holds {context}; plan a larger context or shorten the text"
@@ -52,15 +67,41 @@ pub enum Error {
         /// The size that was asked for.
         bytes: usize,
     },
+    /// The system refused to keep memory resident.
+    #[error(
+        "the system refused to lock {bytes} bytes into memory ({source}); raise the limit (ulimit -l, RLIMIT_MEMLOCK) or do without the lock"
+    )]
+    Lock {
+        /// The size that was asked for.
+        bytes: usize,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The model's file was shortened while it was mapped.
+    #[error(
+        "the model's file was {mapped} bytes long when it was mapped and is {now} now; load it anew, or load a copy that nobody can change"
+    )]
+    FileChanged {
+        /// The length that the map relies on.
+        mapped: u64,
+        /// The length that was found.
+        now: u64,
+    },
+    /// The call was cancelled, and the session stands where it stood before.
+    #[error("the call was cancelled")]
+    Cancelled,
+    /// A saved state that is damaged or belongs to another model or another kind of session.
+    #[error("the saved state cannot be restored: {0}")]
+    State(Text),
     /// The model computed a value that is not a number or infinite.
     #[error("the model computed a value that is not finite ({0}); its weights are damaged")]
-    NotFinite(String),
-    /// A thread could not be started, or one of the team died.
+    NotFinite(Text),
+    /// A thread could not be started or set up, or one of the team died.
     #[error("threads: {0}")]
-    Thread(String),
+    Thread(Text),
     /// A checkpoint cannot be converted.
     #[error("cannot convert: {0}")]
-    Convert(String),
+    Convert(Text),
 }
 
 /// The result of every fallible call in this crate.
@@ -68,29 +109,49 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
     /// An [`Error::Format`]: the file is damaged.
-    pub fn format(what: impl Into<String>) -> Self {
-        Error::Format(what.into())
+    pub fn format(what: impl Display) -> Self {
+        Error::Format(Text::new(what))
     }
     /// An [`Error::Unsupported`]: the file is sound but cannot run here.
-    pub fn unsupported(what: impl Into<String>) -> Self {
-        Error::Unsupported(what.into())
+    pub fn unsupported(what: impl Display) -> Self {
+        Error::Unsupported(Text::new(what))
     }
     /// An [`Error::InvalidArgument`]: the caller asked for something impossible.
-    pub fn argument(what: impl Into<String>) -> Self {
-        Error::InvalidArgument(what.into())
+    pub fn argument(what: impl Display) -> Self {
+        Error::InvalidArgument(Text::new(what))
+    }
+    /// An [`Error::NotReady`]: something must be done first.
+    pub fn not_ready(what: impl Display) -> Self {
+        Error::NotReady(Text::new(what))
     }
     /// An [`Error::Tokenizer`].
-    pub fn tokenizer(what: impl Into<String>) -> Self {
-        Error::Tokenizer(what.into())
+    pub fn tokenizer(what: impl Display) -> Self {
+        Error::Tokenizer(Text::new(what))
+    }
+    /// An [`Error::Template`].
+    pub fn template(what: impl Display) -> Self {
+        Error::Template(Text::new(what))
+    }
+    /// An [`Error::State`].
+    pub fn state(what: impl Display) -> Self {
+        Error::State(Text::new(what))
+    }
+    /// An [`Error::NotFinite`].
+    pub fn not_finite(what: impl Display) -> Self {
+        Error::NotFinite(Text::new(what))
+    }
+    /// An [`Error::Thread`].
+    pub fn thread(what: impl Display) -> Self {
+        Error::Thread(Text::new(what))
     }
     /// An [`Error::Convert`].
-    pub fn convert(what: impl Into<String>) -> Self {
-        Error::Convert(what.into())
+    pub fn convert(what: impl Display) -> Self {
+        Error::Convert(Text::new(what))
     }
     /// An [`Error::Io`] about `path`.
-    pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
+    pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
         Error::Io {
-            path: path.into(),
+            path: Text::new(path.as_ref().display()),
             source,
         }
     }

@@ -168,8 +168,9 @@ impl KvCache<'_> {
         for (head, (key, value)) in heads.enumerate() {
             for (head, values) in [(head, key), (self.shape.kv_heads + head, value)] {
                 let range = self.range(page, head, slot % PAGE_TOKENS);
-                quantize_row(ty, values, &mut self.pages[range])
-                    .map_err(|_| Error::NotFinite(format!("a key or a value, stored as {ty}")))?;
+                quantize_row(ty, values, &mut self.pages[range]).map_err(|_| {
+                    Error::not_finite(format_args!("a key or a value, stored as {ty}"))
+                })?;
             }
         }
         Ok(())

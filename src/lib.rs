@@ -14,12 +14,14 @@ pub mod error;
 pub mod generate;
 pub mod gguf;
 pub mod kv;
+mod memory;
 pub mod model;
 pub mod plan;
 pub mod quant;
 pub mod routing;
 pub mod sampling;
 pub mod session;
+mod text;
 pub mod tokenizer;
 
 pub use error::{Error, Result};
@@ -29,6 +31,7 @@ pub use plan::{Plan, SessionParams};
 pub use routing::Routing;
 pub use sampling::{Sampler, SamplerParams};
 pub use session::Session;
+pub use text::Text;
 pub use tokenizer::Tokenizer;
 
 /// The README's example compiles.

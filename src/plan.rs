@@ -274,7 +274,7 @@ impl Plan {
 
 fn check(what: &str, value: usize, limit: usize) -> Result<()> {
     if value == 0 || value > limit {
-        return Err(Error::argument(format!(
+        return Err(Error::argument(format_args!(
             "{what}: {value} was asked for; 1 to {limit} are possible"
         )));
     }
@@ -286,7 +286,7 @@ fn kv_shape(model: &Model, params: &mut SessionParams) -> Result<KvShape> {
     let h = model.hyperparameters();
     let ty = params.kv.tensor_type();
     let head_bytes = ty.row_bytes(h.head_dim).ok_or_else(|| {
-        Error::argument(format!(
+        Error::argument(format_args!(
             "the KV cache cannot be {}: a head has {} elements, no multiple of {}; use f16",
             ty.name(),
             h.head_dim,

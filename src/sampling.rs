@@ -48,7 +48,7 @@ impl SamplerParams {
 
     fn check(&self) -> Result<()> {
         let wrong = |what: &str, value: f32, range: &str| {
-            Err(Error::argument(format!(
+            Err(Error::argument(format_args!(
                 "{what} is {value}; it must be {range}"
             )))
         };

@@ -6,11 +6,10 @@ use crate::model::{Model, PlaneTokens};
 use crate::plan::{Buffers, Plan, Row, SessionParams};
 use crate::routing::Routing;
 use crate::sampling::Sampler;
-use std::sync::Arc;
 
 /// One sequence in the making. After creation no call allocates.
 pub struct Session {
-    model: Arc<Model>,
+    model: Model,
     plan: Plan,
     arena: Arena,
     team: Team,
@@ -41,12 +40,12 @@ enum Last {
 
 impl Session {
     /// Plans a session and takes its memory.
-    pub fn new(model: &Arc<Model>, params: &SessionParams) -> Result<Self> {
+    pub fn new(model: &Model, params: &SessionParams) -> Result<Self> {
         Self::with_plan(model, Plan::new(model, params)?)
     }
 
     /// Takes the memory of a plan that was made for the same model.
-    pub fn with_plan(model: &Arc<Model>, plan: Plan) -> Result<Self> {
+    pub fn with_plan(model: &Model, plan: Plan) -> Result<Self> {
         if plan.params().sequences != 1 {
             return Err(Error::argument(
                 "a session runs one sequence; plan it for one",
@@ -72,7 +71,7 @@ impl Session {
             depth_limit: h.recursions,
         };
         Ok(Session {
-            model: Arc::clone(model),
+            model: model.clone(),
             plan,
             arena,
             team,
@@ -83,7 +82,7 @@ impl Session {
     }
 
     /// The model.
-    pub fn model(&self) -> &Arc<Model> {
+    pub fn model(&self) -> &Model {
         &self.model
     }
 
@@ -118,7 +117,7 @@ impl Session {
     /// this. Higher is faster and coarser; 0 sends every token through all recursions.
     pub fn set_cut(&mut self, cut: f32) -> Result<()> {
         if !(0.0..=1.0).contains(&cut) {
-            return Err(Error::argument(format!(
+            return Err(Error::argument(format_args!(
                 "the cut is {cut}; it must be between 0 and 1"
             )));
         }
@@ -130,7 +129,7 @@ impl Session {
     pub fn set_depth_limit(&mut self, limit: usize) -> Result<()> {
         let most = self.model.hyperparameters().recursions;
         if limit == 0 || limit > most {
-            return Err(Error::argument(format!(
+            return Err(Error::argument(format_args!(
                 "the depth limit is {limit}; this model has 1 to {most} recursions"
             )));
         }
@@ -188,7 +187,7 @@ impl Session {
     ) -> Result<()> {
         let vocab = self.model.hyperparameters().vocab_size;
         let most = self.plan.params().logit_rows;
-        let model = Arc::clone(&self.model);
+        let model = self.model.clone();
         let mut done = 0;
         self.run(tokens, |(team, buffers), n| {
             for first in (0..n).step_by(most) {
@@ -216,7 +215,7 @@ impl Session {
     /// Forgets all tokens from `length` on; their pages are free again.
     pub fn rewind(&mut self, length: usize) -> Result<()> {
         if length > self.length {
-            return Err(Error::argument(format!(
+            return Err(Error::argument(format_args!(
                 "cannot rewind to {length} tokens, there are only {}",
                 self.length
             )));
@@ -301,7 +300,7 @@ impl Session {
             return Err(Error::argument("there are no tokens to run"));
         }
         if let Some(token) = tokens.iter().find(|t| **t as usize >= vocab) {
-            return Err(Error::argument(format!(
+            return Err(Error::argument(format_args!(
                 "token {token} is outside the vocabulary of {vocab}"
             )));
         }
@@ -317,7 +316,7 @@ impl Session {
             && routed
             && (self.length > 0 || tokens.len() > params.batch)
         {
-            return Err(Error::argument(format!(
+            return Err(Error::argument(format_args!(
                 "capacity routing looks at the whole text at once: {needed} tokens need an empty session with a batch of as many, this one has {}",
                 params.batch
             )));

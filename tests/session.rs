@@ -357,7 +357,7 @@ fn many_sessions_share_a_model_on_many_threads() {
     let expected = bits(&mut session(&model, 128, 1), &tokens, &[tokens.len()]);
     let workers: Vec<_> = (1..=4)
         .map(|threads| {
-            let (model, tokens) = (Arc::clone(&model), Arc::clone(&tokens));
+            let (model, tokens) = (model.clone(), Arc::clone(&tokens));
             std::thread::spawn(move || {
                 bits(&mut session(&model, 9, threads), &tokens, &[tokens.len()])
             })

@@ -29,7 +29,7 @@ pub(super) fn compiling<T: Send>(
     work: impl FnOnce() -> Result<T> + Send,
 ) -> Result<T> {
     if source.len() > MAX_SOURCE {
-        return Err(Error::Template(format!(
+        return Err(Error::template(format_args!(
             "the file's template has {} bytes; at most {MAX_SOURCE} are accepted",
             source.len()
         )));
@@ -43,7 +43,7 @@ pub(super) fn rendering<T: Send>(fuel: u64, work: impl FnOnce() -> Result<T> + S
     let stack = usize::try_from(fuel)
         .ok()
         .and_then(|fuel| fuel.checked_mul(STACK_PER_FUEL)?.checked_add(BASE_STACK))
-        .ok_or_else(|| Error::Template("the conversation is too long for a template".into()))?;
+        .ok_or_else(|| Error::template("the conversation is too long for a template"))?;
     on_stack(stack, work)
 }
 
@@ -52,12 +52,12 @@ fn on_stack<T: Send>(bytes: usize, work: impl FnOnce() -> Result<T> + Send) -> R
         .name("chat template".into())
         .stack_size(bytes);
     std::thread::scope(|scope| {
-        let thread = builder
-            .spawn_scoped(scope, work)
-            .map_err(|error| Error::Thread(format!("no thread for the chat template: {error}")))?;
+        let thread = builder.spawn_scoped(scope, work).map_err(|error| {
+            Error::thread(format_args!("no thread for the chat template: {error}"))
+        })?;
         thread
             .join()
-            .unwrap_or_else(|_| Err(Error::Template("the template engine failed".into())))
+            .unwrap_or_else(|_| Err(Error::template("the template engine failed")))
     })
 }
 
@@ -98,7 +98,7 @@ fn check_namespaces(source: &str) -> Result<()> {
 }
 
 fn refused(word: &str) -> Error {
-    Error::Template(format!(
+    Error::template(format_args!(
         "the file's template uses '{word}' other than by `set name = namespace(...)` and its attributes, which is not supported"
     ))
 }

@@ -88,7 +88,7 @@ impl Census {
                 }
             }
             if highest >= MAX_LAYERS {
-                return Err(Error::convert(format!(
+                return Err(Error::convert(format_args!(
                     "the tensor '{name}' counts beyond {MAX_LAYERS} layers, which no model has"
                 )));
             }

@@ -29,7 +29,10 @@ impl Document {
 
     pub(super) fn json(path: &Path) -> Result<Document> {
         let value = serde_json::from_str(&read_text(path)?).map_err(|e| {
-            Error::convert(format!("'{}' is not sound JSON: {e}", file_label(path)))
+            Error::convert(format_args!(
+                "'{}' is not sound JSON: {e}",
+                file_label(path)
+            ))
         })?;
         Ok(Document {
             label: file_label(path),
@@ -45,7 +48,7 @@ impl Document {
         let value = serde_saphyr::from_str(text).map_err(|e| {
             // The parser's message draws a picture below its first line.
             let first = e.to_string().lines().next().unwrap_or_default().to_string();
-            Error::convert(format!("'{label}' is not sound YAML: {first}"))
+            Error::convert(format_args!("'{label}' is not sound YAML: {first}"))
         })?;
         Ok(Document {
             label: label.to_string(),
@@ -92,7 +95,7 @@ impl Document {
 
     fn wrong(&self, key: &str, value: &Value, wanted: &str) -> Error {
         let shown: String = value.to_string().chars().take(80).collect();
-        Error::convert(format!(
+        Error::convert(format_args!(
             "{key} in '{}' is {shown}, not {wanted}",
             self.label
         ))
@@ -158,7 +161,7 @@ impl Document {
             return Ok(None);
         };
         parse(text).map(Some).ok_or_else(|| {
-            Error::convert(format!(
+            Error::convert(format_args!(
                 "{key} in '{}' is '{text}', which is none of {known}",
                 self.label
             ))
@@ -189,7 +192,7 @@ pub(super) fn read_text(path: &Path) -> Result<String> {
         .map_err(|e| Error::io(path, e))?
         .len();
     if length > MAX_BYTES {
-        return Err(Error::convert(format!(
+        return Err(Error::convert(format_args!(
             "'{}' has {length} bytes, more than the {MAX_BYTES} that a configuration may have",
             file_label(path)
         )));

@@ -31,7 +31,7 @@ impl Encoding {
             Dtype::F16 => Ok(Encoding::Block(TensorType::F16)),
             Dtype::BF16 => Ok(Encoding::Block(TensorType::BF16)),
             Dtype::F64 => Ok(Encoding::F64),
-            Dtype::Other(kind) => Err(Error::convert(format!(
+            Dtype::Other(kind) => Err(Error::convert(format_args!(
                 "'{name}' is {kind}, but weights must be F32, F16, BF16 or F64"
             ))),
         }
@@ -75,7 +75,7 @@ impl Job<'_> {
             .first()
             .and_then(|&c| usize::try_from(c).ok())
             .filter(|&c| c > 0)
-            .ok_or_else(|| Error::convert(format!("'{}' has no columns", self.origin)))
+            .ok_or_else(|| Error::convert(format_args!("'{}' has no columns", self.origin)))
     }
 }
 
@@ -97,7 +97,7 @@ pub(super) fn check_target(ty: TensorType) -> Result<()> {
         .filter(|t| t.can_encode())
         .map(|t| t.name())
         .collect();
-    Err(Error::argument(format!(
+    Err(Error::argument(format_args!(
         "{} cannot be written; choose one of {}",
         ty.name(),
         known.join(", ")
@@ -140,9 +140,12 @@ pub(super) fn write_file(
 
 /// A name beside `output` for the file that has not been read back yet.
 fn unverified_name(output: &Path) -> Result<std::path::PathBuf> {
-    let name = output
-        .file_name()
-        .ok_or_else(|| Error::argument(format!("'{}' names no file to write", output.display())))?;
+    let name = output.file_name().ok_or_else(|| {
+        Error::argument(format_args!(
+            "'{}' names no file to write",
+            output.display()
+        ))
+    })?;
     let mut hidden = std::ffi::OsString::from(".");
     hidden.push(name);
     hidden.push(".unverified");
@@ -152,7 +155,12 @@ fn unverified_name(output: &Path) -> Result<std::path::PathBuf> {
 /// Encodes one tensor chunk by chunk; returns the hash of what was written.
 fn write_tensor(writer: &mut GgufWriter, job: &Job, progress: &mut dyn Progress) -> Result<u64> {
     let columns = job.columns()?;
-    let odd = || Error::convert(format!("'{}' has rows of an impossible length", job.origin));
+    let odd = || {
+        Error::convert(format_args!(
+            "'{}' has rows of an impossible length",
+            job.origin
+        ))
+    };
     let in_row = job
         .from
         .row_bytes(columns)
@@ -200,7 +208,7 @@ fn encode_rows(
                 quantize_row(job.to, row, target).map_err(|e| match e {
                     // The encoder knows the column but not the tensor.
                     Error::InvalidArgument(what) => {
-                        Error::convert(format!("'{}' cannot be stored: {what}", job.origin))
+                        Error::convert(format_args!("'{}' cannot be stored: {what}", job.origin))
                     }
                     other => other,
                 })
@@ -213,7 +221,7 @@ fn verify(path: &Path, jobs: &[Job], hashes: &[u64]) -> Result<u64> {
     let map = map_file(path)?;
     let gguf = Gguf::parse(&map)?;
     let wrong = |name: &str| {
-        Error::convert(format!(
+        Error::convert(format_args!(
             "the tensor '{name}' did not read back as it was written; the disk may be failing"
         ))
     };

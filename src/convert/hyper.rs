@@ -92,19 +92,19 @@ impl Shape {
         ];
         for (name, value) in fields {
             if value == 0 || u32::try_from(value).is_err() {
-                return Err(Error::convert(format!(
+                return Err(Error::convert(format_args!(
                     "{name} is {value}, which no model has"
                 )));
             }
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
-            return Err(Error::convert(format!(
+            return Err(Error::convert(format_args!(
                 "{} query heads cannot share {} key and value heads evenly; check num_attention_heads and num_key_value_heads",
                 self.heads, self.kv_heads
             )));
         }
         if !self.head_dim.is_multiple_of(2) {
-            return Err(Error::convert(format!(
+            return Err(Error::convert(format_args!(
                 "a head of width {} cannot be rotated in pairs; check head_dim",
                 self.head_dim
             )));
@@ -114,7 +114,7 @@ impl Shape {
             ("rms_norm_eps", self.rms_eps),
         ] {
             if !(value.is_finite() && value > 0.0) {
-                return Err(Error::convert(format!(
+                return Err(Error::convert(format_args!(
                     "{name} is {value}; it must be above 0"
                 )));
             }
@@ -159,7 +159,7 @@ impl Heads {
         };
         let count = |rows: usize, what: &str| {
             rows.checked_div(dim).filter(|n| *n > 0 && n * dim == rows).ok_or_else(|| {
-                Error::convert(format!(
+                Error::convert(format_args!(
                     "'{layer}.self_attn.{what}.weight' has {rows} rows, which heads of width {dim} do not divide; give the number of heads or head_dim"
                 ))
             })
@@ -191,7 +191,7 @@ fn rope_theta(config: &Document) -> Result<Option<f32>> {
 fn refuse_other_models(config: &Document, progress: &mut dyn Progress) -> Result<()> {
     let act = config.str("hidden_act")?.unwrap_or("silu");
     if act != "silu" {
-        return Err(Error::unsupported(format!(
+        return Err(Error::unsupported(format_args!(
             "the activation '{act}' (hidden_act in '{}'); mor runs silu",
             config.label()
         )));
@@ -205,7 +205,7 @@ fn refuse_other_models(config: &Document, progress: &mut dyn Progress) -> Result
             None => key == "rope_scaling" && config.get(key).is_some(),
         };
         if scaled {
-            return Err(Error::unsupported(format!(
+            return Err(Error::unsupported(format_args!(
                 "rotary scaling of type '{}' ({key} in '{}'); mor runs unscaled rotary positions",
                 kind.unwrap_or("unknown"),
                 config.label()
@@ -213,7 +213,7 @@ fn refuse_other_models(config: &Document, progress: &mut dyn Progress) -> Result
         }
     }
     if let Some(factor) = config.f64("partial_rotary_factor")?.filter(|f| *f != 1.0) {
-        return Err(Error::unsupported(format!(
+        return Err(Error::unsupported(format_args!(
             "partial_rotary_factor {factor} in '{}'; mor rotates whole heads",
             config.label()
         )));
@@ -230,14 +230,14 @@ fn refuse_other_models(config: &Document, progress: &mut dyn Progress) -> Result
 /// Rows and columns of a matrix.
 fn matrix(source: &Source, name: &str) -> Result<(usize, usize)> {
     let tensor = source.get(name).ok_or_else(|| {
-        Error::convert(format!(
+        Error::convert(format_args!(
             "the tensor '{name}' is missing; it was looked for in {}",
             source.label
         ))
     })?;
     match tensor.shape.as_slice() {
         &[rows, columns] => Ok((rows, columns)),
-        other => Err(Error::convert(format!(
+        other => Err(Error::convert(format_args!(
             "'{name}' has shape {other:?}, but it must be a matrix"
         ))),
     }

@@ -170,7 +170,7 @@ impl<'s> Planner<'s, '_> {
             return Ok(None);
         };
         if tensor.shape != shape {
-            return Err(Error::convert(format!(
+            return Err(Error::convert(format_args!(
                 "'{name}' has shape {:?}, but the model's configuration asks for {shape:?}",
                 tensor.shape
             )));
@@ -181,7 +181,7 @@ impl<'s> Planner<'s, '_> {
 
     fn require(&mut self, name: &str, shape: &[usize]) -> Result<&'s SourceTensor> {
         self.find(name, shape)?.ok_or_else(|| {
-            Error::convert(format!(
+            Error::convert(format_args!(
                 "the tensor '{name}' is missing; it was looked for in {}",
                 self.source.label
             ))
@@ -367,7 +367,7 @@ impl<'s> Planner<'s, '_> {
                 .iter()
                 .any(|part| name.contains(part));
             if name.starts_with("model.layers.") && !router {
-                return Err(Error::convert(format!(
+                return Err(Error::convert(format_args!(
                     "the checkpoint holds '{name}', which has no place in a model of kind '{}' with {} layers shared as {} by {} recursions",
                     self.spec.kind.name(),
                     self.logical_layers(),

@@ -57,7 +57,7 @@ pub(super) fn read_state_dict(bytes: &[u8]) -> Result<StateDict> {
 }
 
 fn refuse(what: String) -> Error {
-    Error::convert(format!("the pickle {what}; refused"))
+    Error::convert(format_args!("the pickle {what}; refused"))
 }
 
 fn damaged() -> Error {

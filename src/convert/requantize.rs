@@ -68,7 +68,7 @@ pub(super) fn convert(
 fn check(gguf: &Gguf, overrides: &Overrides) -> Result<String> {
     let architecture = gguf.metadata.str("general.architecture")?.unwrap_or("");
     if !matches!(architecture, "llama" | "mor") {
-        return Err(Error::unsupported(format!(
+        return Err(Error::unsupported(format_args!(
             "the architecture '{architecture}'; mor converts GGUF files of the architectures llama and mor"
         )));
     }
@@ -109,7 +109,7 @@ fn job<'a>(map: &'a [u8], info: &TensorInfo, to: TensorType) -> Result<Job<'a>> 
         .offset
         .checked_add(info.bytes)
         .and_then(|end| map.get(info.offset..end))
-        .ok_or_else(|| Error::format(format!("the tensor '{}' lies outside it", info.name)))?;
+        .ok_or_else(|| Error::format(format_args!("the tensor '{}' lies outside it", info.name)))?;
     Ok(Job {
         name: info.name.clone(),
         origin: info.name.clone(),

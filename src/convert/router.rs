@@ -72,7 +72,7 @@ pub(super) fn resolve(
         },
     };
     if !(router.temperature.is_finite() && router.temperature > 0.0) {
-        return Err(Error::convert(format!(
+        return Err(Error::convert(format_args!(
             "the router's temperature is {}; it must be above 0",
             router.temperature
         )));
@@ -118,7 +118,7 @@ fn function(
     if fits {
         Ok(function)
     } else {
-        Err(Error::convert(format!(
+        Err(Error::convert(format_args!(
             "the router function '{}' is not one of {}-choice models",
             function.name(),
             kind.name()
@@ -250,7 +250,7 @@ fn capacities(
         (0..recursions).map(|i| (n - i as f64) / n).collect()
     });
     if list.len() < recursions {
-        return Err(Error::convert(format!(
+        return Err(Error::convert(format_args!(
             "{} capacities are given for {recursions} recursions; give one for each",
             list.len()
         )));
@@ -263,7 +263,7 @@ fn capacities(
         list.truncate(recursions);
     }
     if let Some(bad) = list.iter().find(|c| !(**c > 0.0 && **c <= 1.0)) {
-        return Err(Error::convert(format!(
+        return Err(Error::convert(format_args!(
             "a capacity is {bad}; each must be above 0 and at most 1"
         )));
     }

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 /// Lists the tensors of a mapped file; every range lies inside it.
 pub(super) fn read(bytes: &[u8], path: &Path) -> Result<Vec<Found>> {
     let damaged = |what: String| {
-        Error::convert(format!(
+        Error::convert(format_args!(
             "'{}' is not a sound safetensors file: {what}",
             file_label(path)
         ))

@@ -99,7 +99,7 @@ impl Source {
         } else if path.extension().is_some_and(|e| e == "safetensors") {
             safetensors::read(&map, path)?
         } else {
-            return Err(Error::convert(format!(
+            return Err(Error::convert(format_args!(
                 "'{}' is neither safetensors nor a zip that torch.save wrote",
                 file_label(path)
             )));
@@ -118,7 +118,7 @@ impl Source {
                 end: tensor.end,
             };
             if self.tensors.insert(name.clone(), entry).is_some() {
-                return Err(Error::convert(format!(
+                return Err(Error::convert(format_args!(
                     "the tensor '{name}' is in the checkpoint twice; keep one of them"
                 )));
             }
@@ -141,7 +141,7 @@ impl Source {
             };
             tensor.name = name.clone();
             if self.tensors.insert(name.clone(), tensor).is_some() {
-                return Err(Error::convert(format!(
+                return Err(Error::convert(format_args!(
                     "the tensor '{name}' is in the checkpoint twice, with and without the leading 'model.'"
                 )));
             }
@@ -224,7 +224,7 @@ fn find_files(folder: &Path) -> Result<Vec<PathBuf>> {
             return Ok(shards);
         }
     }
-    Err(Error::convert(format!(
+    Err(Error::convert(format_args!(
         "the folder '{}' holds no model.safetensors, no pytorch_model.bin and no shards of either",
         folder.display()
     )))
@@ -238,7 +238,7 @@ fn shards_of_index(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
         .get("weight_map")
         .and_then(serde_json::Value::as_object)
         .ok_or_else(|| {
-            Error::convert(format!(
+            Error::convert(format_args!(
                 "'{}' lacks the object weight_map",
                 file_label(index)
             ))
@@ -248,7 +248,7 @@ fn shards_of_index(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
         let name = file.as_str().unwrap_or_default();
         // An index must not reach outside its folder.
         if name.is_empty() || Path::new(name).file_name() != Some(std::ffi::OsStr::new(name)) {
-            return Err(Error::convert(format!(
+            return Err(Error::convert(format_args!(
                 "'{}' names the shard {file}, which is not a plain file name",
                 file_label(index)
             )));
@@ -278,7 +278,7 @@ fn shards_by_name(folder: &Path, stem: &str, extension: &str) -> Result<Vec<Path
             continue;
         };
         if *total.get_or_insert(of) != of {
-            return Err(Error::convert(format!(
+            return Err(Error::convert(format_args!(
                 "the folder '{}' mixes shards of {of} and of {} files",
                 folder.display(),
                 total.unwrap_or(of)
@@ -287,7 +287,7 @@ fn shards_by_name(folder: &Path, stem: &str, extension: &str) -> Result<Vec<Path
         found.insert(number, path);
     }
     if let Some(of) = total.filter(|&of| of != found.len()) {
-        return Err(Error::convert(format!(
+        return Err(Error::convert(format_args!(
             "the folder '{}' holds {} of {of} shards; add the missing ones",
             folder.display(),
             found.len()

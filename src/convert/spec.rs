@@ -59,7 +59,7 @@ impl Spec {
             ("num_hidden_layers", known.layers),
         ] {
             if let Some(count) = count.filter(|n| !(1..=MAX_LAYERS).contains(n)) {
-                return Err(Error::convert(format!(
+                return Err(Error::convert(format_args!(
                     "{what} is {count}; it must be from 1 to {MAX_LAYERS}"
                 )));
             }
@@ -172,7 +172,7 @@ fn named_kind(training: &Document, overrides: &Overrides) -> Result<Option<Kind>
     if training.bool("mor.enable")? == Some(true) {
         let kind = training.named("mor.type", Kind::parse, "expert, token")?;
         return kind.map(Some).ok_or_else(|| {
-            Error::convert(format!(
+            Error::convert(format_args!(
                 "'{}' enables mor without mor.type; say expert or token",
                 training.label()
             ))
@@ -206,7 +206,7 @@ fn plain(
     progress: &mut dyn Progress,
 ) -> Result<Structure> {
     if let Some(routed @ (Kind::Expert | Kind::Token)) = kind {
-        return Err(Error::convert(format!(
+        return Err(Error::convert(format_args!(
             "the model is said to be of kind '{}', but {} names no layer as such checkpoints do (model.layers.1.block.0 or model.layers.1.block_list.0.0)",
             routed.name(),
             source.label
@@ -250,7 +250,7 @@ fn plain(
                 block: block_layers(repeat.layers, repeat.sharing, repeat.recursions)?,
             })
         }
-        None if kind == Some(Kind::Recursive) => Err(Error::convert(format!(
+        None if kind == Some(Kind::Recursive) => Err(Error::convert(format_args!(
             "the layers of {} do not repeat in any way that fits; give num_recursion and sharing",
             source.label
         ))),
@@ -323,7 +323,7 @@ fn block_layers(layers: usize, sharing: Sharing, recursions: usize) -> Result<us
         .filter(|inner| recursions > 0 && inner % recursions == 0 && *inner > 0)
         .map(|inner| inner / recursions)
         .ok_or_else(|| {
-            Error::convert(format!(
+            Error::convert(format_args!(
                 "{layers} layers cannot be shared as {} by {recursions} recursions; check num_hidden_layers, num_recursion and sharing",
                 sharing.name()
             ))

@@ -72,7 +72,7 @@ fn copy(metadata: &mut Metadata, path: &Path) -> Result<()> {
     let map = map_file(path)?;
     let other = Gguf::parse(&map)?.metadata;
     if other.get(TOKENS).is_none() {
-        return Err(Error::convert(format!(
+        return Err(Error::convert(format_args!(
             "'{}' holds no tokenizer ({TOKENS}); give another file",
             file_label(path)
         )));
@@ -117,7 +117,7 @@ fn fit(
 }
 
 pub(super) fn too_large(path: &Path, tokens: usize, vocab: usize) -> Error {
-    Error::convert(format!(
+    Error::convert(format_args!(
         "the tokenizer '{}' has {tokens} tokens, but the embedding has {vocab} rows; give the tokenizer of this model",
         file_label(path)
     ))

@@ -54,7 +54,7 @@ pub(super) fn insert(
 }
 
 fn unsupported(document: &Document, what: &str) -> Error {
-    Error::unsupported(format!(
+    Error::unsupported(format_args!(
         "'{}' {what}; give a GGUF file with the same vocabulary as the tokenizer instead",
         document.label()
     ))
@@ -162,7 +162,7 @@ impl Vocabulary {
             .get("model.vocab")
             .and_then(Json::as_object)
             .ok_or_else(|| {
-                Error::convert(format!(
+                Error::convert(format_args!(
                     "'{}' lacks the object model.vocab",
                     document.label()
                 ))
@@ -171,7 +171,7 @@ impl Vocabulary {
             id.as_u64()
                 .and_then(|id| usize::try_from(id).ok())
                 .ok_or_else(|| {
-                    Error::convert(format!(
+                    Error::convert(format_args!(
                         "the token '{name}' in '{}' has the number {id}",
                         document.label()
                     ))
@@ -211,7 +211,7 @@ impl Vocabulary {
             };
             // An added token usually stands in the vocabulary too; its entry says more.
             if let Some((other, _)) = slot.filter(|(other, _)| *other != name) {
-                return Err(Error::convert(format!(
+                return Err(Error::convert(format_args!(
                     "the tokens '{other}' and '{name}' in '{}' both have the number {id}",
                     document.label()
                 )));
@@ -236,14 +236,14 @@ impl Vocabulary {
 /// ones as pairs.
 fn merges(document: &Document) -> Result<Vec<String>> {
     let wrong = |entry: &Json| {
-        Error::convert(format!(
+        Error::convert(format_args!(
             "'{}' has the merge {entry}, which is not two tokens",
             document.label()
         ))
     };
     let list = document.get("model.merges").and_then(Json::as_array);
     list.ok_or_else(|| {
-        Error::convert(format!(
+        Error::convert(format_args!(
             "'{}' lacks the list model.merges",
             document.label()
         ))

@@ -26,7 +26,7 @@ pub(super) fn looks_legacy(bytes: &[u8]) -> bool {
 }
 
 pub(super) fn legacy(path: &Path) -> Error {
-    Error::convert(format!(
+    Error::convert(format_args!(
         "'{}' is of PyTorch's format before version 1.6; load it and save it again with a newer PyTorch",
         file_label(path)
     ))
@@ -40,7 +40,7 @@ pub(super) fn read(bytes: &[u8], path: &Path, progress: &mut dyn Progress) -> Re
     // The part is absent before PyTorch 2.1.
     let order = archive.entry("byteorder").ok();
     if order.is_some_and(|at| bytes.get(at) != Some(b"little")) {
-        return Err(Error::unsupported(format!(
+        return Err(Error::unsupported(format_args!(
             "'{}' was written on a big-endian machine; save it again on a little-endian one",
             archive.label
         )));
@@ -72,7 +72,7 @@ impl Archive {
     fn open(bytes: &[u8], path: &Path) -> Result<Archive> {
         let label = file_label(path);
         let damaged =
-            |what: String| Error::convert(format!("'{label}' is not a sound zip: {what}"));
+            |what: String| Error::convert(format_args!("'{label}' is not a sound zip: {what}"));
         let mut zip = ZipArchive::new(Cursor::new(bytes)).map_err(|e| damaged(e.to_string()))?;
         if zip.len() > MAX_ENTRIES {
             return Err(damaged(format!("it has {} parts", zip.len())));
@@ -86,7 +86,7 @@ impl Archive {
                 .map_err(|e| damaged(e.to_string()))?
                 .into_owned();
             if part.compression() != CompressionMethod::Stored {
-                return Err(Error::unsupported(format!(
+                return Err(Error::unsupported(format_args!(
                     "'{label}' is compressed, which torch.save never does; save it again with torch.save"
                 )));
             }
@@ -102,7 +102,7 @@ impl Archive {
             entries.insert(name, range);
         }
         let root = root.ok_or_else(|| {
-            Error::convert(format!(
+            Error::convert(format_args!(
                 "'{label}' is a zip without data.pkl; torch.save did not write it"
             ))
         })?;
@@ -118,7 +118,7 @@ impl Archive {
         self.entries
             .get(&full)
             .cloned()
-            .ok_or_else(|| Error::convert(format!("'{}' lacks its part '{full}'", self.label)))
+            .ok_or_else(|| Error::convert(format_args!("'{}' lacks its part '{full}'", self.label)))
     }
 
     /// Where a tensor's numbers lie in the file.
@@ -135,7 +135,7 @@ impl Archive {
             return Ok(found(0, 0));
         }
         if !is_contiguous(&tensor) {
-            return Err(Error::unsupported(format!(
+            return Err(Error::unsupported(format_args!(
                 "'{name}' is stored with the strides {:?} for the shape {:?}; save it after .contiguous()",
                 tensor.strides, tensor.shape
             )));
@@ -148,7 +148,7 @@ impl Archive {
         let end = start.zip(length).and_then(|(s, l)| s.checked_add(l));
         match start.zip(end) {
             Some((start, end)) if end <= storage.end => Ok(found(start, end)),
-            _ => Err(Error::convert(format!(
+            _ => Err(Error::convert(format_args!(
                 "'{name}' reaches beyond its storage in '{}'; the file is damaged",
                 self.label
             ))),

@@ -207,7 +207,7 @@ impl Pass<'_, '_> {
         if let Some(bias) = &router.pick_bias
             && !bias.values(model.bytes()).all(f32::is_finite)
         {
-            return Err(Error::NotFinite("a router's bias".into()));
+            return Err(Error::not_finite("a router's bias"));
         }
         let b = &mut *self.buffers;
         for row in 0..n {
@@ -278,7 +278,7 @@ impl Pass<'_, '_> {
         {
             Ok(())
         } else {
-            Err(Error::NotFinite("a router's score".into()))
+            Err(Error::not_finite("a router's score"))
         }
     }
 
@@ -392,7 +392,7 @@ pub(crate) fn logits(
     );
     match logits.iter().position(|l| !l.is_finite()) {
         None => Ok(()),
-        Some(at) => Err(Error::NotFinite(format!(
+        Some(at) => Err(Error::not_finite(format_args!(
             "the logit of token {}",
             at % h.vocab_size
         ))),

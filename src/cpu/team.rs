@@ -56,7 +56,7 @@ impl Team {
     /// Starts `threads - 1` helpers; the caller is the last member.
     pub fn new(threads: usize) -> Result<Self> {
         if threads == 0 || threads > MAX_THREADS {
-            return Err(Error::argument(format!(
+            return Err(Error::argument(format_args!(
                 "{threads} threads were asked for; 1 to {MAX_THREADS} are possible"
             )));
         }
@@ -90,7 +90,7 @@ impl Team {
                 .name(format!("mor-{index}"))
                 .spawn(move || shared.help(index))
                 .map_err(|e| {
-                    Error::Thread(format!(
+                    Error::thread(format_args!(
                         "the system refused thread {index} ({e}); ask for fewer"
                     ))
                 })?;

@@ -218,7 +218,7 @@ fn narrow<T: Copy + TryInto<i32>>(values: &[T]) -> Option<Vec<i32>> {
 }
 
 fn required<T>(key: &str, found: Result<Option<T>>) -> Result<T> {
-    found?.ok_or_else(|| Error::format(format!("the file lacks the key {}", shown(key))))
+    found?.ok_or_else(|| Error::format(format_args!("the file lacks the key {}", shown(key))))
 }
 
 fn mismatch(key: &str, wanted: &str, value: &Value) -> String {

@@ -65,7 +65,7 @@ fn check_version(r: &mut Reader) -> Result<()> {
         v if v & 0xffff == 0 && v != 0 => Err(Error::unsupported(
             "a big-endian GGUF file; convert it to little-endian",
         )),
-        v => Err(Error::unsupported(format!(
+        v => Err(Error::unsupported(format_args!(
             "GGUF version {v}; versions 2 and 3 are read"
         ))),
     }
@@ -80,7 +80,7 @@ fn read_metadata(r: &mut Reader, count: usize) -> Result<Metadata> {
             return Err(Error::format("a metadata key is empty"));
         }
         if metadata.get(&key).is_some() {
-            return Err(Error::format(format!(
+            return Err(Error::format(format_args!(
                 "the key {} appears twice",
                 shown(&key)
             )));
@@ -136,14 +136,16 @@ fn read_array(r: &mut Reader, what: &str) -> Result<Array> {
         id::BOOL => Array::Bool(booleans(r, n, what)?),
         id::STRING => Array::String(strings(r, n, what)?),
         id::ARRAY => {
-            return Err(Error::unsupported(format!("{what} is an array of arrays")));
+            return Err(Error::unsupported(format_args!(
+                "{what} is an array of arrays"
+            )));
         }
         other => return Err(unknown_type(what, other)),
     })
 }
 
 fn unknown_type(what: &str, id: u32) -> Error {
-    Error::format(format!(
+    Error::format(format_args!(
         "{what} has type {id}, which GGUF does not define; fetch it again"
     ))
 }
@@ -152,7 +154,7 @@ fn boolean(byte: u8, what: &str) -> Result<bool> {
     match byte {
         0 => Ok(false),
         1 => Ok(true),
-        _ => Err(Error::format(format!(
+        _ => Err(Error::format(format_args!(
             "{what} is a boolean that is neither 0 nor 1, but {byte}"
         ))),
     }
@@ -198,7 +200,7 @@ fn strings(r: &mut Reader, n: u64, what: &str) -> Result<Vec<String>> {
 fn alignment(metadata: &Metadata) -> Result<usize> {
     let alignment = metadata.u32(ALIGNMENT_KEY)?.unwrap_or(DEFAULT_ALIGNMENT);
     if !alignment.is_power_of_two() || alignment > MAX_ALIGNMENT {
-        return Err(Error::format(format!(
+        return Err(Error::format(format_args!(
             "the key '{ALIGNMENT_KEY}' should be a power of two up to {MAX_ALIGNMENT}, but is {alignment}"
         )));
     }
@@ -225,7 +227,7 @@ fn read_tensor(r: &mut Reader) -> Result<TensorInfo> {
 fn read_dims(r: &mut Reader, name: &str) -> Result<Vec<u64>> {
     let n = r.u32("a tensor's dimensions")?;
     if n == 0 || n > MAX_DIMS {
-        return Err(Error::format(format!(
+        return Err(Error::format(format_args!(
             "the tensor {} has {n} dimensions; 1 to {MAX_DIMS} are possible",
             shown(name)
         )));
@@ -241,7 +243,7 @@ fn read_type(r: &mut Reader, name: &str) -> Result<TensorType> {
     let id = r.u32("a tensor's type")?;
     TensorType::from_gguf(id).ok_or_else(|| {
         let known: Vec<_> = TensorType::ALL.iter().map(|ty| ty.name()).collect();
-        Error::unsupported(format!(
+        Error::unsupported(format_args!(
             "the tensor {} has type {}; convert the model to one of {}",
             shown(name),
             ggml_type_name(id).map_or_else(|| format!("number {id}"), str::to_owned),
@@ -254,12 +256,17 @@ fn read_type(r: &mut Reader, name: &str) -> Result<TensorType> {
 /// and of bytes fits, rows are whole blocks.
 pub(super) fn tensor_bytes(name: &str, ty: TensorType, dims: &[u64]) -> Result<usize> {
     if dims.is_empty() || dims.contains(&0) {
-        return Err(Error::format(format!(
+        return Err(Error::format(format_args!(
             "the tensor {} has a size of zero",
             shown(name)
         )));
     }
-    let too_large = || Error::format(format!("the tensor {} is impossibly large", shown(name)));
+    let too_large = || {
+        Error::format(format_args!(
+            "the tensor {} is impossibly large",
+            shown(name)
+        ))
+    };
     let mut sizes = dims.iter().map(|&n| usize::try_from(n).ok());
     let columns = sizes.next().flatten().ok_or_else(too_large)?;
     let rows = sizes
@@ -267,7 +274,7 @@ pub(super) fn tensor_bytes(name: &str, ty: TensorType, dims: &[u64]) -> Result<u
         .ok_or_else(too_large)?;
     rows.checked_mul(columns).ok_or_else(too_large)?;
     if !columns.is_multiple_of(ty.block_len()) {
-        return Err(Error::format(format!(
+        return Err(Error::format(format_args!(
             "the tensor {} has rows of {columns} weights, but {ty} needs a multiple of {}",
             shown(name),
             ty.block_len()
@@ -279,7 +286,7 @@ pub(super) fn tensor_bytes(name: &str, ty: TensorType, dims: &[u64]) -> Result<u
 }
 
 fn beyond_end(name: &str) -> Error {
-    Error::format(format!(
+    Error::format(format_args!(
         "the tensor {} reaches beyond the end of the file; fetch it again",
         shown(name)
     ))
@@ -288,7 +295,7 @@ fn beyond_end(name: &str) -> Error {
 /// Makes the tensor's offset absolute, now that the start of the data is known.
 fn place(tensor: &mut TensorInfo, data: Option<usize>, align: usize, file: usize) -> Result<()> {
     if !tensor.offset.is_multiple_of(align) {
-        return Err(Error::format(format!(
+        return Err(Error::format(format_args!(
             "the tensor {} begins at {}, which is not a multiple of the alignment {align}",
             shown(&tensor.name),
             tensor.offset
@@ -322,7 +329,7 @@ fn check_overlaps(tensors: &[TensorInfo]) -> Result<()> {
         let (a, b) = (&tensors[pair[0] as usize], &tensors[pair[1] as usize]);
         // `place` has found offset + bytes inside the file.
         if a.offset + a.bytes > b.offset {
-            return Err(Error::format(format!(
+            return Err(Error::format(format_args!(
                 "the tensors {} and {} overlap",
                 shown(&a.name),
                 shown(&b.name)
@@ -337,7 +344,7 @@ fn index_names(tensors: &[TensorInfo]) -> Result<Vec<u32>> {
     for pair in order.windows(2) {
         let name = &tensors[pair[0] as usize].name;
         if *name == tensors[pair[1] as usize].name {
-            return Err(Error::format(format!(
+            return Err(Error::format(format_args!(
                 "the tensor {} appears twice",
                 shown(name)
             )));

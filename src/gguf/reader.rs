@@ -27,7 +27,7 @@ impl<'a> Reader<'a> {
 
     pub(super) fn take(&mut self, n: usize, what: &str) -> Result<&'a [u8]> {
         let Some((taken, _)) = self.bytes[self.at..].split_at_checked(n) else {
-            return Err(Error::format(format!(
+            return Err(Error::format(format_args!(
                 "it ends inside {what} (after {} bytes); fetch it again",
                 self.bytes.len()
             )));
@@ -65,14 +65,14 @@ impl<'a> Reader<'a> {
         what: &str,
     ) -> Result<usize> {
         if n > limit {
-            return Err(Error::format(format!(
+            return Err(Error::format(format_args!(
                 "{what} is {n}, but the limit is {limit}"
             )));
         }
         let left = self.remaining();
         match usize::try_from(n) {
             Ok(n) if n <= left / least => Ok(n),
-            _ => Err(Error::format(format!(
+            _ => Err(Error::format(format_args!(
                 "{what} is {n}, more than the {left} bytes that are left can hold; fetch it again"
             ))),
         }
@@ -88,7 +88,7 @@ impl<'a> Reader<'a> {
         };
         let bytes = self.take(n, what)?;
         std::str::from_utf8(bytes)
-            .map_err(|_| Error::format(format!("{what} is not UTF-8 text; fetch it again")))
+            .map_err(|_| Error::format(format_args!("{what} is not UTF-8 text; fetch it again")))
     }
 
     /// As [`Reader::string`], owned.

@@ -93,7 +93,7 @@ impl GgufWriter {
             return Err(Error::argument("all planned tensors are written already"));
         };
         if bytes.len() > size - self.written {
-            return Err(Error::argument(format!(
+            return Err(Error::argument(format_args!(
                 "the tensor {} has {size} bytes, but got {}",
                 shown(name),
                 self.written.saturating_add(bytes.len())
@@ -113,7 +113,7 @@ impl GgufWriter {
             return Err(Error::argument("all planned tensors are written already"));
         };
         if self.written != *size {
-            return Err(Error::argument(format!(
+            return Err(Error::argument(format_args!(
                 "the tensor {} has {size} bytes, but got {}",
                 shown(name),
                 self.written
@@ -135,7 +135,7 @@ impl GgufWriter {
             self.next_tensor()?;
         }
         if let Some((name, _)) = self.tensors.get(self.current) {
-            return Err(Error::argument(format!(
+            return Err(Error::argument(format_args!(
                 "the tensor {} and those after it were not written",
                 shown(name)
             )));
@@ -158,13 +158,13 @@ fn checked_alignment(metadata: &Metadata) -> Result<usize> {
         // Other readers take no other integer type here.
         Some(&Value::U32(n)) => n,
         Some(_) => {
-            return Err(Error::argument(format!(
+            return Err(Error::argument(format_args!(
                 "the key '{ALIGNMENT_KEY}' must be a U32"
             )));
         }
     };
     if !alignment.is_power_of_two() || alignment > MAX_ALIGNMENT {
-        return Err(Error::argument(format!(
+        return Err(Error::argument(format_args!(
             "the key '{ALIGNMENT_KEY}' must be a power of two up to {MAX_ALIGNMENT}, but is {alignment}"
         )));
     }
@@ -203,7 +203,7 @@ fn check_metadata(metadata: &Metadata) -> Result<()> {
 
 fn check_limit(what: &str, n: usize, limit: u64) -> Result<()> {
     if n as u64 > limit {
-        return Err(Error::argument(format!(
+        return Err(Error::argument(format_args!(
             "{what} is {n}, but the limit is {limit}"
         )));
     }
@@ -216,7 +216,7 @@ fn check_names(plan: &[TensorPlan]) -> Result<()> {
     names.sort_unstable();
     for pair in names.windows(2) {
         if pair[0] == pair[1] {
-            return Err(Error::argument(format!(
+            return Err(Error::argument(format_args!(
                 "the tensor {} appears twice",
                 shown(pair[0])
             )));
@@ -224,14 +224,14 @@ fn check_names(plan: &[TensorPlan]) -> Result<()> {
     }
     for t in plan {
         if t.name.is_empty() || t.name.len() > MAX_WRITTEN_NAME_BYTES {
-            return Err(Error::argument(format!(
+            return Err(Error::argument(format_args!(
                 "the tensor name {} has {} bytes; 1 to {MAX_WRITTEN_NAME_BYTES} are possible",
                 shown(&t.name),
                 t.name.len()
             )));
         }
         if t.dims.is_empty() || t.dims.len() > MAX_DIMS as usize {
-            return Err(Error::argument(format!(
+            return Err(Error::argument(format_args!(
                 "the tensor {} has {} dimensions; 1 to {MAX_DIMS} are possible",
                 shown(&t.name),
                 t.dims.len()

@@ -193,7 +193,7 @@ impl Hyperparameters {
         let heads = keys.size("attention.head_count", MAX_WIDTH)?;
         let kv_heads = keys.size_or("attention.head_count_kv", heads, MAX_WIDTH)?;
         if heads % kv_heads != 0 {
-            return Err(Error::format(format!(
+            return Err(Error::format(format_args!(
                 "{heads} query heads cannot share {kv_heads} key heads evenly"
             )));
         }
@@ -272,7 +272,7 @@ impl<'a> Keys<'a> {
             Some("llama") => Architecture::Llama,
             Some("mor") => Architecture::Mor,
             Some(other) => {
-                return Err(Error::unsupported(format!(
+                return Err(Error::unsupported(format_args!(
                     "the file holds a model of architecture '{other}'; mor runs 'mor' and 'llama' files"
                 )));
             }
@@ -298,7 +298,7 @@ impl<'a> Keys<'a> {
         };
         let value = value as usize;
         if value > limit {
-            return Err(Error::format(format!(
+            return Err(Error::format(format_args!(
                 "{key} is {value}, more than the limit of {limit}"
             )));
         }
@@ -308,9 +308,9 @@ impl<'a> Keys<'a> {
     /// A size that must be there and not zero.
     fn size(&self, name: &str, limit: usize) -> Result<usize> {
         match self.optional_size(name, limit)? {
-            Some(0) => Err(Error::format(format!("{} is zero", self.key(name)))),
+            Some(0) => Err(Error::format(format_args!("{} is zero", self.key(name)))),
             Some(value) => Ok(value),
-            None => Err(Error::format(format!(
+            None => Err(Error::format(format_args!(
                 "the key {} is missing",
                 self.key(name)
             ))),
@@ -321,9 +321,9 @@ impl<'a> Keys<'a> {
     fn size_or(&self, name: &str, default: usize, limit: usize) -> Result<usize> {
         match self.optional_size(name, limit)?.unwrap_or(default) {
             0 if name != "expert_count" => {
-                Err(Error::format(format!("{} is zero", self.key(name))))
+                Err(Error::format(format_args!("{} is zero", self.key(name))))
             }
-            value if value > limit => Err(Error::format(format!(
+            value if value > limit => Err(Error::format(format_args!(
                 "{} comes to {value}, more than the limit of {limit}",
                 self.key(name)
             ))),
@@ -336,10 +336,10 @@ impl<'a> Keys<'a> {
         let value = self.metadata.f32(&key)?.or(default);
         match value {
             Some(value) if value.is_finite() && value > 0.0 => Ok(value),
-            Some(value) => Err(Error::format(format!(
+            Some(value) => Err(Error::format(format_args!(
                 "{key} is {value}, where a positive number is needed"
             ))),
-            None => Err(Error::format(format!("the key {key} is missing"))),
+            None => Err(Error::format(format_args!("the key {key} is missing"))),
         }
     }
 
@@ -352,10 +352,13 @@ impl<'a> Keys<'a> {
                 .map(|(_, value)| *value)
                 .ok_or_else(|| {
                     let known: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
-                    Error::unsupported(format!("{key} is '{text}'; known are {}", known.join(", ")))
+                    Error::unsupported(format_args!(
+                        "{key} is '{text}'; known are {}",
+                        known.join(", ")
+                    ))
                 }),
             (None, Some(value)) => Ok(value),
-            (None, None) => Err(Error::format(format!("the key {key} is missing"))),
+            (None, None) => Err(Error::format(format_args!("the key {key} is missing"))),
         }
     }
 
@@ -366,7 +369,7 @@ impl<'a> Keys<'a> {
         }
         match self.metadata.strings("tokenizer.ggml.tokens")? {
             Some(tokens) if !tokens.is_empty() && tokens.len() <= MAX_VOCAB => Ok(tokens.len()),
-            _ => Err(Error::format(format!(
+            _ => Err(Error::format(format_args!(
                 "neither {} nor a token list says how large the vocabulary is",
                 self.key("vocab_size")
             ))),
@@ -376,7 +379,7 @@ impl<'a> Keys<'a> {
     fn rope(&self, head_dim: usize) -> Result<Rope> {
         let dims = self.size_or("rope.dimension_count", head_dim, MAX_HEAD_DIM)?;
         if dims > head_dim || dims % 2 != 0 {
-            return Err(Error::format(format!(
+            return Err(Error::format(format_args!(
                 "{dims} rotated elements do not fit a head of {head_dim}: an even number, at most the head, is needed"
             )));
         }
@@ -430,7 +433,7 @@ impl<'a> Keys<'a> {
             ));
         }
         if sharing.has_own_ends() && stored_blocks < 3 {
-            return Err(Error::format(format!(
+            return Err(Error::format(format_args!(
                 "sharing '{}' needs at least 3 stored blocks, the file has {stored_blocks}",
                 sharing.name()
             )));
@@ -462,7 +465,7 @@ impl<'a> Keys<'a> {
         let alpha = self.metadata.f32(&self.key("router.alpha"))?.unwrap_or(0.1);
         let cut = self.metadata.f32(&self.key("router.cut"))?.unwrap_or(0.5);
         if !alpha.is_finite() || !(0.0..=1.0).contains(&cut) {
-            return Err(Error::format(format!(
+            return Err(Error::format(format_args!(
                 "router.alpha ({alpha}) must be finite and router.cut ({cut}) between 0 and 1"
             )));
         }
@@ -494,7 +497,7 @@ impl<'a> Keys<'a> {
             return Ok((0..recursions).map(|i| (n - i as f64) / n).collect());
         };
         if capacities.len() != recursions || !capacities.iter().all(|c| (0.0..=1.0).contains(c)) {
-            return Err(Error::format(format!(
+            return Err(Error::format(format_args!(
                 "{key} must hold {recursions} shares between 0 and 1"
             )));
         }

@@ -2,39 +2,32 @@
 
 mod hyperparameters;
 mod schedule;
+mod storage;
 mod weights;
 
 pub use hyperparameters::*;
 pub use schedule::*;
+pub use storage::LoadParams;
+pub(crate) use storage::Storage;
 pub use weights::{Layer, Linear, Matrix, Router, Vector};
 
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
+use crate::memory::Shared;
+use crate::text::Text;
+use crate::tokenizer::Tokenizer;
 use std::collections::HashSet;
 use std::fs::File;
 use std::path::Path;
-use std::sync::Arc;
 use weights::Finder;
 
-/// Where the bytes of a model live.
-enum Storage {
-    Map(memmap2::Mmap),
-    Static(&'static [u8]),
-    Owned(Vec<u8>),
-}
+/// An opened model. It is immutable and cheap to clone: clones, sessions and tokenizers share one
+/// mapping, which ends with the last of them. Threads may share it.
+#[derive(Clone)]
+pub struct Model(Shared<Parts>);
 
-impl Storage {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Storage::Map(map) => map,
-            Storage::Static(bytes) => bytes,
-            Storage::Owned(bytes) => bytes,
-        }
-    }
-}
-
-/// An opened model. It is immutable, so threads and sessions share it through [`Arc`].
-pub struct Model {
+/// What the owners of a model share.
+struct Parts {
     storage: Storage,
     gguf: Gguf,
     hyperparameters: Hyperparameters,
@@ -50,45 +43,52 @@ pub struct Model {
     routers: Vec<Router>,
     /// Expert-choice with an auxiliary router: one per recursion.
     auxiliary_routers: Vec<Router>,
+    /// The tokenizer, or why the file has none that can be used.
+    tokenizer: std::result::Result<Tokenizer, Text>,
 }
 
 impl Model {
     /// Maps the GGUF file at `path` read-only and checks all that is needed to run it. No weight
-    /// is read or copied.
-    ///
-    /// The file must not be changed while the model lives: the system hands later readers of a
-    /// truncated file a signal.
-    pub fn open(path: impl AsRef<Path>) -> Result<Arc<Self>> {
+    /// is read or copied. See [`LoadParams`] for other ways.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with(path, &LoadParams::default())
+    }
+
+    /// As [`Model::open`], with parameters.
+    pub fn open_with(path: impl AsRef<Path>, params: &LoadParams) -> Result<Self> {
         let path = path.as_ref();
-        let io = |source| Error::io(path, source);
-        let file = File::open(path).map_err(io)?;
-        let length = file.metadata().map_err(io)?;
-        if length.is_dir() {
-            return Err(Error::argument(format!(
-                "'{}' is a folder; convert a checkpoint folder with 'mor convert' first",
-                path.display()
-            )));
-        }
-        if length.len() == 0 {
-            return Err(Error::format(format!("'{}' is empty", path.display())));
-        }
-        // SAFETY: the map is private to this process and read-only; that nobody truncates the
-        // file meanwhile is the documented duty of the caller.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
-        Self::from_storage(Storage::Map(map))
+        let file = File::open(path).map_err(|source| Error::io(path, source))?;
+        Self::from_storage(Storage::file(file, path, None, params)?)
+    }
+
+    /// A model that begins `offset` bytes into an open file and is `bytes` long (`None`: all that
+    /// follows), as Android's asset manager describes one.
+    pub fn from_file(
+        file: File,
+        offset: u64,
+        bytes: Option<u64>,
+        params: &LoadParams,
+    ) -> Result<Self> {
+        let part = Some((offset, bytes));
+        Self::from_storage(Storage::file(
+            file,
+            Path::new("file descriptor"),
+            part,
+            params,
+        )?)
     }
 
     /// A model that is part of the program.
-    pub fn from_static(bytes: &'static [u8]) -> Result<Arc<Self>> {
+    pub fn from_static(bytes: &'static [u8]) -> Result<Self> {
         Self::from_storage(Storage::Static(bytes))
     }
 
     /// A model in memory.
-    pub fn from_bytes(bytes: Vec<u8>) -> Result<Arc<Self>> {
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
         Self::from_storage(Storage::Owned(bytes))
     }
 
-    fn from_storage(storage: Storage) -> Result<Arc<Self>> {
+    pub(crate) fn from_storage(storage: Storage) -> Result<Self> {
         let gguf = Gguf::parse(storage.bytes())?;
         let h = Hyperparameters::from_metadata(&gguf.metadata)?;
         let (schedule, blocks) = Schedule::new(&h);
@@ -111,7 +111,14 @@ impl Model {
         let (routers, auxiliary_routers) = Self::find_routers(&finder, &h)?;
         let output_norm = finder.vector("output_norm.weight", h.hidden_size)?;
         drop(finder);
-        Ok(Arc::new(Model {
+        // A model without a usable tokenizer still runs on token ids.
+        let tokenizer = match Tokenizer::from_metadata(&gguf.metadata) {
+            Ok(tokenizer) => Ok(tokenizer),
+            Err(error @ Error::OutOfMemory { .. }) => return Err(error),
+            Err(Error::Tokenizer(why)) => Err(why),
+            Err(other) => Err(Text::new(other)),
+        };
+        Ok(Model(Shared::new(Parts {
             storage,
             gguf,
             hyperparameters: h,
@@ -123,7 +130,8 @@ impl Model {
             rope_factors,
             routers,
             auxiliary_routers,
-        }))
+            tokenizer,
+        })?))
     }
 
     fn find_routers(finder: &Finder, h: &Hyperparameters) -> Result<(Vec<Router>, Vec<Router>)> {
@@ -151,70 +159,93 @@ impl Model {
 
     /// The file's metadata and tensor table.
     pub fn gguf(&self) -> &Gguf {
-        &self.gguf
+        &self.0.gguf
+    }
+
+    /// The file's tokenizer.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] when the file has none, or one that this library does not know.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.0
+            .tokenizer
+            .as_ref()
+            .map_err(|why| Error::Tokenizer(*why))
     }
 
     /// Sizes and rules.
     pub fn hyperparameters(&self) -> &Hyperparameters {
-        &self.hyperparameters
+        &self.0.hyperparameters
     }
 
     /// The order of the work.
     pub fn schedule(&self) -> &Schedule {
-        &self.schedule
+        &self.0.schedule
     }
 
     /// Bytes of the tensors that the file stores, each once: what a run maps.
     pub fn weight_bytes(&self) -> u64 {
-        let tensors = self.gguf.tensors();
+        let tensors = self.0.gguf.tensors();
         tensors.iter().map(|tensor| tensor.bytes as u64).sum()
     }
 
     /// Bytes that the same model would need if it shared nothing between recursions.
     pub fn unshared_weight_bytes(&self) -> u64 {
-        let of = |run: &LayerRun| self.layers[run.layer].matrices();
-        let logical: u64 = self.schedule.runs().flat_map(of).map(|m| m.bytes()).sum();
+        let of = |run: &LayerRun| self.0.layers[run.layer].matrices();
+        let logical: u64 = self.0.schedule.runs().flat_map(of).map(|m| m.bytes()).sum();
         // A set: recursions that share a matrix point to the same bytes.
-        let stored: HashSet<Matrix> = self.schedule.runs().flat_map(of).collect();
+        let stored: HashSet<Matrix> = self.0.schedule.runs().flat_map(of).collect();
         self.weight_bytes() + logical - stored.iter().map(|m| m.bytes()).sum::<u64>()
     }
 
+    /// Whether both are the same opened model.
+    pub fn is_same(&self, other: &Model) -> bool {
+        self.0.is_same(&other.0)
+    }
+
+    /// Fails when the mapped file has become shorter than it was, so that a truncated file is an
+    /// error and not a signal. There is no other protection of a map: who cannot rule out that a
+    /// file is truncated during a call loads a copy ([`LoadParams::copy`]).
+    pub(crate) fn check_file(&self) -> Result<()> {
+        self.0.storage.check_file()
+    }
+
     pub(crate) fn bytes(&self) -> &[u8] {
-        self.storage.bytes()
+        self.0.storage.bytes()
     }
     pub(crate) fn layer(&self, index: usize) -> &Layer {
-        &self.layers[index]
+        &self.0.layers[index]
     }
     pub(crate) fn token_embedding(&self) -> &Matrix {
-        &self.token_embedding
+        &self.0.token_embedding
     }
     pub(crate) fn output_norm(&self) -> &Vector {
-        &self.output_norm
+        &self.0.output_norm
     }
     pub(crate) fn output(&self) -> Linear {
         Linear {
-            weight: self.output,
+            weight: self.0.output,
             bias: None,
         }
     }
     pub(crate) fn rope_factors(&self) -> Option<&Vector> {
-        self.rope_factors.as_ref()
+        self.0.rope_factors.as_ref()
     }
     pub(crate) fn router(&self, recursion: usize) -> &Router {
-        &self.routers[recursion]
+        &self.0.routers[recursion]
     }
     pub(crate) fn auxiliary_router(&self, recursion: usize) -> Option<&Router> {
-        self.auxiliary_routers.get(recursion)
+        self.0.auxiliary_routers.get(recursion)
     }
     /// Width of the widest hidden layer of a router, 0 when all are linear.
     pub(crate) fn router_width(&self) -> usize {
-        let routers = self.routers.iter().chain(&self.auxiliary_routers);
+        let routers = self.0.routers.iter().chain(&self.0.auxiliary_routers);
         let hidden = routers.filter(|r| r.second.is_some());
         hidden.map(|r| r.first.weight.rows).max().unwrap_or(0)
     }
     /// The longest row of any matrix.
     pub(crate) fn widest_row(&self) -> usize {
-        let h = &self.hyperparameters;
+        let h = &self.0.hyperparameters;
         let widths = [
             h.hidden_size,
             h.feed_forward_size,

@@ -129,12 +129,12 @@ impl<'a> Finder<'a> {
             .unwrap_or(&[])
         {
             let (name, target) = entry.split_once('=').ok_or_else(|| {
-                Error::format(format!(
+                Error::format(format_args!(
                     "mor.recursion.aliases holds '{entry}', which is not 'name=target'"
                 ))
             })?;
             if gguf.tensor(target).is_none() {
-                return Err(Error::format(format!(
+                return Err(Error::format(format_args!(
                     "mor.recursion.aliases names the tensor {target}, which the file lacks"
                 )));
             }
@@ -183,7 +183,7 @@ impl<'a> Finder<'a> {
             return Err(wrong_shape(name, &[length], &found));
         }
         if tensor.ty != TensorType::F32 {
-            return Err(Error::unsupported(format!(
+            return Err(Error::unsupported(format_args!(
                 "the tensor {name} is {}; norms, biases and routers must be F32",
                 tensor.ty.name()
             )));
@@ -258,11 +258,11 @@ impl<'a> Finder<'a> {
 }
 
 fn missing(name: &str) -> Error {
-    Error::format(format!("the tensor {name} is missing"))
+    Error::format(format_args!("the tensor {name} is missing"))
 }
 
 fn wrong_shape(name: &str, expected: &[usize], found: &[usize]) -> Error {
-    Error::format(format!(
+    Error::format(format_args!(
         "the tensor {name} has the shape {found:?} where {expected:?} is needed"
     ))
 }

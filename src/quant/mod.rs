@@ -59,7 +59,7 @@ pub(crate) fn dequantize_into(ty: TensorType, bytes: &[u8], out: &mut [f32]) {
 pub fn quantize_row(ty: TensorType, row: &[f32], out: &mut [u8]) -> Result<()> {
     check_lengths(ty, row.len(), out.len())?;
     if let Some(column) = row.iter().position(|v| !v.is_finite()) {
-        return Err(Error::argument(format!(
+        return Err(Error::argument(format_args!(
             "column {column} holds {}, which {} cannot store; the weights are damaged",
             row[column],
             ty.name()
@@ -73,14 +73,14 @@ pub fn quantize_row(ty: TensorType, row: &[f32], out: &mut [u8]) -> Result<()> {
         TensorType::Q4_0 => encode_blocks(row, out, q4::encode_0),
         TensorType::Q4_1 => encode_blocks(row, out, q4::encode_1),
         _ => {
-            return Err(Error::argument(format!(
+            return Err(Error::argument(format_args!(
                 "{} can be read but not written; choose F32, F16, BF16, Q8_0, Q4_0 or Q4_1",
                 ty.name()
             )));
         }
     };
     stored.map_err(|TooLarge { column }| {
-        Error::argument(format!(
+        Error::argument(format_args!(
             "the weights from column {column} on (the first is {}) are too large for {}; store this tensor as F32",
             row[column],
             ty.name()
@@ -97,11 +97,11 @@ struct TooLarge {
 fn check_lengths(ty: TensorType, columns: usize, bytes: usize) -> Result<()> {
     match ty.row_bytes(columns) {
         Some(n) if n == bytes => Ok(()),
-        Some(n) => Err(Error::argument(format!(
+        Some(n) => Err(Error::argument(format_args!(
             "a {} row of {columns} weights takes {n} bytes, but the buffer has {bytes}",
             ty.name()
         ))),
-        None => Err(Error::argument(format!(
+        None => Err(Error::argument(format_args!(
             "a {} row must be a multiple of {} weights long, but has {columns}",
             ty.name(),
             ty.block_len()

@@ -115,7 +115,7 @@ impl Merges {
 
 fn parse(rank: u32, line: &str, names: &HashMap<&str, u32>) -> Result<(u32, Pair)> {
     let wrong = |what: &str| {
-        Error::tokenizer(format!(
+        Error::tokenizer(format_args!(
             "merge {rank} ('{}') {what}; the file's vocabulary is damaged",
             excerpt(line)
         ))

@@ -33,12 +33,12 @@ type Names<'a> = HashMap<&'a str, u32>;
 impl Tokenizer {
     /// Reads the `tokenizer.ggml.*` keys of a file.
     pub fn from_metadata(metadata: &Metadata) -> Result<Tokenizer> {
-        let model = metadata
-            .str(MODEL)?
-            .ok_or_else(|| Error::tokenizer(format!("the file has none (it lacks {MODEL})")))?;
+        let model = metadata.str(MODEL)?.ok_or_else(|| {
+            Error::tokenizer(format_args!("the file has none (it lacks {MODEL})"))
+        })?;
         let texts = metadata.strings(TOKENS)?.unwrap_or_default();
         if texts.is_empty() {
-            return Err(Error::tokenizer(format!(
+            return Err(Error::tokenizer(format_args!(
                 "the vocabulary is empty or missing ({TOKENS})"
             )));
         }
@@ -51,7 +51,7 @@ impl Tokenizer {
         match model {
             "gpt2" => load_bpe(metadata, texts, &names, kinds),
             "llama" => load_spm(metadata, texts, &names, kinds),
-            other => Err(Error::tokenizer(format!(
+            other => Err(Error::tokenizer(format_args!(
                 "the file's tokenizer '{}' is not supported; supported are gpt2 (byte-level BPE) and llama (SentencePiece BPE)",
                 excerpt(other)
             ))),
@@ -68,7 +68,7 @@ fn load_bpe(
     let pre = PreTokenizer::parse(metadata.str(PRE)?)?;
     let lines = metadata
         .strings(MERGES)?
-        .ok_or_else(|| Error::tokenizer(format!("the file lacks the merges ({MERGES})")))?;
+        .ok_or_else(|| Error::tokenizer(format_args!("the file lacks the merges ({MERGES})")))?;
     let llama3 = pre == PreTokenizer::Llama3;
     let bpe = Bpe {
         pre,
@@ -142,7 +142,7 @@ fn names(texts: &[String]) -> Result<Names<'_>> {
         })?;
     for (id, text) in (0..).zip(texts).filter(|(_, text)| !text.is_empty()) {
         if let Some(other) = names.insert(text, id) {
-            return Err(Error::tokenizer(format!(
+            return Err(Error::tokenizer(format_args!(
                 "tokens {other} and {id} are both '{}'; the file's vocabulary is damaged",
                 excerpt(text)
             )));
@@ -172,8 +172,9 @@ fn ranks(metadata: &Metadata, tokens: usize) -> Result<Vec<u32>> {
     };
     check_length(SCORES, scores.len(), tokens)?;
     for (id, score) in scores.into_iter().enumerate() {
-        let rank = spm::rank(score)
-            .ok_or_else(|| Error::tokenizer(format!("the score of token {id} is no number")))?;
+        let rank = spm::rank(score).ok_or_else(|| {
+            Error::tokenizer(format_args!("the score of token {id} is no number"))
+        })?;
         ranks.push(rank);
     }
     Ok(ranks)
@@ -183,7 +184,7 @@ fn check_length(key: &str, length: usize, tokens: usize) -> Result<()> {
     if length == tokens {
         return Ok(());
     }
-    Err(Error::tokenizer(format!(
+    Err(Error::tokenizer(format_args!(
         "{key} has {length} entries for {tokens} tokens"
     )))
 }
@@ -191,7 +192,7 @@ fn check_length(key: &str, length: usize, tokens: usize) -> Result<()> {
 /// A token that the file names by its number.
 fn token(metadata: &Metadata, key: &str, tokens: usize) -> Result<Option<u32>> {
     match metadata.u32(key)? {
-        Some(id) if id as usize >= tokens => Err(Error::tokenizer(format!(
+        Some(id) if id as usize >= tokens => Err(Error::tokenizer(format_args!(
             "{key} is {id}, but the vocabulary has {tokens} tokens"
         ))),
         id => Ok(id),
@@ -215,7 +216,7 @@ fn special_ids(metadata: &Metadata, names: &Names, defaults: Defaults) -> Result
     let add_eos = metadata.bool(ADD_EOS)?.unwrap_or(false);
     for (wanted, id, key) in [(add_bos, bos, BOS), (add_eos, eos, EOS)] {
         if wanted && id.is_none() {
-            return Err(Error::tokenizer(format!(
+            return Err(Error::tokenizer(format_args!(
                 "texts are to begin or end with a token that the file does not name ({key})"
             )));
         }
@@ -275,7 +276,7 @@ mod tests {
         let mut metadata = base();
         change(&mut metadata);
         match Tokenizer::from_metadata(&metadata) {
-            Err(Error::Tokenizer(text)) => text,
+            Err(Error::Tokenizer(text)) => text.to_string(),
             other => panic!("{other:?}"),
         }
     }

@@ -89,7 +89,7 @@ impl EncodeScratch {
             .filter(|&slots| u32::try_from(slots).is_ok_and(|slots| slots < NONE))
             .and_then(|slots| slots.checked_mul(SLOT))
             .ok_or_else(|| {
-                Error::argument(format!(
+                Error::argument(format_args!(
                     "a text of {max_text_bytes} bytes is too long to be tokenized at once; split it"
                 ))
             })

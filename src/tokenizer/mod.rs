@@ -131,7 +131,7 @@ impl Tokenizer {
         out: &mut [u32],
     ) -> Result<usize> {
         if text.len() > scratch.max_text_bytes() {
-            return Err(Error::argument(format!(
+            return Err(Error::argument(format_args!(
                 "the text has {} bytes, but the tokenizer's memory was made for {}",
                 text.len(),
                 scratch.max_text_bytes()
@@ -147,7 +147,7 @@ impl Tokenizer {
             Ok(())
         })?;
         if count > out.len() {
-            return Err(Error::argument(format!(
+            return Err(Error::argument(format_args!(
                 "the text has {count} tokens, but there is room for {} only",
                 out.len()
             )));
@@ -252,7 +252,7 @@ impl Tokenizer {
         if (id as usize) < self.vocabulary.len() {
             return Ok(());
         }
-        Err(Error::argument(format!(
+        Err(Error::argument(format_args!(
             "token {id} does not exist; the vocabulary has {} tokens",
             self.vocabulary.len()
         )))

@@ -103,7 +103,7 @@ impl Spm {
             return Ok(false);
         }
         let unknown = self.unknown.ok_or_else(|| {
-            Error::tokenizer(format!(
+            Error::tokenizer(format_args!(
                 "the vocabulary has no token for '{}', and none for unknown characters",
                 String::from_utf8_lossy(character)
             ))

@@ -46,7 +46,7 @@ impl Utf8Stream {
     /// Takes the bytes of one token and gives the characters that are complete with them.
     pub fn push(&mut self, bytes: &[u8]) -> Result<&str> {
         if bytes.len() > self.max_piece_bytes {
-            return Err(Error::argument(format!(
+            return Err(Error::argument(format_args!(
                 "a piece of {} bytes was pushed into a stream made for {}",
                 bytes.len(),
                 self.max_piece_bytes

@@ -80,7 +80,7 @@ impl Vocabulary {
     ) -> Result<Self> {
         let total: usize = texts.iter().map(String::len).sum();
         if u32::try_from(total).is_err() {
-            return Err(Error::tokenizer(format!(
+            return Err(Error::tokenizer(format_args!(
                 "the vocabulary is {total} bytes long, which is more than any real one"
             )));
         }
@@ -106,7 +106,7 @@ impl Vocabulary {
 
     fn add(&mut self, id: u32, text: &str, spelling: Spelling, indexed: bool) -> Result<()> {
         if text.len() > MAX_TOKEN_BYTES {
-            return Err(Error::tokenizer(format!(
+            return Err(Error::tokenizer(format_args!(
                 "token {id} is {} bytes long; at most {MAX_TOKEN_BYTES} are accepted",
                 text.len()
             )));

@@ -5,7 +5,6 @@ use mor::quant::TensorType;
 use mor::{KvType, Model, Session, SessionParams};
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// The folder of a case.
 pub fn case_folder(case: &str) -> PathBuf {
@@ -38,12 +37,12 @@ pub fn gguf_bytes(case: &str, ty: TensorType) -> Vec<u8> {
 }
 
 /// A case as a model.
-pub fn model(case: &str, ty: TensorType) -> Arc<Model> {
+pub fn model(case: &str, ty: TensorType) -> Model {
     Model::from_bytes(gguf_bytes(case, ty)).unwrap()
 }
 
 /// A session with exact keys and values.
-pub fn session(model: &Arc<Model>, batch: usize, threads: usize) -> Session {
+pub fn session(model: &Model, batch: usize, threads: usize) -> Session {
     let params = SessionParams {
         context: 128,
         batch,

@@ -4,7 +4,6 @@ use crate::Result;
 use crate::args::EngineArgs;
 use mor::{KvType, Model, Session, SessionParams};
 use std::path::Path;
-use std::sync::Arc;
 
 /// The bytes of the default model, aligned for the engine.
 #[repr(C, align(64))]
@@ -14,7 +13,7 @@ static DEFAULT_MODEL: &Aligned<[u8]> =
     &Aligned(*include_bytes!("../../../models/austen-mor-5m-q8_0.gguf"));
 
 /// The model at `path`, or the one that the program carries.
-pub fn open(path: Option<&Path>) -> Result<Arc<Model>> {
+pub fn open(path: Option<&Path>) -> Result<Model> {
     Ok(match path {
         Some(path) => Model::open(path)?,
         None => Model::from_static(&DEFAULT_MODEL.0)?,
@@ -31,7 +30,7 @@ pub fn context(model: &Model, context: Option<usize>) -> usize {
 
 /// A session as the arguments want it.
 pub fn session(
-    model: &Arc<Model>,
+    model: &Model,
     engine: &EngineArgs,
     default_kv: KvType,
     mut params: SessionParams,

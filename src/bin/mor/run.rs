@@ -11,7 +11,6 @@ use mor::{KvType, Model, Sampler, SamplerParams, Session, SessionParams, Tokeniz
 use rustyline::error::ReadlineError;
 use std::io::Write;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Continues a text.
@@ -253,7 +252,7 @@ impl Output {
 /// What the run took, on standard error.
 fn summary(session: &mut Session, times: &Times, depths: bool) {
     let rate = |tokens: usize, time: Duration| tokens as f64 / time.as_secs_f64().max(1e-9);
-    let model = Arc::clone(session.model());
+    let model = session.model().clone();
     let h = model.hyperparameters();
     let all = session.depths();
     let mean = all.iter().map(|d| f64::from(*d)).sum::<f64>() / all.len().max(1) as f64;
