@@ -1,18 +1,22 @@
 //! Text, token by token: sample, run, decode, watch for the end.
 
-use crate::error::Result;
-use crate::sampling::Sampler;
+use crate::error::{Error, Result};
+use crate::model::Model;
 use crate::session::Session;
-use crate::tokenizer::{Tokenizer, Utf8Stream};
+use crate::tokenizer::Utf8Stream;
 use std::ops::ControlFlow;
 
+/// Longest stop string, in bytes.
+pub const MAX_STOP_BYTES: usize = 1024;
+
 /// When to stop.
-#[derive(Debug, Clone, Default)]
-pub struct GenerateParams {
+#[derive(Debug, Clone, Copy, Default)]
+pub struct GenerateParams<'a> {
     /// Most tokens to write.
     pub max_tokens: usize,
-    /// Texts that end the generation; they are not part of the result.
-    pub stop: Vec<String>,
+    /// Texts that end the generation, each of at most [`MAX_STOP_BYTES`]; they are not part of
+    /// the result.
+    pub stop: &'a [&'a str],
 }
 
 /// One token as it comes.
@@ -23,7 +27,8 @@ pub struct Piece<'a> {
     /// Recursions that it ran.
     pub depth: u8,
     /// The text that is certain with this token: whole characters, nothing that may still turn
-    /// out to be a stop string. May be empty.
+    /// out to be a stop string. May be empty. (A zero byte, which is not part of it, follows it in
+    /// memory, for C.)
     pub text: &'a str,
 }
 
@@ -40,23 +45,52 @@ pub enum Finish {
     ContextFull,
     /// The callback asked for it.
     Callback,
+    /// It was cancelled; the session stands after the last token that was shown.
+    Cancelled,
 }
 
-impl Session {
-    /// Continues the text so far. Every token that `each` sees has been run and is part of the
-    /// session; an end-of-generation token is neither run nor shown.
+/// Bytes that a session keeps for generated text: twice what may be held back (the beginning of a
+/// stop string, and what one token adds), once to hold it and once to show it.
+pub(crate) fn text_room(model: &Model) -> usize {
+    let piece = model.tokenizer().map_or(0, |t| t.max_piece_bytes());
+    2 * (MAX_STOP_BYTES + Utf8Stream::max_text_bytes(piece))
+}
+
+impl Session<'_> {
+    /// Continues the text so far, with the session's sampler and the model's tokenizer. Every
+    /// token that `each` sees has been run and is part of the session; an end-of-generation token
+    /// is neither run nor shown.
     pub fn generate(
         &mut self,
-        tokenizer: &Tokenizer,
-        sampler: &mut Sampler,
         params: &GenerateParams,
+        each: impl FnMut(Piece) -> ControlFlow<()>,
+    ) -> Result<Finish> {
+        self.generate_with(params.max_tokens, params.stop.iter().copied(), each)
+    }
+
+    /// As [`Session::generate`], with the stop strings from anywhere.
+    pub(crate) fn generate_with<'s>(
+        &mut self,
+        max_tokens: usize,
+        stops: impl Iterator<Item = &'s str> + Clone,
         mut each: impl FnMut(Piece) -> ControlFlow<()>,
     ) -> Result<Finish> {
-        let mut text = Utf8Stream::new(tokenizer.max_piece_bytes())?;
-        let mut scanner = StopScanner::new(&params.stop);
+        if let Some(long) = stops.clone().find(|s| s.len() > MAX_STOP_BYTES) {
+            return Err(Error::argument(format_args!(
+                "a stop string has {} bytes; at most {MAX_STOP_BYTES} are possible",
+                long.len()
+            )));
+        }
+        let model = self.model().clone();
+        let tokenizer = model.tokenizer()?;
+        let (mut stream, mut held) = (Utf8Stream::new(), Held::default());
         let (mut last, mut finish) = (None, Finish::Length);
-        for _ in 0..params.max_tokens {
-            let token = self.sample(sampler)?;
+        for _ in 0..max_tokens {
+            if self.take_cancel() {
+                finish = Finish::Cancelled;
+                break;
+            }
+            let token = self.sample()?;
             if tokenizer.is_end(token) {
                 finish = Finish::End;
                 break;
@@ -65,7 +99,13 @@ impl Session {
                 finish = Finish::ContextFull;
                 break;
             }
-            self.prefill(&[token])?;
+            match self.prefill(&[token]) {
+                Err(Error::Cancelled) => {
+                    finish = Finish::Cancelled;
+                    break;
+                }
+                outcome => outcome?,
+            }
             let depth = self.depths().last().copied().unwrap_or(0);
             last = Some((token, depth));
             // A model may have more rows than its tokenizer has tokens; those are no text.
@@ -75,8 +115,11 @@ impl Session {
             } else {
                 &[]
             };
-            let stopped = scanner.push(text.push(bytes)?);
-            let text = scanner.ready();
+            let (room, shown) = self.text_room();
+            held.forget_given(room);
+            stream.push(bytes, |more| held.append(room, more));
+            let stopped = held.scan(room, stops.clone());
+            let text = held.ready(room, shown);
             if each(Piece { token, depth, text }).is_break() {
                 return Ok(Finish::Callback);
             }
@@ -85,9 +128,11 @@ impl Session {
             }
         }
         // What was held back turned out to be plain text.
-        scanner.push(text.finish());
+        let (room, shown) = self.text_room();
+        held.forget_given(room);
+        held.append(room, stream.finish());
         if let Some((token, depth)) = last {
-            let text = scanner.flush();
+            let text = held.all(room, shown);
             if !text.is_empty() && each(Piece { token, depth, text }).is_break() {
                 return Ok(Finish::Callback);
             }
@@ -96,52 +141,64 @@ impl Session {
     }
 }
 
-/// Holds back text that may be the beginning of a stop string.
-struct StopScanner<'a> {
-    stops: &'a [String],
-    /// Text that came and was not yet given out, from `given` on.
-    text: String,
+/// Text that came, of which the end is held back while it may be the beginning of a stop string.
+/// The text itself lies in a buffer that is passed to each call.
+#[derive(Default)]
+struct Held {
+    /// Bytes of text in the buffer.
+    length: usize,
+    /// How much of it was given out.
     given: usize,
-    /// End of what may be given out.
+    /// How much of it may be given out.
     ready: usize,
 }
 
-impl<'a> StopScanner<'a> {
-    fn new(stops: &'a [String]) -> Self {
-        StopScanner {
-            stops,
-            text: String::new(),
-            given: 0,
-            ready: 0,
-        }
+impl Held {
+    fn forget_given(&mut self, room: &mut [u8]) {
+        room.copy_within(self.given..self.length, 0);
+        self.length -= self.given;
+        self.ready -= self.given;
+        self.given = 0;
     }
 
-    /// Takes more text; true when a stop string is complete.
-    fn push(&mut self, more: &str) -> bool {
-        self.text.drain(..self.given);
-        self.given = 0;
-        self.text.push_str(more);
-        let stops = self.stops.iter().filter(|s| !s.is_empty());
-        if let Some(at) = stops.clone().filter_map(|s| self.text.find(&**s)).min() {
+    fn append(&mut self, room: &mut [u8], more: &str) {
+        room[self.length..][..more.len()].copy_from_slice(more.as_bytes());
+        self.length += more.len();
+    }
+
+    /// Looks for stop strings; true when one is complete. What comes before it, or before what
+    /// may become one, is ready.
+    fn scan<'s>(&mut self, room: &[u8], stops: impl Iterator<Item = &'s str> + Clone) -> bool {
+        let text = as_text(&room[..self.length]);
+        let stops = stops.filter(|s| !s.is_empty());
+        if let Some(at) = stops.clone().filter_map(|s| text.find(s)).min() {
             self.ready = at;
             return true;
         }
-        let held = stops.map(|s| overlap(&self.text, s)).max().unwrap_or(0);
-        self.ready = self.text.len() - held;
+        let held = stops.map(|s| overlap(text, s)).max().unwrap_or(0);
+        self.ready = text.len() - held;
         false
     }
 
-    /// What is certain, once.
-    fn ready(&mut self) -> &str {
+    /// What is certain, once: copied to `shown`, with a zero byte behind it.
+    fn ready<'t>(&mut self, room: &[u8], shown: &'t mut [u8]) -> &'t str {
         let start = std::mem::replace(&mut self.given, self.ready);
-        &self.text[start..self.ready]
+        let length = self.ready - start;
+        shown[..length].copy_from_slice(&room[start..self.ready]);
+        shown[length] = 0;
+        as_text(&shown[..length])
     }
 
     /// All that is left.
-    fn flush(&mut self) -> &str {
-        self.ready = self.text.len();
-        self.ready()
+    fn all<'t>(&mut self, room: &[u8], shown: &'t mut [u8]) -> &'t str {
+        self.ready = self.length;
+        self.ready(room, shown)
     }
+}
+
+/// Only whole characters are written to the buffer and only whole characters are cut out.
+fn as_text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap_or_default()
 }
 
 /// The length of the longest end of `text` that begins `stop` without being all of it.
@@ -159,17 +216,18 @@ mod tests {
 
     /// What comes out when `pieces` go in, and whether a stop string did.
     fn scan(stops: &[&str], pieces: &[&str]) -> (Vec<String>, bool) {
-        let stops: Vec<String> = stops.iter().map(|s| s.to_string()).collect();
-        let mut scanner = StopScanner::new(&stops);
-        let mut out = Vec::new();
+        let (mut held, mut out) = (Held::default(), Vec::new());
+        let (mut room, mut shown) = ([0; 64], [0; 64]);
         for piece in pieces {
-            let stopped = scanner.push(piece);
-            out.push(scanner.ready().to_owned());
+            held.forget_given(&mut room);
+            held.append(&mut room, piece);
+            let stopped = held.scan(&room, stops.iter().copied());
+            out.push(held.ready(&room, &mut shown).to_owned());
             if stopped {
                 return (out, true);
             }
         }
-        out.push(scanner.flush().to_owned());
+        out.push(held.all(&room, &mut shown).to_owned());
         (out, false)
     }
 

@@ -182,10 +182,24 @@ impl KvCache<'_> {
         start..start + self.shape.head_bytes
     }
 
+    /// The stored bytes of one head of an entry: keys first, then (from `kv_heads` on) values.
+    pub(crate) fn bytes(&self, page: u32, head: usize, slot: usize) -> &[u8] {
+        &self.pages[self.range(page, head, slot)]
+    }
+
+    /// As [`KvCache::bytes`], to be written.
+    pub(crate) fn bytes_mut(&mut self, page: u32, head: usize, slot: usize) -> &mut [u8] {
+        let range = self.range(page, head, slot);
+        &mut self.pages[range]
+    }
+
     /// Decodes a key.
     pub(crate) fn key(&self, page: u32, head: usize, slot: usize, out: &mut [f32]) {
-        let range = self.range(page, head, slot);
-        dequantize_into(self.shape.ty.tensor_type(), &self.pages[range], out);
+        dequantize_into(
+            self.shape.ty.tensor_type(),
+            self.bytes(page, head, slot),
+            out,
+        );
     }
 
     /// Decodes a value.

@@ -21,16 +21,19 @@ pub mod quant;
 pub mod routing;
 pub mod sampling;
 pub mod session;
+pub mod state;
 mod text;
 pub mod tokenizer;
 
+pub use cpu::thread::{CpuSet, ThreadParams};
 pub use error::{Error, Result};
 pub use kv::KvType;
+pub use model::LoadParams;
 pub use model::Model;
 pub use plan::{Plan, SessionParams};
 pub use routing::Routing;
-pub use sampling::{Sampler, SamplerParams};
-pub use session::Session;
+pub use sampling::SamplerParams;
+pub use session::{Canceller, Session};
 pub use text::Text;
 pub use tokenizer::Tokenizer;
 

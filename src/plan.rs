@@ -1,8 +1,10 @@
 //! The memory of a session, computed before it exists: one arena, each part at a known place.
 
 use crate::cpu::ops::Seat;
-use crate::cpu::team::MAX_THREADS;
+use crate::cpu::team::{MAX_THREADS, Team};
+use crate::cpu::thread::{STACK_BYTES, ThreadParams};
 use crate::error::{Error, Result};
+use crate::generate;
 use crate::kv::{KvCache, KvRegions, KvShape, KvType, PAGE_TOKENS};
 use crate::model::{MAX_CONTEXT, Model};
 use crate::sampling::Candidate;
@@ -28,6 +30,13 @@ pub struct SessionParams {
     pub kv_pages: usize,
     /// Rows of logits that are computed together when a whole text is scored.
     pub logit_rows: usize,
+    /// What the helper threads ask of the system.
+    pub thread: ThreadParams,
+    /// Touch every page of the session's memory when it is created, so that no later call waits
+    /// for the system to give one.
+    pub prefault: bool,
+    /// Keep the session's memory from being swapped out (`mlock`).
+    pub lock: bool,
 }
 
 impl Default for SessionParams {
@@ -40,6 +49,9 @@ impl Default for SessionParams {
             kv: KvType::F16,
             kv_pages: 0,
             logit_rows: 1,
+            thread: ThreadParams::default(),
+            prefault: false,
+            lock: false,
         }
     }
 }
@@ -61,7 +73,9 @@ pub struct Plan {
     kv: KvRegions,
     activations: Activations,
     sequences: Sequences,
-    bytes: usize,
+    /// Bytes at the beginning that belong to the team; the arena follows.
+    team_bytes: usize,
+    arena_bytes: usize,
 }
 
 /// Buffers of one pass, each [batch, …].
@@ -90,6 +104,7 @@ struct Activations {
     scratch: Region,
     logits: Region,
     candidates: Region,
+    text: Region,
 }
 
 /// What is remembered of each sequence, each [sequences, context].
@@ -123,6 +138,7 @@ impl Plan {
         check("batch", params.batch, MAX_CONTEXT)?;
         check("threads", params.threads, MAX_THREADS)?;
         check("logit rows", params.logit_rows, MAX_CONTEXT)?;
+        params.thread.check()?;
         let kv_shape = kv_shape(model, &mut params)?;
 
         let mut layout = Layout { bytes: 0 };
@@ -153,6 +169,7 @@ impl Plan {
             scratch: layout.add::<f32>(&[params.threads, widest])?,
             logits: layout.add::<f32>(&[params.logit_rows, h.vocab_size])?,
             candidates: layout.add::<Candidate>(&[h.vocab_size])?,
+            text: layout.add::<u8>(&[generate::text_room(model)])?,
         };
         let sequences = Sequences {
             tokens: layout.add::<u32>(&[params.sequences, params.context])?,
@@ -166,13 +183,18 @@ impl Plan {
             free_count: layout.add::<u32>(&[1])?,
             pages: layout.add::<u8>(&[kv_shape.pages, kv_shape.page_bytes()])?,
         };
+        let team_bytes = Team::bytes(params.threads).next_multiple_of(ARENA_ALIGNMENT);
+        if team_bytes > isize::MAX as usize - layout.bytes {
+            return Err(too_large());
+        }
         Ok(Plan {
             params,
             kv_shape,
             kv,
             activations,
             sequences,
-            bytes: layout.bytes,
+            team_bytes,
+            arena_bytes: layout.bytes,
         })
     }
 
@@ -181,9 +203,22 @@ impl Plan {
         &self.params
     }
 
-    /// Bytes of the arena: all that a session takes.
+    /// Bytes of a session's one block of memory: all that it takes, but for the stacks of its
+    /// helper threads. Its beginning must be aligned to [`ARENA_ALIGNMENT`].
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.team_bytes + self.arena_bytes
+    }
+
+    /// Bytes of the stacks that the system gives the helper threads; they take memory only where
+    /// they are touched, some kilobytes each.
+    pub fn stack_bytes(&self) -> usize {
+        (self.params.threads - 1) * STACK_BYTES
+    }
+
+    /// Cuts a session's memory into the team's part and the arena.
+    pub(crate) fn split<'m>(&self, memory: &'m mut [u8]) -> (&'m mut [u8], &'m mut [u8]) {
+        let (team, arena) = memory.split_at_mut(self.team_bytes);
+        (team, &mut arena[..self.arena_bytes])
     }
 
     /// Bytes of the KV pool, pages only.
@@ -196,23 +231,24 @@ impl Plan {
         self.kv_shape.planes * self.kv_shape.page_bytes() / PAGE_TOKENS
     }
 
-    /// The arena in a few named lines, which add up to [`Plan::bytes`].
-    pub fn lines(&self) -> Vec<(&'static str, usize)> {
+    /// The memory in a few named lines, which add up to [`Plan::bytes`].
+    pub fn lines(&self) -> [(&'static str, usize); 7] {
         let a = &self.activations;
-        let sampling = a.logits.bytes + a.candidates.bytes;
+        let sampling = a.logits.bytes + a.candidates.bytes + a.text.bytes;
         let tables = self.kv.tables.bytes
             + self.kv.lengths.bytes
             + self.kv.free.bytes
             + self.kv.free_count.bytes;
         let history = self.sequences.tokens.bytes + self.sequences.depths.bytes;
         let named = self.kv.pages.bytes + tables + history + sampling + a.scratch.bytes;
-        vec![
+        [
             ("KV pages", self.kv.pages.bytes),
             ("KV page tables", tables),
-            ("activations and padding", self.bytes - named),
+            ("activations and padding", self.arena_bytes - named),
             ("weight rows being decoded", a.scratch.bytes),
-            ("logits and sampling", sampling),
+            ("logits, sampling, text", sampling),
             ("tokens and depths", history),
+            ("threads", self.team_bytes),
         ]
     }
 
@@ -258,6 +294,7 @@ impl Plan {
             scratch: carver.take(a.scratch),
             logits: carver.take(a.logits),
             candidates: carver.take(a.candidates),
+            text: carver.take(a.text),
             tokens: carver.take(self.sequences.tokens),
             depths: carver.take(self.sequences.depths),
             kv: KvCache {
@@ -437,6 +474,8 @@ pub(crate) struct Buffers<'a> {
     pub logits: &'a mut [f32],
     /// `[vocab]` sampling.
     pub candidates: &'a mut [Candidate],
+    /// [`generate::text_room`] generated text that is not yet given out.
+    pub text: &'a mut [u8],
     /// [sequences, context] tokens so far.
     pub tokens: &'a mut [u32],
     /// [sequences, context] their depths.

@@ -93,6 +93,16 @@ impl Sampler {
         Ok(Sampler { params, state })
     }
 
+    /// Where the random sequence stands.
+    pub(crate) fn state(&self) -> u64 {
+        self.state
+    }
+
+    /// Goes on from where another sampler's random sequence stood.
+    pub(crate) fn set_state(&mut self, state: u64) {
+        self.state = state;
+    }
+
     /// Draws from `logits` `[vocab]`. `recent` are the tokens so far, for the penalty; `candidates`
     /// `[vocab]` is scratch.
     pub fn sample(&mut self, logits: &[f32], recent: &[u32], candidates: &mut [Candidate]) -> u32 {

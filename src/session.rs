@@ -1,22 +1,32 @@
 //! A session: one sequence, its memory, and the calls that move it on.
 
-use crate::cpu::{self, team::Team};
+use crate::cpu::{self, Clock, Pace, team::Team};
 use crate::error::{Error, Result};
-use crate::model::{Model, PlaneTokens};
-use crate::plan::{Buffers, Plan, Row, SessionParams};
+use crate::memory::Shared;
+use crate::model::{MAX_RECURSIONS, Model, anonymous};
+use crate::plan::{ARENA_ALIGNMENT, Buffers, Plan, Row, SessionParams};
 use crate::routing::Routing;
-use crate::sampling::Sampler;
+use crate::sampling::{Sampler, SamplerParams};
+use memmap2::MmapMut;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// One sequence in the making. After creation no call allocates.
-pub struct Session {
-    model: Model,
-    plan: Plan,
-    arena: Arena,
-    team: Team,
+pub struct Session<'m> {
+    pub(crate) model: Model,
+    pub(crate) plan: Plan,
+    pub(crate) arena: &'m mut [u8],
+    team: Team<'m>,
     settings: Settings,
+    pub(crate) sampler: Sampler,
+    pace: Pace,
+    cancel: CancelFlag<'m>,
     /// Tokens so far.
-    length: usize,
-    last: Last,
+    pub(crate) length: usize,
+    pub(crate) last: Last,
+    _locked: Option<Locked>,
+    /// The memory that all this lies in, unless it is the caller's. Dropped last.
+    _memory: Option<MmapMut>,
 }
 
 /// What may change between two tokens.
@@ -29,16 +39,52 @@ struct Settings {
 
 /// What is known of the last token's logits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Last {
+pub(crate) enum Last {
     /// No token yet, or the last one was rewound.
     Nothing,
-    /// The residual stream stands in this row of the last pass.
+    /// The residual stream stands in this row of the last pass; the logits are not computed yet.
     Row(usize),
-    /// The logits stand in the arena.
-    Logits,
+    /// As before, and the logits stand in the arena.
+    Logits(usize),
 }
 
-impl Session {
+/// Cancels calls of a session from other threads. Clones cancel the same session.
+#[derive(Clone)]
+pub struct Canceller(Shared<AtomicBool>);
+
+impl Canceller {
+    /// Ends the session's call in progress within the time of one layer, or its next call at
+    /// once: [`Session::prefill`] and the like then fail with [`Error::Cancelled`] and the session
+    /// stands where it stood before; [`Session::generate`] ends with
+    /// [`Finish::Cancelled`](crate::generate::Finish::Cancelled). One cancel ends one call.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Takes back a cancel that no call has met yet.
+    pub fn reset(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Who may cancel.
+enum CancelFlag<'m> {
+    Nobody,
+    Shared(Canceller),
+    Borrowed(&'m AtomicBool),
+}
+
+impl CancelFlag<'_> {
+    fn get(&self) -> Option<&AtomicBool> {
+        match self {
+            CancelFlag::Nobody => None,
+            CancelFlag::Shared(canceller) => Some(&canceller.0),
+            CancelFlag::Borrowed(flag) => Some(flag),
+        }
+    }
+}
+
+impl Session<'static> {
     /// Plans a session and takes its memory.
     pub fn new(model: &Model, params: &SessionParams) -> Result<Self> {
         Self::with_plan(model, Plan::new(model, params)?)
@@ -46,6 +92,25 @@ impl Session {
 
     /// Takes the memory of a plan that was made for the same model.
     pub fn with_plan(model: &Model, plan: Plan) -> Result<Self> {
+        let mut memory = anonymous(plan.bytes())?;
+        // SAFETY: the map's bytes stay where they are when the map is moved. It is moved into the
+        // session, which uses only this slice, and drops the map after all that lies in it.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(memory.as_mut_ptr(), memory.len()) };
+        let mut session = Session::build(model, plan, bytes)?;
+        session._memory = Some(memory);
+        Ok(session)
+    }
+}
+
+impl<'m> Session<'m> {
+    /// A session in memory of the caller, of at least [`Plan::bytes`] bytes and aligned to
+    /// [`ARENA_ALIGNMENT`]. What the memory holds before does not matter. With one thread nothing
+    /// else is allocated.
+    pub fn new_in(model: &Model, params: &SessionParams, memory: &'m mut [u8]) -> Result<Self> {
+        Self::build(model, Plan::new(model, params)?, memory)
+    }
+
+    fn build(model: &Model, plan: Plan, memory: &'m mut [u8]) -> Result<Self> {
         if plan.params().sequences != 1 {
             return Err(Error::argument(
                 "a session runs one sequence; plan it for one",
@@ -54,9 +119,28 @@ impl Session {
         if plan != Plan::new(model, plan.params())? {
             return Err(Error::argument("the plan was made for another model"));
         }
-        let mut arena = Arena::new(plan.bytes())?;
-        let team = Team::new(plan.params().threads)?;
-        let mut buffers = plan.carve(arena.bytes_mut());
+        if memory.len() < plan.bytes() {
+            return Err(Error::BufferTooSmall {
+                needed: plan.bytes(),
+                capacity: memory.len(),
+            });
+        }
+        if memory.as_ptr().align_offset(ARENA_ALIGNMENT) != 0 {
+            return Err(Error::argument(format_args!(
+                "the session's memory must begin at a multiple of {ARENA_ALIGNMENT}"
+            )));
+        }
+        let params = plan.params();
+        let locked = match params.lock {
+            true => Some(Locked::new(&memory[..plan.bytes()])?),
+            false => None,
+        };
+        if params.prefault {
+            touch(memory);
+        }
+        let (team, arena) = plan.split(memory);
+        let team = Team::new(params.threads, &params.thread, team)?;
+        let mut buffers = plan.carve(arena);
         buffers.kv.reset();
         if let Some(factors) = model.rope_factors() {
             let values = factors.values(model.bytes());
@@ -76,8 +160,13 @@ impl Session {
             arena,
             team,
             settings,
+            sampler: Sampler::new(SamplerParams::default())?,
+            pace: Pace::default(),
+            cancel: CancelFlag::Nobody,
             length: 0,
             last: Last::Nothing,
+            _locked: locked,
+            _memory: None,
         })
     }
 
@@ -93,24 +182,80 @@ impl Session {
 
     /// Tokens so far.
     pub fn tokens(&self) -> &[u32] {
-        &self.plan.tokens(self.arena.bytes())[..self.length]
+        &self.plan.tokens(self.arena)[..self.length]
     }
 
     /// Recursions that each token so far ran, 0 when its router let it pass by.
     pub fn depths(&self) -> &[u8] {
-        &self.plan.depths(self.arena.bytes())[..self.length]
+        &self.plan.depths(self.arena)[..self.length]
+    }
+
+    /// How many of the tokens so far ran each number of recursions, from 0 to N_r.
+    pub fn depth_histogram(&self) -> [usize; MAX_RECURSIONS + 1] {
+        let mut counts = [0; MAX_RECURSIONS + 1];
+        for depth in self.depths() {
+            counts[usize::from(*depth)] += 1;
+        }
+        counts
     }
 
     /// Bytes of KV pages in use.
     pub fn kv_bytes_used(&mut self) -> usize {
-        let pages = self.plan.carve(self.arena.bytes_mut()).kv.pages_used();
+        let pages = self.buffers().kv.pages_used();
         pages * self.plan.kv_shape.page_bytes()
     }
 
     /// Keys (and values) kept, summed over planes: one for each layer that a token passed.
     pub fn kv_entries(&mut self) -> usize {
-        let buffers = self.plan.carve(self.arena.bytes_mut());
-        buffers.kv.lengths.iter().map(|l| *l as usize).sum()
+        let lengths = self.buffers().kv.lengths;
+        lengths.iter().map(|l| *l as usize).sum()
+    }
+
+    fn buffers(&mut self) -> Buffers<'_> {
+        self.plan.carve(self.arena)
+    }
+
+    /// Room for text that is being generated, held back and shown.
+    pub(crate) fn text_room(&mut self) -> (&mut [u8], &mut [u8]) {
+        let text = self.buffers().text;
+        text.split_at_mut(text.len() / 2)
+    }
+
+    /// What cancels this session's calls from other threads.
+    pub fn canceller(&mut self) -> Result<Canceller> {
+        if let CancelFlag::Shared(canceller) = &self.cancel {
+            return Ok(canceller.clone());
+        }
+        let canceller = Canceller(Shared::new(AtomicBool::new(false))?);
+        self.cancel = CancelFlag::Shared(canceller.clone());
+        Ok(canceller)
+    }
+
+    /// As [`Session::canceller`], with a flag of the caller: setting it cancels.
+    pub fn set_cancel_flag(&mut self, flag: &'m AtomicBool) {
+        self.cancel = CancelFlag::Borrowed(flag);
+    }
+
+    /// Whether a cancel is waiting; it is then over.
+    pub(crate) fn take_cancel(&self) -> bool {
+        let flag = self.cancel.get();
+        flag.is_some_and(|flag| flag.swap(false, Ordering::Relaxed))
+    }
+
+    /// How [`Session::sample`] and [`Session::generate`] draw tokens from now on; the random
+    /// sequence begins at its seed.
+    pub fn set_sampler(&mut self, params: SamplerParams) -> Result<()> {
+        self.sampler = Sampler::new(params)?;
+        Ok(())
+    }
+
+    /// The time that a token may take, from [`Session::step`]'s call to its logits; `None`, the
+    /// default, sets no limit. The deepest recursions of a token are left out when by the speed
+    /// measured so far they would not be done in time; the first never is, so a budget below
+    /// what it takes is missed. Prompts of more than one token are not limited. Results then
+    /// depend on the clock.
+    pub fn set_time_budget(&mut self, budget: Option<Duration>) {
+        self.pace.budget = budget;
     }
 
     /// The cut of threshold routing: a token goes on while the sigmoid of its score is at least
@@ -160,19 +305,20 @@ impl Session {
     pub fn logits(&mut self) -> Result<&[f32]> {
         self.compute_logits()?;
         let vocab = self.model.hyperparameters().vocab_size;
-        Ok(&self.plan.carve(self.arena.bytes_mut()).logits[..vocab])
+        Ok(&self.buffers().logits[..vocab])
     }
 
     fn compute_logits(&mut self) -> Result<()> {
         match self.last {
-            Last::Logits => Ok(()),
-            Last::Nothing => Err(Error::argument(
+            Last::Logits(_) => Ok(()),
+            Last::Nothing => Err(Error::not_ready(
                 "there is no last token to take logits of; run a prompt first",
             )),
             Last::Row(row) => {
-                let mut buffers = self.plan.carve(self.arena.bytes_mut());
+                self.model.check_file()?;
+                let mut buffers = self.plan.carve(self.arena);
                 cpu::logits(&self.model, &mut self.team, &mut buffers, row, 1)?;
-                self.last = Last::Logits;
+                self.last = Last::Logits(row);
                 Ok(())
             }
         }
@@ -204,12 +350,12 @@ impl Session {
 
     /// Draws a token from the logits after the last one. It is not run: pass it to
     /// [`Session::step`] or [`Session::prefill`].
-    pub fn sample(&mut self, sampler: &mut Sampler) -> Result<u32> {
+    pub fn sample(&mut self) -> Result<u32> {
         self.compute_logits()?;
         let vocab = self.model.hyperparameters().vocab_size;
-        let b = self.plan.carve(self.arena.bytes_mut());
+        let b = self.plan.carve(self.arena);
         let (logits, recent) = (&b.logits[..vocab], &b.tokens[..self.length]);
-        Ok(sampler.sample(logits, recent, b.candidates))
+        Ok(self.sampler.sample(logits, recent, b.candidates))
     }
 
     /// Forgets all tokens from `length` on; their pages are free again.
@@ -227,16 +373,10 @@ impl Session {
     }
 
     /// Brings cache and history back to the first `length` tokens, from any state.
-    fn truncate(&mut self, length: usize) {
-        let mut b = self.plan.carve(self.arena.bytes_mut());
+    pub(crate) fn truncate(&mut self, length: usize) {
+        let mut b = self.plan.carve(self.arena);
         for (plane, description) in self.model.schedule().planes.iter().enumerate() {
-            let entries = match description.tokens {
-                PlaneTokens::All => length,
-                PlaneTokens::DeeperThan(recursion) => {
-                    let deep = |d: &&u8| usize::from(**d) > recursion;
-                    b.depths[..length].iter().filter(deep).count()
-                }
-            };
+            let entries = description.tokens.entries(&b.depths[..length]);
             b.kv.truncate(0, plane, entries);
         }
         self.length = length;
@@ -254,6 +394,9 @@ impl Session {
         for chunk in tokens.chunks(self.plan.params().batch) {
             if let Err(error) = self.run_chunk(chunk, &mut after) {
                 self.truncate(start);
+                if matches!(error, Error::Cancelled) {
+                    self.take_cancel();
+                }
                 return Err(error);
             }
         }
@@ -265,8 +408,9 @@ impl Session {
         chunk: &[u32],
         after: &mut impl FnMut((&mut Team, &mut Buffers), usize) -> Result<()>,
     ) -> Result<()> {
+        self.model.check_file()?;
         let n = chunk.len();
-        let mut buffers = self.plan.carve(self.arena.bytes_mut());
+        let mut buffers = self.plan.carve(self.arena);
         for (i, (row, token)) in buffers.rows.iter_mut().zip(chunk).enumerate() {
             *row = Row {
                 sequence: 0,
@@ -274,6 +418,10 @@ impl Session {
                 token: *token,
             };
         }
+        let clock = match n {
+            1 => Clock::start(&mut self.pace, self.model.tail_bytes()),
+            _ => None,
+        };
         cpu::Pass {
             model: &self.model,
             team: &mut self.team,
@@ -282,6 +430,8 @@ impl Session {
             routing: self.settings.routing,
             cut: self.settings.cut,
             depth_limit: self.settings.depth_limit,
+            cancel: self.cancel.get(),
+            clock,
         }
         .run()?;
         buffers.tokens[self.length..][..n].copy_from_slice(chunk);
@@ -325,23 +475,51 @@ impl Session {
     }
 }
 
-/// The memory of a session: pages that the system gives when they are first written, so that those
-/// never used cost nothing. (The allocator's zeroed memory would be written to at this alignment.)
-struct Arena(memmap2::MmapMut);
+/// Writes to every page, for a page that was only read may still be the system's page of zeros.
+fn touch(memory: &mut [u8]) {
+    /// The smallest page of any system that this runs on.
+    const PAGE: usize = 4096;
+    for byte in memory.iter_mut().step_by(PAGE) {
+        *std::hint::black_box(byte) = 0;
+    }
+}
 
-impl Arena {
-    fn new(bytes: usize) -> Result<Self> {
-        match memmap2::MmapMut::map_anon(bytes.max(1)) {
-            Ok(map) => Ok(Arena(map)),
-            Err(_) => Err(Error::OutOfMemory { bytes }),
+/// Memory that is kept from being swapped out until this is dropped.
+struct Locked {
+    start: *const u8,
+    bytes: usize,
+}
+
+// SAFETY: the address is only given back to the system.
+unsafe impl Send for Locked {}
+// SAFETY: as above.
+unsafe impl Sync for Locked {}
+
+impl Locked {
+    #[cfg(unix)]
+    fn new(memory: &[u8]) -> Result<Self> {
+        let (start, bytes) = (memory.as_ptr(), memory.len());
+        // SAFETY: a range of this process's memory, which locking does not change.
+        if unsafe { libc::mlock(start.cast(), bytes) } != 0 {
+            let source = std::io::Error::last_os_error();
+            return Err(Error::Lock { bytes, source });
         }
+        Ok(Locked { start, bytes })
     }
 
-    fn bytes(&self) -> &[u8] {
-        &self.0
+    #[cfg(not(unix))]
+    fn new(_: &[u8]) -> Result<Self> {
+        let what = "locking a session's memory on this system";
+        Err(Error::unsupported(what))
     }
+}
 
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.0
+impl Drop for Locked {
+    fn drop(&mut self) {
+        // SAFETY: as in `new`. A failure leaves the pages locked, which harms nobody.
+        #[cfg(unix)]
+        unsafe {
+            libc::munlock(self.start.cast(), self.bytes)
+        };
     }
 }

@@ -5,7 +5,7 @@ mod common;
 
 use common::cases::*;
 use mor::quant::TensorType;
-use mor::{Routing, Sampler, SamplerParams};
+use mor::{Routing, SamplerParams};
 
 /// The reference's README: float32 agrees to 1e-4 at a standard deviation of the logits near 1.
 const TOLERANCE: f32 = 1e-4;
@@ -61,10 +61,10 @@ fn greedy_tokens_equal_the_reference() {
         let (model, expected) = (model(&case, TensorType::F32), Expected::of(&case));
         let greedy = &expected.integers("greedy").unwrap()[0];
         let mut session = session(&model, 64, 1);
-        let mut sampler = Sampler::new(SamplerParams::greedy()).unwrap();
+        session.set_sampler(SamplerParams::greedy()).unwrap();
         session.prefill(&expected.inputs()[0][..8]).unwrap();
         for _ in 8..greedy.len() {
-            let token = session.sample(&mut sampler).unwrap();
+            let token = session.sample().unwrap();
             session.prefill(&[token]).unwrap();
         }
         let tokens: Vec<i64> = session.tokens().iter().map(|t| i64::from(*t)).collect();

@@ -71,11 +71,11 @@ fn compare(tokenizer: &Tokenizer, name: &str, lossless: bool) -> usize {
 
 /// Decodes token by token.
 fn streamed(tokenizer: &Tokenizer, ids: &[u32]) -> String {
-    let mut stream = Utf8Stream::new(tokenizer.max_piece_bytes()).unwrap();
+    let mut stream = Utf8Stream::new();
     let mut text = String::new();
     for &id in ids {
         let bytes = tokenizer.token_bytes(id, true).unwrap();
-        text.push_str(stream.push(bytes).unwrap());
+        stream.push(bytes, |more| text.push_str(more));
     }
     text.push_str(stream.finish());
     text

@@ -2,6 +2,7 @@
 //! reads like the reference; what runs when comes from the model's schedule.
 
 use super::ops::{self, Seat};
+use super::pace::Clock;
 use super::team::Team;
 use crate::error::{Error, Result};
 use crate::model::{
@@ -12,19 +13,24 @@ use crate::plan::{Buffers, Row};
 use crate::quant::dequantize_into;
 use crate::routing::{self, Routing};
 use std::mem::take;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A pass in the making: the first `n` rows of the buffers.
-pub(crate) struct Pass<'a, 'b> {
+pub(crate) struct Pass<'a, 'b, 'm> {
     pub model: &'a Model,
-    pub team: &'a mut Team,
+    pub team: &'a mut Team<'m>,
     pub buffers: &'a mut Buffers<'b>,
     pub n: usize,
     pub routing: Routing,
     pub cut: f32,
     pub depth_limit: usize,
+    /// Set from other threads to end the pass; looked at before each layer.
+    pub cancel: Option<&'a AtomicBool>,
+    /// The token's time budget, for passes of one row.
+    pub clock: Option<Clock<'a>>,
 }
 
-impl Pass<'_, '_> {
+impl Pass<'_, '_, '_> {
     /// Runs rows `0..n`, which stand in `buffers.rows`. Afterwards `buffers.x` holds the residual
     /// stream after the last layer and `buffers.depth` the recursions that each row ran; the
     /// cache has the rows' entries. On an error some planes may have them and others not: the
@@ -37,6 +43,8 @@ impl Pass<'_, '_> {
             *active = i as u32;
         }
         self.on_all_rows(&schedule.prelude)?;
+        self.lap(&schedule.prelude);
+        self.limit_depth_in_advance();
         match &model.hyperparameters().router {
             None => self.recurse_all(&schedule.stages)?,
             Some(spec) if spec.kind == RouterKind::Expert => {
@@ -48,6 +56,39 @@ impl Pass<'_, '_> {
             *active = i as u32;
         }
         self.on_all_rows(&schedule.coda)
+    }
+
+    /// Tells the clock that these layers are done.
+    fn lap(&mut self, runs: &[LayerRun]) {
+        if let Some(clock) = &mut self.clock {
+            clock.lap(self.model.run_bytes(runs));
+        }
+    }
+
+    /// Lowers the depth limit to the recursions that the time budget allows as far as is known by
+    /// now; the first is never left out.
+    fn limit_depth_in_advance(&mut self) {
+        let Some(clock) = &self.clock else { return };
+        let stages = &self.model.schedule().stages;
+        while self.depth_limit > 1 {
+            let within = stages.iter().filter(|s| s.recursion < self.depth_limit);
+            if clock.allows(within.map(|s| self.model.run_bytes(&s.runs)).sum()) {
+                return;
+            }
+            // What the first recursion takes is not known yet: `in_time` decides after it.
+            if clock.is_new() && !self.hyperparameters().decides_depth_first() {
+                return;
+            }
+            self.depth_limit -= 1;
+        }
+    }
+
+    /// Whether there is time for this recursion too.
+    fn in_time(&self, stage: &Stage) -> bool {
+        match &self.clock {
+            Some(clock) if stage.recursion > 0 => clock.allows(self.model.run_bytes(&stage.runs)),
+            _ => true,
+        }
     }
 
     fn hyperparameters(&self) -> &Hyperparameters {
@@ -88,12 +129,18 @@ impl Pass<'_, '_> {
 
     /// Vanilla and recursive models: every row runs every recursion within the limit.
     fn recurse_all(&mut self, stages: &[Stage]) -> Result<()> {
-        for stage in stages {
-            if stage.recursion < self.depth_limit {
-                self.on_all_rows(&stage.runs)?;
+        let in_turn = !self.hyperparameters().sharing.repeats_in_place();
+        let mut depth = 0;
+        let limit = self.depth_limit;
+        for stage in stages.iter().filter(|s| s.recursion < limit) {
+            if in_turn && !self.in_time(stage) {
+                break;
             }
+            self.on_all_rows(&stage.runs)?;
+            self.lap(&stage.runs);
+            depth = depth.max(stage.recursion + 1);
         }
-        self.buffers.depth[..self.n].fill(self.depth_limit as u8);
+        self.buffers.depth[..self.n].fill(depth as u8);
         Ok(())
     }
 
@@ -105,6 +152,9 @@ impl Pass<'_, '_> {
         let mut active = total;
         self.buffers.depth[..total].fill(0);
         for (r, stage) in stages.iter().enumerate().take(self.depth_limit) {
+            if !self.in_time(stage) {
+                break;
+            }
             self.pack(active);
             let model = self.model;
             self.scores(model.router(r), active, spec)?;
@@ -119,6 +169,7 @@ impl Pass<'_, '_> {
             };
             if running > 0 {
                 self.on_packed_rows(&stage.runs, running)?;
+                self.lap(&stage.runs);
             }
             self.merge_kept(spec, kept, run_all);
             let b = &mut *self.buffers;
@@ -237,6 +288,7 @@ impl Pass<'_, '_> {
                 break;
             }
             self.on_packed_rows(&stage.runs, active)?;
+            self.lap(&stage.runs);
             let b = &mut *self.buffers;
             for c in 0..active {
                 let row = b.active[c] as usize;
@@ -284,6 +336,9 @@ impl Pass<'_, '_> {
 
     /// One decoder layer on rows `x` [n, hidden], which are the rows `active[..n]` of the pass.
     fn layer(&mut self, run: &LayerRun, x: &mut [f32], n: usize) -> Result<()> {
+        if self.cancel.is_some_and(|c| c.load(Ordering::Relaxed)) {
+            return Err(Error::Cancelled);
+        }
         let model = self.model;
         let layer = model.layer(run.layer);
         let x = &mut x[..n * model.hyperparameters().hidden_size];

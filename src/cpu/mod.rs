@@ -2,7 +2,10 @@
 
 pub mod ops;
 pub mod team;
+pub mod thread;
 
 mod forward;
+mod pace;
 
 pub(crate) use forward::{Pass, logits};
+pub(crate) use pace::{Clock, Pace};

@@ -4,11 +4,15 @@
 //! the next one before they sleep, and nothing is allocated after [`Team::new`]. Which thread does
 //! which task is left to chance; a task's result must not depend on it.
 
+use super::thread::{STACK_BYTES, Thread, ThreadParams};
 use crate::error::{Error, Result};
+use std::ffi::c_void;
+use std::io::ErrorKind;
+use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering::*};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Looks at the flag this often before sleeping: about 20 µs, longer than the serial parts between
 /// two operations of a token, far shorter than a pause between two tokens that anybody waits for.
@@ -21,10 +25,37 @@ pub const MAX_THREADS: usize = 256;
 type Work<'a> = &'a (dyn Fn(usize, usize) + Sync);
 
 /// Threads that run one job at a time, the caller's among them.
-pub struct Team {
-    shared: Arc<Shared>,
-    helpers: Vec<JoinHandle<()>>,
+pub struct Team<'m> {
+    /// What the members share, in the memory that was given; none for a team of one.
+    shared: Option<NonNull<Shared>>,
+    /// One for each helper that was started.
+    helpers: NonNull<Helper>,
+    started: usize,
+    _memory: PhantomData<&'m mut [u8]>,
 }
+
+// SAFETY: a team owns its memory, and its threads do not care on which thread it is used.
+unsafe impl Send for Team<'_> {}
+// SAFETY: `&Team` only tells the number of threads.
+unsafe impl Sync for Team<'_> {}
+
+struct Helper {
+    /// What its thread is given.
+    post: Post,
+    thread: Option<Thread>,
+}
+
+struct Post {
+    shared: NonNull<Shared>,
+    /// Its thread number, from 1.
+    index: usize,
+    params: ThreadParams,
+    /// [`WAITING`], [`READY`] or the system's number of an error.
+    report: AtomicI32,
+}
+
+const WAITING: i32 = -1;
+const READY: i32 = 0;
 
 struct Shared {
     /// Grows by one with each job; a helper that sees a new value takes part.
@@ -52,67 +83,138 @@ struct Job {
     tasks: usize,
 }
 
-impl Team {
-    /// Starts `threads - 1` helpers; the caller is the last member.
-    pub fn new(threads: usize) -> Result<Self> {
+impl<'m> Team<'m> {
+    /// What [`Team::new`] needs the memory to be aligned to.
+    pub const ALIGNMENT: usize = 64;
+
+    /// Bytes of memory that a team needs, besides its helpers' stacks.
+    pub fn bytes(threads: usize) -> usize {
+        const { assert!(align_of::<Shared>() <= 64 && align_of::<Helper>() <= 64) };
+        match threads {
+            0 | 1 => 0,
+            n => Self::helpers_offset() + (n - 1) * size_of::<Helper>(),
+        }
+    }
+
+    const fn helpers_offset() -> usize {
+        size_of::<Shared>().next_multiple_of(Self::ALIGNMENT)
+    }
+
+    /// Starts `threads - 1` helpers; the caller is the last member. `memory` has [`Team::bytes`]
+    /// bytes and is aligned to [`Team::ALIGNMENT`].
+    pub fn new(threads: usize, params: &ThreadParams, memory: &'m mut [u8]) -> Result<Self> {
         if threads == 0 || threads > MAX_THREADS {
             return Err(Error::argument(format_args!(
                 "{threads} threads were asked for; 1 to {MAX_THREADS} are possible"
             )));
         }
+        params.check()?;
+        let mut team = Team {
+            shared: None,
+            helpers: NonNull::dangling(),
+            started: 0,
+            _memory: PhantomData,
+        };
+        if threads == 1 {
+            return Ok(team);
+        }
+        let start = memory.as_mut_ptr();
+        if memory.len() < Self::bytes(threads) || start.align_offset(Self::ALIGNMENT) != 0 {
+            return Err(Error::argument(
+                "the team's memory is too small or not aligned",
+            ));
+        }
         // Spinning with more threads than cores only keeps the others from working.
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let shared = Arc::new(Shared {
-            epoch: AtomicUsize::new(0),
-            job: Mutex::new(Job {
-                work: None,
-                tasks: 0,
-            }),
-            next: AtomicUsize::new(0),
-            pending: AtomicUsize::new(0),
-            sleeping: AtomicUsize::new(0),
-            caller_sleeps: AtomicBool::new(false),
-            lock: Mutex::new(()),
-            wake: Condvar::new(),
-            done: Condvar::new(),
-            stop: AtomicBool::new(false),
-            panicked: AtomicBool::new(false),
-            spins: if threads <= cores { SPINS } else { 0 },
-        });
-        // From here on, dropping `team` ends the helpers that were started.
-        let mut team = Team {
-            shared,
-            helpers: Vec::with_capacity(threads - 1),
+        let spins = if threads <= cores { SPINS } else { 0 };
+        // SAFETY: the memory is exclusively borrowed for 'm, aligned and large enough, by the
+        // check above, for one `Shared` and, behind it, a `Helper` for each helper.
+        let (shared, helpers) = unsafe {
+            let shared = NonNull::new_unchecked(start.cast::<Shared>());
+            shared.write(Shared::new(spins));
+            let helpers = start.add(Self::helpers_offset()).cast::<Helper>();
+            (shared, NonNull::new_unchecked(helpers))
         };
+        // From here on, dropping `team` ends the helpers that were started.
+        (team.shared, team.helpers) = (Some(shared), helpers);
         for index in 1..threads {
-            let shared = Arc::clone(&team.shared);
-            let helper = std::thread::Builder::new()
-                .name(format!("mor-{index}"))
-                .spawn(move || shared.help(index))
-                .map_err(|e| {
-                    Error::thread(format_args!(
-                        "the system refused thread {index} ({e}); ask for fewer"
-                    ))
-                })?;
-            team.helpers.push(helper);
+            team.start_helper(shared, index, *params)?;
         }
+        team.muster()?;
         Ok(team)
+    }
+
+    fn start_helper(
+        &mut self,
+        shared: NonNull<Shared>,
+        index: usize,
+        params: ThreadParams,
+    ) -> Result<()> {
+        // SAFETY: the place of helper `index` lies in the team's memory, see `new`.
+        let helper = unsafe { self.helpers.add(index - 1) };
+        let post = Post {
+            shared,
+            index,
+            params,
+            report: AtomicI32::new(WAITING),
+        };
+        // SAFETY: nobody uses this place yet.
+        unsafe { helper.write(Helper { post, thread: None }) };
+        // SAFETY: the field lies inside the helper.
+        let post = unsafe { &raw const (*helper.as_ptr()).post };
+        // SAFETY: `stand` only reads the post and what it points to, both of which stay in place
+        // until `drop` has joined the thread.
+        let thread = unsafe { Thread::start(stand, post.cast_mut().cast()) };
+        match thread {
+            Ok(thread) => {
+                // SAFETY: the new thread does not look at this field.
+                unsafe { (&raw mut (*helper.as_ptr()).thread).write(Some(thread)) };
+                self.started = index;
+                Ok(())
+            }
+            // What POSIX says when there is no memory for a thread, or one too many.
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::OutOfMemory) => {
+                Err(Error::OutOfMemory { bytes: STACK_BYTES })
+            }
+            Err(e) => Err(Error::thread(format_args!(
+                "the system refused thread {index} ({e}); ask for fewer"
+            ))),
+        }
+    }
+
+    /// Waits until every helper has set itself up.
+    fn muster(&self) -> Result<()> {
+        for index in 0..self.started {
+            // SAFETY: a started helper; only its thread writes the report, which is atomic.
+            let report = unsafe { &(*self.helpers.as_ptr().add(index)).post.report };
+            while report.load(Acquire) == WAITING {
+                std::thread::yield_now();
+            }
+            let code = report.load(Acquire);
+            if code != READY {
+                return Err(Error::thread(format_args!(
+                    "the system refused the affinity or the niceness that was asked for ({})",
+                    std::io::Error::from_raw_os_error(code)
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Members, the caller included.
     pub fn threads(&self) -> usize {
-        self.helpers.len() + 1
+        self.started + 1
     }
 
     /// Calls `work(task, thread)` once for each task in `0..tasks`, spread over the team, and
     /// returns when all are done. A panic in a task is passed on to the caller, after all
     /// members have stopped.
     pub fn run(&mut self, tasks: usize, work: Work<'_>) {
-        if tasks <= 1 || self.helpers.is_empty() {
-            (0..tasks).for_each(|task| work(task, 0));
-            return;
-        }
-        let shared = &*self.shared;
+        let shared = match self.shared {
+            // SAFETY: alive until `drop`; all that changes in it is atomic or behind a lock.
+            Some(shared) if tasks > 1 => unsafe { shared.as_ref() },
+            _ => return (0..tasks).for_each(|task| work(task, 0)),
+        };
         // SAFETY: only the lifetime changes. Helpers use the reference between the change of
         // `epoch` below and their decrement of `pending`; `wait` returns, on every path out of
         // this function, only after `pending` is zero, so `work` outlives each use.
@@ -123,7 +225,7 @@ impl Team {
         };
         *lock(&shared.job) = job;
         shared.next.store(0, Relaxed);
-        shared.pending.store(self.helpers.len(), Relaxed);
+        shared.pending.store(self.started, Relaxed);
         shared.epoch.fetch_add(1, SeqCst);
         if shared.sleeping.load(SeqCst) > 0 {
             let _guard = lock(&shared.lock);
@@ -160,22 +262,65 @@ impl Team {
     }
 }
 
-impl Drop for Team {
+impl Drop for Team<'_> {
     fn drop(&mut self) {
-        self.shared.stop.store(true, SeqCst);
-        self.shared.epoch.fetch_add(1, SeqCst);
+        let Some(shared) = self.shared else { return };
         {
-            let _guard = lock(&self.shared.lock);
-            self.shared.wake.notify_all();
+            // SAFETY: alive until the end of this function.
+            let shared = unsafe { shared.as_ref() };
+            shared.stop.store(true, SeqCst);
+            shared.epoch.fetch_add(1, SeqCst);
+            let _guard = lock(&shared.lock);
+            shared.wake.notify_all();
         }
-        for helper in self.helpers.drain(..) {
-            // A helper catches its tasks' panics, so there is nothing to learn from the result.
-            let _ = helper.join();
+        for index in 0..self.started {
+            // SAFETY: a started helper, whose thread does not look at this field.
+            let thread = unsafe { (*self.helpers.as_ptr().add(index)).thread.take() };
+            if let Some(thread) = thread {
+                thread.join();
+            }
         }
+        // SAFETY: written by `new`, and no thread uses it any more.
+        unsafe { shared.drop_in_place() };
     }
 }
 
+/// A helper's life.
+extern "C" fn stand(post: *mut c_void) -> *mut c_void {
+    // SAFETY: `Team::start_helper` passed a post that lives until this thread is joined and that
+    // nobody changes but through its atomic.
+    let post = unsafe { &*post.cast::<Post>() };
+    let outcome = post.params.apply();
+    let code = outcome
+        .err()
+        .map_or(READY, |e| e.raw_os_error().unwrap_or(1));
+    post.report.store(code, Release);
+    // SAFETY: as the post.
+    unsafe { post.shared.as_ref() }.help(post.index);
+    std::ptr::null_mut()
+}
+
 impl Shared {
+    fn new(spins: usize) -> Self {
+        Shared {
+            epoch: AtomicUsize::new(0),
+            job: Mutex::new(Job {
+                work: None,
+                tasks: 0,
+            }),
+            next: AtomicUsize::new(0),
+            pending: AtomicUsize::new(0),
+            sleeping: AtomicUsize::new(0),
+            caller_sleeps: AtomicBool::new(false),
+            lock: Mutex::new(()),
+            wake: Condvar::new(),
+            done: Condvar::new(),
+            stop: AtomicBool::new(false),
+            panicked: AtomicBool::new(false),
+            spins,
+        }
+    }
+
     fn take_tasks(&self, job: Job, thread: usize) {
         let Some(work) = job.work else { return };
         loop {
@@ -284,12 +429,27 @@ impl<'a, T> Disjoint<'a, T> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::thread::CpuSet;
     use super::*;
+
+    /// Memory for any team of these tests.
+    #[repr(align(64))]
+    struct Room([u8; 4096]);
+
+    impl Room {
+        fn new() -> Self {
+            Room([0; 4096])
+        }
+        fn team(&mut self, threads: usize) -> Team<'_> {
+            Team::new(threads, &ThreadParams::default(), &mut self.0).unwrap()
+        }
+    }
 
     #[test]
     fn every_task_runs_once_whatever_the_number_of_threads() {
         for threads in [1, 2, 3, 8] {
-            let mut team = Team::new(threads).unwrap();
+            let mut room = Room::new();
+            let mut team = room.team(threads);
             for tasks in [0, 1, 2, 7, 100] {
                 let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
                 for _ in 0..200 {
@@ -305,7 +465,8 @@ mod tests {
 
     #[test]
     fn pieces_cover_the_slice() {
-        let mut team = Team::new(2).unwrap();
+        let mut room = Room::new();
+        let mut team = room.team(2);
         let mut items = vec![0usize; 103];
         team.for_each_piece(&mut items, 10, |index, piece| {
             assert_eq!(piece.len(), if index == 10 { 3 } else { 10 });
@@ -316,7 +477,8 @@ mod tests {
 
     #[test]
     fn a_team_that_slept_wakes() {
-        let mut team = Team::new(2).unwrap();
+        let mut room = Room::new();
+        let mut team = room.team(2);
         for _ in 0..3 {
             std::thread::sleep(std::time::Duration::from_millis(20));
             let sum = AtomicUsize::new(0);
@@ -329,7 +491,8 @@ mod tests {
 
     #[test]
     fn a_panic_in_a_task_reaches_the_caller_and_the_team_lives_on() {
-        let mut team = Team::new(3).unwrap();
+        let mut room = Room::new();
+        let mut team = room.team(3);
         for bad in [0, 49] {
             let outcome = catch_unwind(AssertUnwindSafe(|| {
                 team.run(50, &|task, _| {
@@ -349,7 +512,54 @@ mod tests {
 
     #[test]
     fn impossible_sizes_are_refused() {
-        assert!(Team::new(0).is_err());
-        assert!(Team::new(MAX_THREADS + 1).is_err());
+        let params = ThreadParams::default();
+        let mut room = Room::new();
+        for threads in [0, MAX_THREADS + 1] {
+            assert!(Team::new(threads, &params, &mut room.0).is_err());
+        }
+        assert!(Team::new(2, &params, &mut room.0[..100]).is_err());
+        assert!(Team::new(2, &params, &mut room.0[1..]).is_err());
+    }
+
+    /// Every CPU that this process may use is one that helpers may be bound to, and what the system
+    /// refuses is an error.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn helpers_take_an_affinity_and_a_niceness() {
+        let mut room = Room::new();
+        let mut params = ThreadParams {
+            niceness: 3,
+            ..Default::default()
+        };
+        // SAFETY: plain bits, filled in by the system.
+        let mut allowed: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+        // SAFETY: a set of the size that is given.
+        unsafe { libc::sched_getaffinity(0, size_of_val(&allowed), &mut allowed) };
+        // SAFETY: reads a bit of the set.
+        let cpu = (0..CpuSet::LIMIT).find(|cpu| unsafe { libc::CPU_ISSET(*cpu, &allowed) });
+        params.cpus.insert(cpu.unwrap()).unwrap();
+        let mut team = Team::new(3, &params, &mut room.0).unwrap();
+        let seen = Mutex::new(Vec::new());
+        let here = std::thread::current().id();
+        while lock(&seen).is_empty() {
+            team.run(100, &|_, thread| {
+                if std::thread::current().id() != here {
+                    // SAFETY: takes numbers, answers with one.
+                    let niceness = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+                    // SAFETY: takes nothing.
+                    let on = unsafe { libc::sched_getcpu() };
+                    assert!(thread > 0);
+                    lock(&seen).push((niceness, on));
+                }
+                std::thread::yield_now();
+            });
+        }
+        drop(team);
+        assert!(lock(&seen).iter().all(|s| *s == (3, cpu.unwrap() as i32)));
+        params.cpus = CpuSet::default();
+        params.cpus.insert(1023).unwrap();
+        assert!(Team::new(2, &params, &mut room.0).is_err());
+        params.niceness = 20;
+        assert!(Team::new(2, &params, &mut room.0).is_err());
     }
 }

@@ -239,6 +239,15 @@ impl Hyperparameters {
         self.stored_blocks - self.block_layers() + self.block_layers() * self.recursions
     }
 
+    /// Whether a token's depth must be known before its first recursion: a token-choice router
+    /// gives it then, and layers that repeat in place run to it one by one.
+    pub fn decides_depth_first(&self) -> bool {
+        match &self.router {
+            Some(router) => router.kind == RouterKind::Token,
+            None => self.sharing.repeats_in_place(),
+        }
+    }
+
     /// Width of one token's keys (or values).
     pub fn kv_size(&self) -> usize {
         self.kv_heads * self.head_dim

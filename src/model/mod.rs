@@ -8,7 +8,7 @@ mod weights;
 pub use hyperparameters::*;
 pub use schedule::*;
 pub use storage::LoadParams;
-pub(crate) use storage::Storage;
+pub(crate) use storage::{Storage, anonymous};
 pub use weights::{Layer, Linear, Matrix, Router, Vector};
 
 use crate::error::{Error, Result};
@@ -187,6 +187,17 @@ impl Model {
     pub fn weight_bytes(&self) -> u64 {
         let tensors = self.0.gguf.tensors();
         tensors.iter().map(|tensor| tensor.bytes as u64).sum()
+    }
+
+    /// Bytes of the matrices that a token reads on its way through these layers.
+    pub(crate) fn run_bytes(&self, runs: &[LayerRun]) -> u64 {
+        let of = |run: &LayerRun| self.0.layers[run.layer].matrices();
+        runs.iter().flat_map(of).map(|m| m.bytes()).sum()
+    }
+
+    /// Bytes that a token reads after its last recursion: own last layers and logits.
+    pub(crate) fn tail_bytes(&self) -> u64 {
+        self.run_bytes(&self.schedule().coda) + self.0.output.bytes()
     }
 
     /// Bytes that the same model would need if it shared nothing between recursions.

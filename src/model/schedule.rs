@@ -48,6 +48,19 @@ pub enum PlaneTokens {
     DeeperThan(usize),
 }
 
+impl PlaneTokens {
+    /// Entries that the plane has after tokens of these depths.
+    pub(crate) fn entries(self, depths: &[u8]) -> usize {
+        match self {
+            PlaneTokens::All => depths.len(),
+            PlaneTokens::DeeperThan(recursion) => {
+                let deep = |d: &&u8| usize::from(**d) > recursion;
+                depths.iter().filter(deep).count()
+            }
+        }
+    }
+}
+
 /// The order of a model's work.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Schedule {

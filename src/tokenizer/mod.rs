@@ -238,7 +238,7 @@ impl Tokenizer {
         })
     }
 
-    /// The bytes of the longest token: what [`Utf8Stream::new`] is to be made for.
+    /// The bytes of the longest token.
     pub fn max_piece_bytes(&self) -> usize {
         self.vocabulary.longest()
     }

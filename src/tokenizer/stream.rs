@@ -1,96 +1,94 @@
 //! Text from tokens as they come: a token may end in the middle of a character.
 
-use crate::error::{Error, Result};
-
-/// The most bytes of a character that can be missing its end.
-const MAX_PENDING: usize = 3;
+/// What stands for bytes that are no text.
+const REPLACEMENT: &str = "\u{fffd}";
 
 /// Joins the bytes of tokens to text and never yields half a character. Bytes that can be no text
-/// become U+FFFD, just as `String::from_utf8_lossy` would write the whole.
-#[derive(Debug)]
+/// become U+FFFD, just as `String::from_utf8_lossy` would write the whole. Allocates nothing.
+#[derive(Debug, Default, Clone, Copy)]
 pub struct Utf8Stream {
-    max_piece_bytes: usize,
-    /// The beginning of a character, then the bytes of the call.
-    input: Vec<u8>,
-    output: String,
+    /// The beginning of a character whose end is missing: at most three bytes between calls.
+    pending: [u8; 4],
+    length: usize,
 }
 
 impl Utf8Stream {
-    /// A stream for pieces of up to `max_piece_bytes` bytes; see
-    /// [`Tokenizer::max_piece_bytes`](super::Tokenizer::max_piece_bytes). Allocates here and never
-    /// again.
-    pub fn new(max_piece_bytes: usize) -> Result<Self> {
-        let too_long = Error::OutOfMemory {
-            bytes: max_piece_bytes,
-        };
-        // A byte that is no text becomes three.
-        let Some((room, text)) = max_piece_bytes
-            .checked_add(MAX_PENDING)
-            .and_then(|room| Some((room, room.checked_mul('\u{fffd}'.len_utf8())?)))
-        else {
-            return Err(too_long);
-        };
-        let mut stream = Utf8Stream {
-            max_piece_bytes,
-            input: Vec::new(),
-            output: String::new(),
-        };
-        stream
-            .input
-            .try_reserve_exact(room)
-            .and_then(|()| stream.output.try_reserve_exact(text))
-            .map_err(|_| too_long)?;
-        Ok(stream)
+    /// The most bytes of text that `bytes` bytes can become, what was pending included.
+    pub const fn max_text_bytes(bytes: usize) -> usize {
+        bytes.saturating_add(3).saturating_mul(REPLACEMENT.len())
     }
 
-    /// Takes the bytes of one token and gives the characters that are complete with them.
-    pub fn push(&mut self, bytes: &[u8]) -> Result<&str> {
-        if bytes.len() > self.max_piece_bytes {
-            return Err(Error::argument(format_args!(
-                "a piece of {} bytes was pushed into a stream made for {}",
-                bytes.len(),
-                self.max_piece_bytes
-            )));
+    /// A stream at the beginning of a text.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes the bytes of one token and gives the characters that are complete with them, in one or
+    /// more pieces.
+    pub fn push(&mut self, bytes: &[u8], mut each: impl FnMut(&str)) {
+        let mut bytes = bytes;
+        // Byte by byte until the pending character is complete or turns out to be none.
+        while self.length > 0 {
+            let Some((first, rest)) = bytes.split_first() else {
+                return;
+            };
+            bytes = rest;
+            self.pending[self.length] = *first;
+            self.length += 1;
+            self.settle(&mut each);
         }
-        self.output.clear();
-        self.input.extend_from_slice(bytes);
-        let kept = drain(&self.input, &mut self.output);
-        self.input.drain(..kept);
-        Ok(&self.output)
+        let kept = decode(bytes, &mut each);
+        self.length = bytes.len() - kept;
+        self.pending[..self.length].copy_from_slice(&bytes[kept..]);
+    }
+
+    /// Gives what is certain of the pending bytes and keeps the rest.
+    fn settle(&mut self, each: &mut impl FnMut(&str)) {
+        let pending = self.pending;
+        let kept = decode(&pending[..self.length], each);
+        self.pending.copy_within(kept..self.length, 0);
+        self.length -= kept;
     }
 
     /// Ends the text: U+FFFD if a character was left incomplete, else nothing. The stream is then
     /// ready for another text.
-    pub fn finish(&mut self) -> &str {
-        self.output.clear();
-        if !self.input.is_empty() {
-            self.output.push(char::REPLACEMENT_CHARACTER);
-            self.input.clear();
+    pub fn finish(&mut self) -> &'static str {
+        match std::mem::take(&mut self.length) {
+            0 => "",
+            _ => REPLACEMENT,
         }
-        &self.output
     }
 }
 
-/// Appends the text of `input` and returns where the incomplete character at its end begins.
-fn drain(input: &[u8], output: &mut String) -> usize {
+/// Gives the text of `input` and returns where the incomplete character at its end begins, at most
+/// three bytes before it.
+fn decode(input: &[u8], each: &mut impl FnMut(&str)) -> usize {
     let mut position = 0;
     loop {
         let rest = &input[position..];
-        let error = match std::str::from_utf8(rest) {
+        let (valid, invalid) = match std::str::from_utf8(rest) {
             Ok(text) => {
-                output.push_str(text);
+                give(text, each);
                 return input.len();
             }
-            Err(error) => error,
+            Err(error) => (error.valid_up_to(), error.error_len()),
         };
-        let valid = error.valid_up_to();
-        output.push_str(std::str::from_utf8(&rest[..valid]).unwrap_or_default());
+        give(
+            std::str::from_utf8(&rest[..valid]).unwrap_or_default(),
+            each,
+        );
         position += valid;
-        let Some(invalid) = error.error_len() else {
+        let Some(invalid) = invalid else {
             return position;
         };
-        output.push(char::REPLACEMENT_CHARACTER);
+        each(REPLACEMENT);
         position += invalid;
+    }
+}
+
+fn give(text: &str, each: &mut impl FnMut(&str)) {
+    if !text.is_empty() {
+        each(text);
     }
 }
 
@@ -99,20 +97,20 @@ mod tests {
     use super::*;
 
     fn in_pieces(bytes: &[u8], size: usize) -> String {
-        let mut stream = Utf8Stream::new(size).unwrap();
-        let room = (stream.input.capacity(), stream.output.capacity());
+        let mut stream = Utf8Stream::new();
         let mut text = String::new();
         for piece in bytes.chunks(size) {
-            text.push_str(stream.push(piece).unwrap());
+            let before = text.len();
+            stream.push(piece, |more| text.push_str(more));
+            assert!(text.len() - before <= Utf8Stream::max_text_bytes(piece.len()));
         }
         text.push_str(stream.finish());
-        assert_eq!(room, (stream.input.capacity(), stream.output.capacity()));
         text
     }
 
     #[test]
     fn any_cut_gives_the_lossy_text() {
-        let cases: [&[u8]; 9] = [
+        let cases: [&[u8]; 10] = [
             "plain, é, 漢字, 👩🏽‍🚀".as_bytes(),
             b"\xff\xfe\xc0\x80",
             b"a\xf0\x9f\x98",
@@ -120,6 +118,7 @@ mod tests {
             b"\xed\xa0\x80x\xf4\x90\x80\x80",
             b"\xe2\x82\xe2\x82\xac\x80\x80",
             b"\xf0\xf0\xf0\x9f\x98\x80",
+            b"\xf0\x9f\xf0\x9f\x98\xff\xe2\xc3\xa9",
             b"",
             b"\xc3",
         ];
@@ -132,11 +131,15 @@ mod tests {
 
     #[test]
     fn characters_come_whole() {
-        let mut stream = Utf8Stream::new(4).unwrap();
-        assert_eq!(stream.push(b"a\xf0\x9f").unwrap(), "a");
-        assert_eq!(stream.push(b"\x98").unwrap(), "");
-        assert_eq!(stream.push(b"\x80!").unwrap(), "😀!");
+        let mut stream = Utf8Stream::new();
+        let mut push = |bytes| {
+            let mut text = String::new();
+            stream.push(bytes, |more| text.push_str(more));
+            text
+        };
+        assert_eq!(push(b"a\xf0\x9f"), "a");
+        assert_eq!(push(b"\x98"), "");
+        assert_eq!(push(b"\x80!"), "😀!");
         assert_eq!(stream.finish(), "");
-        assert!(stream.push(b"12345").is_err());
     }
 }

@@ -42,7 +42,7 @@ pub fn model(case: &str, ty: TensorType) -> Model {
 }
 
 /// A session with exact keys and values.
-pub fn session(model: &Model, batch: usize, threads: usize) -> Session {
+pub fn session(model: &Model, batch: usize, threads: usize) -> Session<'static> {
     let params = SessionParams {
         context: 128,
         batch,

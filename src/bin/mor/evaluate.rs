@@ -4,7 +4,7 @@ use crate::Result;
 use crate::args::{EvalArgs, GenerateTokensArgs, RoutingArg};
 use crate::input;
 use crate::terminal::Progress;
-use mor::{KvType, Routing, Sampler, SamplerParams, SessionParams};
+use mor::{KvType, Routing, SamplerParams, SessionParams};
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -70,14 +70,14 @@ pub fn generate_tokens(args: &GenerateTokensArgs) -> Result<()> {
         ..Default::default()
     };
     let mut session = input::session(&model, &args.engine, KvType::F32, params)?;
+    session.set_sampler(SamplerParams::greedy())?;
     let mut out = std::io::stdout().lock();
     for tokens in &lines {
-        let mut sampler = Sampler::new(SamplerParams::greedy())?;
         session.rewind(0)?;
         session.prefill(tokens)?;
         let mut words: Vec<String> = tokens.iter().map(u32::to_string).collect();
         for _ in 0..args.n {
-            let token = session.sample(&mut sampler)?;
+            let token = session.sample()?;
             words.push(token.to_string());
             session.prefill(&[token])?;
         }

@@ -34,7 +34,7 @@ pub fn session(
     engine: &EngineArgs,
     default_kv: KvType,
     mut params: SessionParams,
-) -> Result<Session> {
+) -> Result<Session<'static>> {
     if let Some(threads) = engine.threads {
         params.threads = threads;
     }

@@ -7,7 +7,7 @@ use crate::terminal::{Progress, depth_style, grouped, mebibytes};
 use mor::chat::{ChatTemplate, Message};
 use mor::generate::{Finish, GenerateParams, Piece};
 use mor::tokenizer::{EncodeOptions, Utf8Stream};
-use mor::{KvType, Model, Sampler, SamplerParams, Session, SessionParams, Tokenizer};
+use mor::{KvType, Model, SamplerParams, Session, SessionParams, Tokenizer};
 use rustyline::error::ReadlineError;
 use std::io::Write;
 use std::ops::ControlFlow;
@@ -16,13 +16,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// Continues a text.
 pub fn run(args: &RunArgs) -> Result<()> {
     let model = input::open(args.model.as_deref())?;
-    let tokenizer = Tokenizer::from_metadata(&model.gguf().metadata)?;
+    let tokenizer = model.tokenizer()?;
     let params = SessionParams {
         context: input::context(&model, args.context),
         ..Default::default()
     };
     let mut session = input::session(&model, &args.engine, KvType::F16, params)?;
-    let mut sampler = sampler(&args.sampling)?;
+    session.set_sampler(sampler(&args.sampling))?;
     let options = EncodeOptions {
         add_special: true,
         parse_special: true,
@@ -31,19 +31,13 @@ pub fn run(args: &RunArgs) -> Result<()> {
     let mut times = Times::default();
     prefill(&mut session, &prompt, &mut times)?;
     let mut out = Output::new(args.depths);
-    out.echo(&session, &tokenizer, 0)?;
+    out.echo(&session, tokenizer, 0)?;
+    let stop: Vec<&str> = args.stop.iter().map(String::as_str).collect();
     let params = GenerateParams {
         max_tokens: args.n,
-        stop: args.stop.clone(),
+        stop: &stop,
     };
-    let finish = generate(
-        &mut session,
-        &tokenizer,
-        &mut sampler,
-        &params,
-        &mut out,
-        &mut times,
-    )?;
+    let finish = generate(&mut session, &params, &mut out, &mut times)?;
     out.end_line()?;
     if finish == Finish::ContextFull {
         eprintln!("mor: the context is full; -c makes it larger");
@@ -55,21 +49,21 @@ pub fn run(args: &RunArgs) -> Result<()> {
 /// Talks, line by line.
 pub fn chat(args: &ChatArgs) -> Result<()> {
     let model = input::open(args.model.as_deref())?;
-    let tokenizer = Tokenizer::from_metadata(&model.gguf().metadata)?;
-    let template = template(&model, &tokenizer)?;
+    let tokenizer = model.tokenizer()?;
+    let template = template(&model, tokenizer)?;
     let params = SessionParams {
         context: input::context(&model, args.context),
         ..Default::default()
     };
     let mut session = input::session(&model, &args.engine, KvType::F16, params)?;
-    let mut sampler = sampler(&args.sampling)?;
+    session.set_sampler(sampler(&args.sampling))?;
     let mut conversation: Vec<(&str, String)> = Vec::new();
     if let Some(system) = &args.system {
         conversation.push(("system", system.clone()));
     }
     let params = GenerateParams {
         max_tokens: args.n,
-        stop: Vec::new(),
+        stop: &[],
     };
     let mut editor = rustyline::DefaultEditor::new()?;
     loop {
@@ -107,14 +101,7 @@ pub fn chat(args: &ChatArgs) -> Result<()> {
         session.rewind(seen)?;
         prefill(&mut session, &tokens[seen..], &mut times)?;
         let mut out = Output::new(args.depths);
-        let finish = generate(
-            &mut session,
-            &tokenizer,
-            &mut sampler,
-            &params,
-            &mut out,
-            &mut times,
-        )?;
+        let finish = generate(&mut session, &params, &mut out, &mut times)?;
         out.end_line()?;
         conversation.push(("assistant", out.text));
         if finish == Finish::ContextFull {
@@ -135,12 +122,12 @@ fn template(model: &Model, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
     Ok(ChatTemplate::new(PARAGRAPHS, String::new(), String::new())?)
 }
 
-fn sampler(args: &SamplingArgs) -> Result<Sampler> {
+fn sampler(args: &SamplingArgs) -> SamplerParams {
     let clock = || {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         now.map_or(0, |t| t.as_nanos() as u64)
     };
-    Ok(Sampler::new(SamplerParams {
+    SamplerParams {
         repeat_penalty: args.repeat_penalty,
         top_k: args.top_k,
         top_p: args.top_p,
@@ -148,7 +135,7 @@ fn sampler(args: &SamplingArgs) -> Result<Sampler> {
         temperature: args.temp,
         seed: args.seed.unwrap_or_else(clock),
         ..Default::default()
-    })?)
+    }
 }
 
 /// Tokens and time of one exchange.
@@ -180,15 +167,13 @@ fn prefill(session: &mut Session, tokens: &[u32], times: &mut Times) -> Result<(
 
 fn generate(
     session: &mut Session,
-    tokenizer: &Tokenizer,
-    sampler: &mut Sampler,
     params: &GenerateParams,
     out: &mut Output,
     times: &mut Times,
 ) -> Result<Finish> {
     let (start, before) = (Instant::now(), session.tokens().len());
     let mut written = Ok(());
-    let finish = session.generate(tokenizer, sampler, params, |piece| {
+    let finish = session.generate(params, |piece| {
         written = out.piece(&piece);
         match written {
             Ok(()) => ControlFlow::Continue(()),
@@ -220,10 +205,15 @@ impl Output {
 
     /// Shows the session's tokens from `start` on.
     fn echo(&mut self, session: &Session, tokenizer: &Tokenizer, start: usize) -> Result<()> {
-        let mut text = Utf8Stream::new(tokenizer.max_piece_bytes())?;
+        let mut text = Utf8Stream::new();
         for (token, depth) in session.tokens().iter().zip(session.depths()).skip(start) {
-            let piece = text.push(tokenizer.token_bytes(*token, false)?)?;
-            self.write(piece, *depth)?;
+            let mut written = Ok(());
+            text.push(tokenizer.token_bytes(*token, false)?, |piece| {
+                if written.is_ok() {
+                    written = self.write(piece, *depth);
+                }
+            });
+            written?;
         }
         self.write(text.finish(), 0)?;
         Ok(())
@@ -259,12 +249,9 @@ fn summary(session: &mut Session, times: &Times, depths: bool) {
     let session_bytes = session.plan().bytes() as u64;
     let kv_bytes = session.kv_bytes_used() as u64;
     if depths {
+        let histogram = session.depth_histogram();
         let counts = (0..=h.recursions).map(|depth| {
-            let count = session
-                .depths()
-                .iter()
-                .filter(|d| usize::from(**d) == depth)
-                .count();
+            let count = histogram[depth];
             let style = depth_style(depth);
             format!("{style}{depth}{style:#}: {count}")
         });

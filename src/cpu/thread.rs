@@ -1,0 +1,214 @@
+//! Threads for the team. The standard library's allocate when they start and end the process when
+//! that fails, so on Unix the system's are used; they also take an affinity and a priority.
+
+use crate::error::{Error, Result};
+use std::ffi::c_void;
+
+/// Which CPUs helper threads may use, by the system's numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CpuSet {
+    bits: [u64; CpuSet::LIMIT / 64],
+}
+
+impl CpuSet {
+    /// CPU numbers are below this.
+    pub const LIMIT: usize = 1024;
+
+    /// Adds a CPU.
+    pub fn insert(&mut self, cpu: usize) -> Result<()> {
+        let Some(word) = self.bits.get_mut(cpu / 64) else {
+            return Err(Error::argument(format_args!(
+                "CPU {cpu} was asked for; numbers below {} are possible",
+                CpuSet::LIMIT
+            )));
+        };
+        *word |= 1 << (cpu % 64);
+        Ok(())
+    }
+
+    /// Whether no CPU was named, which means any.
+    pub fn is_empty(&self) -> bool {
+        self.bits == [0; CpuSet::LIMIT / 64]
+    }
+
+    /// The CPUs in order.
+    pub fn iter(&self) -> impl Iterator<Item = usize> {
+        let bits = self.bits;
+        (0..CpuSet::LIMIT).filter(move |cpu| bits[cpu / 64] >> (cpu % 64) & 1 == 1)
+    }
+}
+
+/// What a helper asks of the system before its first task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ThreadParams {
+    /// CPUs that the helpers may use; empty means any. The caller's own thread is left alone.
+    pub cpus: CpuSet,
+    /// Niceness of the helpers, -20 (first) to 19 (last); 0 leaves it as it is inherited. Below
+    /// the inherited one it needs a privilege.
+    pub niceness: i32,
+}
+
+impl ThreadParams {
+    /// Refuses what no system or not this one can do.
+    pub(crate) fn check(&self) -> Result<()> {
+        if !(-20..=19).contains(&self.niceness) {
+            return Err(Error::argument(format_args!(
+                "the niceness is {}; it must be between -20 and 19",
+                self.niceness
+            )));
+        }
+        let asks = !self.cpus.is_empty() || self.niceness != 0;
+        if asks && !cfg!(any(target_os = "linux", target_os = "android")) {
+            return Err(Error::unsupported(
+                "the affinity and the niceness of threads on this system; set them from outside",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Applies them to the calling thread.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    pub(super) fn apply(&self) -> std::io::Result<()> {
+        if !self.cpus.is_empty() {
+            // SAFETY: a set of plain bits, for which all zeros is the empty set.
+            let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+            for cpu in self.cpus.iter() {
+                // SAFETY: `cpu` is below LIMIT, the number of bits of a cpu_set_t (or the macro
+                // ignores it).
+                unsafe { libc::CPU_SET(cpu, &mut set) };
+            }
+            // SAFETY: the pointer is to a set of the size that is given; 0 is this thread.
+            if unsafe { libc::sched_setaffinity(0, size_of_val(&set), &set) } != 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+        }
+        if self.niceness != 0 {
+            // SAFETY: takes numbers only. On Linux a niceness is a thread's, and 0 is this one.
+            if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, self.niceness) } != 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    }
+
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    pub(super) fn apply(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Stack of a helper. Its tasks keep a few kilobytes there; pages that are not touched cost nothing.
+pub const STACK_BYTES: usize = 512 << 10;
+
+/// What a thread runs, in the form that systems want. Must not unwind. The result means nothing.
+pub(super) type Main = extern "C" fn(*mut c_void) -> *mut c_void;
+
+/// A running thread.
+pub(super) struct Thread(system::Handle);
+
+impl Thread {
+    /// Starts `main(argument)` on a new thread.
+    ///
+    /// # Safety
+    /// What `main` does with `argument` must be sound on another thread until [`Thread::join`]
+    /// returns.
+    pub unsafe fn start(main: Main, argument: *mut c_void) -> std::io::Result<Self> {
+        // SAFETY: passed on.
+        unsafe { system::start(main, argument) }.map(Thread)
+    }
+
+    /// Waits for its end.
+    pub fn join(self) {
+        system::join(self.0);
+    }
+}
+
+#[cfg(unix)]
+mod system {
+    use super::{Main, STACK_BYTES};
+    use std::ffi::c_void;
+    use std::io::Error;
+    use std::mem::MaybeUninit;
+
+    pub type Handle = libc::pthread_t;
+
+    fn check(code: i32) -> std::io::Result<()> {
+        match code {
+            0 => Ok(()),
+            code => Err(Error::from_raw_os_error(code)),
+        }
+    }
+
+    /// # Safety
+    /// As [`super::Thread::start`].
+    pub unsafe fn start(main: Main, argument: *mut c_void) -> std::io::Result<Handle> {
+        let mut attributes = MaybeUninit::<libc::pthread_attr_t>::uninit();
+        // SAFETY: initialises the attributes; they are destroyed below on every path.
+        check(unsafe { libc::pthread_attr_init(attributes.as_mut_ptr()) })?;
+        let mut handle = MaybeUninit::<libc::pthread_t>::uninit();
+        // SAFETY: the attributes are initialised; `main` and its argument are the caller's duty.
+        let code = unsafe {
+            match libc::pthread_attr_setstacksize(attributes.as_mut_ptr(), STACK_BYTES) {
+                0 => {
+                    let handle = handle.as_mut_ptr();
+                    libc::pthread_create(handle, attributes.as_ptr(), main, argument)
+                }
+                code => code,
+            }
+        };
+        // SAFETY: initialised above, used no more.
+        unsafe { libc::pthread_attr_destroy(attributes.as_mut_ptr()) };
+        // SAFETY: a thread that was started has written its handle.
+        check(code).map(|()| unsafe { handle.assume_init() })
+    }
+
+    pub fn join(handle: Handle) {
+        // SAFETY: a thread of ours that is joined once. Its result says nothing.
+        unsafe { libc::pthread_join(handle, std::ptr::null_mut()) };
+    }
+}
+
+/// Elsewhere the standard library's threads do; there a lack of memory at a thread's start is fatal.
+#[cfg(not(unix))]
+mod system {
+    use super::{Main, STACK_BYTES};
+    use std::ffi::c_void;
+    use std::thread::{Builder, JoinHandle};
+
+    pub type Handle = JoinHandle<()>;
+
+    struct Argument(*mut c_void);
+    // SAFETY: by the contract of `Thread::start`.
+    unsafe impl Send for Argument {}
+
+    /// # Safety
+    /// As [`super::Thread::start`].
+    pub unsafe fn start(main: Main, argument: *mut c_void) -> std::io::Result<Handle> {
+        let argument = Argument(argument);
+        Builder::new().stack_size(STACK_BYTES).spawn(move || {
+            let Argument(argument) = { argument };
+            main(argument);
+        })
+    }
+
+    pub fn join(handle: Handle) {
+        // `main` does not unwind, so there is nothing to learn from the result.
+        let _ = handle.join();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_sets_hold_what_was_put_in() {
+        let mut set = CpuSet::default();
+        assert!(set.is_empty());
+        for cpu in [0, 63, 64, 1023] {
+            set.insert(cpu).unwrap();
+        }
+        assert_eq!(set.iter().collect::<Vec<_>>(), [0, 63, 64, 1023]);
+        assert!(set.insert(1024).is_err());
+    }
+}

@@ -1,0 +1,390 @@
+//! What a host program needs of a session besides its results: memory of its own, cancelling, a time
+//! budget, saving and restoring, a file that changes underneath.
+#![cfg(feature = "convert")]
+
+mod common;
+
+use common::cases::{Expected, gguf_bytes, model, session};
+use mor::generate::{Finish, GenerateParams};
+use mor::quant::TensorType;
+use mor::{Error, KvType, LoadParams, Model, Plan, SamplerParams, Session, SessionParams};
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// One of each kind of routing and KV strategy.
+const KINDS: [&str; 8] = [
+    "vanilla",
+    "recursive_middle_cycle",
+    "recursive_sequence",
+    "expert_cycle",
+    "expert_middle_cycle",
+    "expert_kv_shared",
+    "token_cycle",
+    "token_kv_shared",
+];
+
+fn default_model() -> Model {
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/models/austen-mor-5m-q8_0.gguf"
+    );
+    Model::open(path).unwrap()
+}
+
+fn bits(logits: &[f32]) -> Vec<u32> {
+    logits.iter().map(|l| l.to_bits()).collect()
+}
+
+#[test]
+fn a_session_lives_in_the_caller_s_memory_and_stays_inside() {
+    #[repr(C, align(64))]
+    struct Memory([u8; 1 << 20]);
+    const GUARD: usize = 256;
+    for case in KINDS {
+        let model = model(case, TensorType::F32);
+        let tokens = Expected::of(case).inputs()[0].clone();
+        let expected = bits(session(&model, 7, 1).step_through(&tokens));
+        for threads in [1, 3] {
+            let params = SessionParams {
+                context: 128,
+                batch: 7,
+                threads,
+                kv: KvType::F32,
+                ..Default::default()
+            };
+            let bytes = Plan::new(&model, &params).unwrap().bytes();
+            let mut memory = Box::new(Memory([0xA5; 1 << 20]));
+            assert!(bytes + GUARD <= memory.0.len(), "{case}: {bytes}");
+            let short = Session::new_in(&model, &params, &mut memory.0[..bytes - 1]);
+            assert!(matches!(short, Err(Error::BufferTooSmall { .. })));
+            drop(short);
+            let misplaced = Session::new_in(&model, &params, &mut memory.0[8..]);
+            assert!(matches!(misplaced, Err(Error::InvalidArgument(_))));
+            drop(misplaced);
+            let mut session = Session::new_in(&model, &params, &mut memory.0[..bytes]).unwrap();
+            assert!(bits(session.step_through(&tokens)) == expected, "{case}");
+            drop(session);
+            assert!(memory.0[bytes..].iter().all(|b| *b == 0xA5), "{case}");
+        }
+    }
+}
+
+/// Runs a prompt in two parts and answers with the last logits.
+trait StepThrough {
+    fn step_through(&mut self, tokens: &[u32]) -> &[f32];
+}
+
+impl StepThrough for Session<'_> {
+    fn step_through(&mut self, tokens: &[u32]) -> &[f32] {
+        let (last, first) = tokens.split_last().unwrap();
+        self.prefill(first).unwrap();
+        self.step(*last).unwrap()
+    }
+}
+
+#[test]
+fn a_restored_session_goes_on_with_the_same_bits() {
+    for case in KINDS {
+        for kv in [KvType::F32, KvType::F16] {
+            let model = model(case, TensorType::F32);
+            let tokens = Expected::of(case).inputs()[0].clone();
+            let params = SessionParams {
+                context: 128,
+                batch: 5,
+                kv,
+                ..Default::default()
+            };
+            let mut first = Session::new(&model, &params).unwrap();
+            for length in [0, 1, 16, 17, tokens.len() - 3] {
+                first.rewind(0).unwrap();
+                if length > 0 {
+                    first.prefill(&tokens[..length]).unwrap();
+                }
+                let mut state = vec![1; first.save_bytes()];
+                let short = state.len() - 1;
+                assert!(matches!(
+                    first.save(&mut state[..short]),
+                    Err(Error::BufferTooSmall { .. })
+                ));
+                assert_eq!(first.save(&mut state).unwrap(), state.len());
+                // The other session has other memory, another batch, and was used before.
+                let other = SessionParams {
+                    context: 100,
+                    batch: 64,
+                    ..params.clone()
+                };
+                let mut second = Session::new(&model, &other).unwrap();
+                second.prefill(&tokens[5..25]).unwrap();
+                second.restore(&state).unwrap();
+                assert_eq!(second.tokens(), &tokens[..length]);
+                assert_eq!(second.depths(), first.depths());
+                assert_eq!(second.kv_bytes_used(), first.kv_bytes_used());
+                if length == 0 {
+                    assert!(matches!(second.logits(), Err(Error::NotReady(_))));
+                    continue;
+                }
+                assert!(bits(second.logits().unwrap()) == bits(first.logits().unwrap()));
+                assert_eq!(second.sample().unwrap(), first.sample().unwrap());
+                for token in &tokens[length..length + 3] {
+                    let expected = bits(first.step(*token).unwrap());
+                    assert!(bits(second.step(*token).unwrap()) == expected, "{case}");
+                }
+                assert_eq!(second.sample().unwrap(), first.sample().unwrap());
+            }
+        }
+    }
+}
+
+#[test]
+fn states_that_do_not_fit_are_refused_and_change_nothing() {
+    let case = "expert_middle_cycle";
+    let one = model(case, TensorType::F32);
+    let tokens = Expected::of(case).inputs()[0].clone();
+    let params = SessionParams {
+        context: 64,
+        batch: 16,
+        kv: KvType::F16,
+        ..Default::default()
+    };
+    let mut session = Session::new(&one, &params).unwrap();
+    session.prefill(&tokens[..20]).unwrap();
+    let mut state = vec![0; session.save_bytes()];
+    session.save(&mut state).unwrap();
+    session.rewind(7).unwrap();
+    let refused = |session: &mut Session, state: &[u8]| {
+        let error = session.restore(state).unwrap_err();
+        assert!(!error.to_string().is_empty());
+        error
+    };
+    // Every cut, and every byte changed.
+    for length in 0..state.len() {
+        let error = refused(&mut session, &state[..length]);
+        assert!(matches!(error, Error::State(_)), "{length}: {error}");
+    }
+    for at in 0..state.len() {
+        let mut damaged = state.clone();
+        damaged[at] ^= 1 << (at % 8);
+        let error = refused(&mut session, &damaged);
+        assert!(matches!(error, Error::State(_)), "{at}: {error}");
+    }
+    assert_eq!(session.tokens(), &tokens[..7]);
+    session.restore(&state).unwrap();
+    assert_eq!(session.tokens(), &tokens[..20]);
+    // Another training of the same shape, another storage of keys, a smaller session.
+    let mut bytes = gguf_bytes(case, TensorType::F32);
+    bytes[one.gguf().tensors()[5].offset + 3] ^= 1;
+    let trained_on = Model::from_bytes(bytes).unwrap();
+    let mut trained_on = Session::new(&trained_on, &params).unwrap();
+    assert!(matches!(refused(&mut trained_on, &state), Error::State(_)));
+    let exact = SessionParams {
+        kv: KvType::F32,
+        ..params.clone()
+    };
+    let mut exact = Session::new(&one, &exact).unwrap();
+    assert!(matches!(refused(&mut exact, &state), Error::State(_)));
+    let different = model("expert_cycle", TensorType::F32);
+    let mut different = Session::new(&different, &params).unwrap();
+    assert!(matches!(refused(&mut different, &state), Error::State(_)));
+    let small = SessionParams {
+        context: 19,
+        ..params.clone()
+    };
+    let mut small = Session::new(&one, &small).unwrap();
+    assert!(matches!(
+        refused(&mut small, &state),
+        Error::ContextFull { .. }
+    ));
+    let few = SessionParams {
+        kv_pages: 3,
+        ..params
+    };
+    let mut few = Session::new(&one, &few).unwrap();
+    assert!(matches!(refused(&mut few, &state), Error::KvFull { .. }));
+}
+
+#[test]
+fn a_cancel_ends_one_call_and_loses_nothing() {
+    let model = default_model();
+    let params = SessionParams {
+        context: 200,
+        threads: 2,
+        ..Default::default()
+    };
+    let mut session = Session::new(&model, &params).unwrap();
+    let prompt: Vec<u32> = (10..40).collect();
+    session.prefill(&prompt).unwrap();
+    let canceller = session.canceller().unwrap();
+    canceller.cancel();
+    canceller.reset();
+    session.step(40).unwrap();
+    let kv = session.kv_bytes_used();
+    let logits = bits(session.logits().unwrap());
+    // A cancel before a call, once for each kind.
+    canceller.cancel();
+    assert!(matches!(session.prefill(&prompt), Err(Error::Cancelled)));
+    assert_eq!((session.tokens().len(), session.kv_bytes_used()), (31, kv));
+    canceller.cancel();
+    assert!(matches!(session.step(1), Err(Error::Cancelled)));
+    session.rewind(30).unwrap();
+    assert!(bits(session.step(40).unwrap()) == logits);
+    canceller.cancel();
+    let go_on = |_: mor::generate::Piece| ControlFlow::Continue(());
+    let params = GenerateParams {
+        max_tokens: 5,
+        ..Default::default()
+    };
+    assert_eq!(session.generate(&params, go_on).unwrap(), Finish::Cancelled);
+    assert_eq!(session.tokens().len(), 31);
+    // During a call, from another thread.
+    let endless = GenerateParams {
+        max_tokens: usize::MAX,
+        ..Default::default()
+    };
+    session.set_sampler(SamplerParams::greedy()).unwrap();
+    let mut shown = 0;
+    let finish = std::thread::scope(|scope| {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let canceller = canceller.clone();
+        scope.spawn(move || {
+            receiver.recv().unwrap();
+            canceller.cancel();
+        });
+        session
+            .generate(&endless, |_| {
+                shown += 1;
+                if shown == 3 {
+                    sender.send(()).unwrap();
+                    // Enough for the other thread to do it.
+                    std::thread::sleep(Duration::from_millis(200));
+                }
+                ControlFlow::Continue(())
+            })
+            .unwrap()
+    });
+    assert_eq!(finish, Finish::Cancelled);
+    assert_eq!(session.tokens().len(), 31 + 3);
+    session.step(1).unwrap();
+}
+
+#[test]
+fn a_flag_of_the_caller_cancels_too() {
+    let model = model("expert_cycle", TensorType::F32);
+    let flag = AtomicBool::new(false);
+    let mut memory = vec![0u8; 1 << 20];
+    let start = memory.as_ptr().align_offset(64);
+    let params = SessionParams {
+        context: 32,
+        ..Default::default()
+    };
+    let mut session = Session::new_in(&model, &params, &mut memory[start..]).unwrap();
+    session.set_cancel_flag(&flag);
+    flag.store(true, Ordering::Relaxed);
+    assert!(matches!(session.prefill(&[1, 2]), Err(Error::Cancelled)));
+    assert!(!flag.load(Ordering::Relaxed));
+    session.prefill(&[1, 2]).unwrap();
+}
+
+/// With a budget that nothing meets every token takes one recursion, as under a limit of one; with
+/// one that everything meets, as many as its router says. What lies between depends on the clock.
+#[test]
+fn a_time_budget_leaves_out_recursions() {
+    for case in KINDS {
+        let model = model(case, TensorType::F32);
+        let tokens = Expected::of(case).inputs()[0].clone();
+        let run = |set: &dyn Fn(&mut Session)| {
+            let mut session = session(&model, 16, 1);
+            // Measures this machine's rate.
+            session.set_time_budget(Some(Duration::from_secs(3600)));
+            session.step(tokens[0]).unwrap();
+            session.step(tokens[0]).unwrap();
+            session.rewind(0).unwrap();
+            session.set_time_budget(None);
+            set(&mut session);
+            let mut logits = Vec::new();
+            for token in &tokens {
+                logits = bits(session.step(*token).unwrap());
+            }
+            (session.depths().to_vec(), logits)
+        };
+        let free = run(&|_| ());
+        let generous = run(&|s| s.set_time_budget(Some(Duration::from_secs(3600))));
+        assert!(free == generous, "{case}");
+        let one = run(&|s| s.set_depth_limit(1).unwrap());
+        let hasty = run(&|s| s.set_time_budget(Some(Duration::from_nanos(1))));
+        assert!(one == hasty, "{case}");
+        assert!(hasty.0.iter().all(|d| *d <= 1));
+        // A prompt is not limited.
+        let mut prompted = session(&model, 128, 1);
+        prompted.set_time_budget(Some(Duration::from_nanos(1)));
+        prompted.prefill(&tokens).unwrap();
+        assert_eq!(prompted.depths(), free.0);
+    }
+}
+
+#[test]
+fn a_file_that_is_truncated_is_an_error_and_a_copy_does_not_care() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let bytes = gguf_bytes("expert_cycle", TensorType::F32);
+    for (copy, part) in [(false, false), (false, true), (true, false), (true, true)] {
+        let before = if part { vec![7; 100] } else { Vec::new() };
+        std::fs::write(&path, [&before[..], &bytes].concat()).unwrap();
+        let params = LoadParams {
+            copy,
+            prefault: true,
+            ..Default::default()
+        };
+        let model = if part {
+            let file = std::fs::File::open(&path).unwrap();
+            Model::from_file(file, 100, Some(bytes.len() as u64), &params)
+        } else {
+            Model::open_with(&path, &params)
+        };
+        let mut session = session(&model.unwrap(), 8, 1);
+        let logits = bits(session.step(3).unwrap());
+        session.rewind(0).unwrap();
+        let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(1000).unwrap();
+        match session.step(3) {
+            Ok(again) => assert!(copy && bits(again) == logits),
+            Err(error) => assert!(!copy && matches!(error, Error::FileChanged { .. })),
+        }
+        if !copy {
+            assert!(session.tokens().is_empty());
+            // The same bytes again: the session goes on.
+            std::fs::write(&path, [&before[..], &bytes].concat()).unwrap();
+            assert!(bits(session.step(3).unwrap()) == logits);
+        }
+    }
+}
+
+#[test]
+fn locked_and_prefaulted_memory_computes_the_same() {
+    let bytes = gguf_bytes("expert_cycle", TensorType::F32);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    std::fs::write(&path, bytes).unwrap();
+    let run = |lock, prefault| -> mor::Result<Vec<u32>> {
+        let load = LoadParams {
+            lock,
+            prefault,
+            ..Default::default()
+        };
+        let model = Model::open_with(&path, &load)?;
+        let params = SessionParams {
+            context: 32,
+            lock,
+            prefault,
+            ..Default::default()
+        };
+        Ok(bits(Session::new(&model, &params)?.step(3)?))
+    };
+    let plain = run(false, false).unwrap();
+    assert!(run(false, true).unwrap() == plain);
+    match run(true, true) {
+        Ok(locked) => assert!(locked == plain),
+        // A machine may allow no locking; then it is this error and nothing else.
+        Err(error) => assert!(matches!(error, Error::Lock { .. }), "{error}"),
+    }
+}
