@@ -11,6 +11,8 @@ pub mod chat;
 pub mod convert;
 pub mod cpu;
 pub mod error;
+#[cfg(feature = "ffi")]
+pub mod ffi;
 pub mod generate;
 pub mod gguf;
 pub mod kv;

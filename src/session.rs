@@ -96,7 +96,7 @@ impl Session<'static> {
         // SAFETY: the map's bytes stay where they are when the map is moved. It is moved into the
         // session, which uses only this slice, and drops the map after all that lies in it.
         let bytes = unsafe { std::slice::from_raw_parts_mut(memory.as_mut_ptr(), memory.len()) };
-        let mut session = Session::build(model, plan, bytes)?;
+        let mut session = Session::with_plan_in(model, plan, bytes)?;
         session._memory = Some(memory);
         Ok(session)
     }
@@ -107,10 +107,11 @@ impl<'m> Session<'m> {
     /// [`ARENA_ALIGNMENT`]. What the memory holds before does not matter. With one thread nothing
     /// else is allocated.
     pub fn new_in(model: &Model, params: &SessionParams, memory: &'m mut [u8]) -> Result<Self> {
-        Self::build(model, Plan::new(model, params)?, memory)
+        Self::with_plan_in(model, Plan::new(model, params)?, memory)
     }
 
-    fn build(model: &Model, plan: Plan, memory: &'m mut [u8]) -> Result<Self> {
+    /// As [`Session::new_in`], with a plan that was made for the same model.
+    pub fn with_plan_in(model: &Model, plan: Plan, memory: &'m mut [u8]) -> Result<Self> {
         if plan.params().sequences != 1 {
             return Err(Error::argument(
                 "a session runs one sequence; plan it for one",

@@ -98,7 +98,7 @@ fn too_small_memory_is_an_error() {
         let error = encode("xyz", &mut out[..count - 1])
             .unwrap_err()
             .to_string();
-        assert!(error.contains(&format!("has {count} tokens")), "{error}");
+        assert!(error.contains(&format!("needs {count}")), "{error}");
         assert_eq!(encode("", &mut []).unwrap(), 0);
     }
 }

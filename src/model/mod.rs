@@ -13,10 +13,9 @@ pub use weights::{Layer, Linear, Matrix, Router, Vector};
 
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
-use crate::memory::Shared;
+use crate::memory::{Shared, reserved};
 use crate::text::Text;
 use crate::tokenizer::Tokenizer;
-use std::collections::HashSet;
 use std::fs::File;
 use std::path::Path;
 use weights::Finder;
@@ -43,6 +42,8 @@ struct Parts {
     routers: Vec<Router>,
     /// Expert-choice with an auxiliary router: one per recursion.
     auxiliary_routers: Vec<Router>,
+    /// Bytes of matrices that recursions share, each time but the first.
+    saved_bytes: u64,
     /// The tokenizer, or why the file has none that can be used.
     tokenizer: std::result::Result<Tokenizer, Text>,
 }
@@ -58,6 +59,11 @@ impl Model {
     pub fn open_with(path: impl AsRef<Path>, params: &LoadParams) -> Result<Self> {
         let path = path.as_ref();
         let file = File::open(path).map_err(|source| Error::io(path, source))?;
+        Self::from_open_file(file, path, params)
+    }
+
+    /// `path` is for sentences.
+    pub(crate) fn from_open_file(file: File, path: &Path, params: &LoadParams) -> Result<Self> {
         Self::from_storage(Storage::file(file, path, None, params)?)
     }
 
@@ -96,7 +102,7 @@ impl Model {
         let layers = blocks
             .iter()
             .map(|(block, recursion)| finder.layer(&h, *block, *recursion))
-            .collect::<Result<_>>()?;
+            .collect::<Result<Vec<Layer>>>()?;
         let token_embedding = finder.matrix("token_embd.weight", h.vocab_size, h.hidden_size)?;
         let output = if finder.has("output.weight") {
             finder.matrix("output.weight", h.vocab_size, h.hidden_size)?
@@ -111,6 +117,7 @@ impl Model {
         let (routers, auxiliary_routers) = Self::find_routers(&finder, &h)?;
         let output_norm = finder.vector("output_norm.weight", h.hidden_size)?;
         drop(finder);
+        let saved_bytes = saved_bytes(&schedule, &layers)?;
         // A model without a usable tokenizer still runs on token ids.
         let tokenizer = match Tokenizer::from_metadata(&gguf.metadata) {
             Ok(tokenizer) => Ok(tokenizer),
@@ -130,6 +137,7 @@ impl Model {
             rope_factors,
             routers,
             auxiliary_routers,
+            saved_bytes,
             tokenizer,
         })?))
     }
@@ -189,6 +197,15 @@ impl Model {
         tensors.iter().map(|tensor| tensor.bytes as u64).sum()
     }
 
+    /// Weights in the file.
+    pub fn parameters(&self) -> u64 {
+        let tensors = self.gguf().tensors();
+        tensors
+            .iter()
+            .map(|t| (t.columns() * t.rows()) as u64)
+            .sum()
+    }
+
     /// Bytes of the matrices that a token reads on its way through these layers.
     pub(crate) fn run_bytes(&self, runs: &[LayerRun]) -> u64 {
         let of = |run: &LayerRun| self.0.layers[run.layer].matrices();
@@ -202,11 +219,7 @@ impl Model {
 
     /// Bytes that the same model would need if it shared nothing between recursions.
     pub fn unshared_weight_bytes(&self) -> u64 {
-        let of = |run: &LayerRun| self.0.layers[run.layer].matrices();
-        let logical: u64 = self.0.schedule.runs().flat_map(of).map(|m| m.bytes()).sum();
-        // A set: recursions that share a matrix point to the same bytes.
-        let stored: HashSet<Matrix> = self.0.schedule.runs().flat_map(of).collect();
-        self.weight_bytes() + logical - stored.iter().map(|m| m.bytes()).sum::<u64>()
+        self.weight_bytes() + self.0.saved_bytes
     }
 
     /// Whether both are the same opened model.
@@ -265,4 +278,15 @@ impl Model {
         ];
         widths.into_iter().max().unwrap_or(0)
     }
+}
+
+/// Bytes of the matrices of all layer runs, less those of each matrix once.
+fn saved_bytes(schedule: &Schedule, layers: &[Layer]) -> Result<u64> {
+    let matrices = || schedule.runs().flat_map(|r| layers[r.layer].matrices());
+    let mut once = reserved(matrices().count())?;
+    once.extend(matrices().map(|m| (m.offset, m.bytes())));
+    once.sort_unstable();
+    once.dedup();
+    let all: u64 = matrices().map(|m| m.bytes()).sum();
+    Ok(all - once.iter().map(|(_, bytes)| bytes).sum::<u64>())
 }

@@ -105,6 +105,21 @@ impl Storage {
         Ok(Storage::Map { map, file, end })
     }
 
+    /// Memory that outlives the model, used in place or copied.
+    #[cfg(feature = "ffi")]
+    pub fn memory(bytes: &'static [u8], params: &LoadParams) -> Result<Self> {
+        if !params.copy {
+            return Ok(Storage::Static(bytes));
+        }
+        let mut copy = anonymous(bytes.len())?;
+        if params.lock {
+            let refused = |source| refused(bytes.len(), source);
+            copy.lock().map_err(refused)?;
+        }
+        copy.copy_from_slice(bytes);
+        Ok(Storage::Copy(copy))
+    }
+
     /// See [`Model::check_file`](super::Model::check_file).
     pub fn check_file(&self) -> Result<()> {
         let Storage::Map { file, end, .. } = self else {
@@ -130,7 +145,7 @@ pub(crate) fn anonymous(bytes: usize) -> Result<MmapMut> {
 }
 
 /// The error of a lock that the system refused.
-pub(crate) fn refused(bytes: usize, source: std::io::Error) -> Error {
+fn refused(bytes: usize, source: std::io::Error) -> Error {
     Error::Lock { bytes, source }
 }
 

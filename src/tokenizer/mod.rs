@@ -6,6 +6,7 @@
 
 mod bpe;
 mod byte_level;
+mod decode;
 mod load;
 mod merge;
 mod special;
@@ -121,8 +122,8 @@ impl Tokenizer {
     }
 
     /// Writes the tokens of a text to `out` and returns their number. Allocates nothing: a text
-    /// longer than the scratch memory was made for, or more tokens than `out` holds, is an error
-    /// ([`Tokenizer::max_tokens`] tokens are always enough).
+    /// longer than the scratch memory was made for is an error, and so are more tokens than `out`
+    /// holds ([`Error::BufferTooSmall`]; [`Tokenizer::max_tokens`] are always enough).
     pub fn encode_into(
         &self,
         text: &str,
@@ -147,10 +148,10 @@ impl Tokenizer {
             Ok(())
         })?;
         if count > out.len() {
-            return Err(Error::argument(format_args!(
-                "the text has {count} tokens, but there is room for {} only",
-                out.len()
-            )));
+            return Err(Error::BufferTooSmall {
+                needed: count,
+                capacity: out.len(),
+            });
         }
         Ok(count)
     }
@@ -215,26 +216,6 @@ impl Tokenizer {
             Kind::Normal | Kind::UserDefined | Kind::Byte => self.vocabulary.bytes(id),
             Kind::Control | Kind::Unknown if special => self.vocabulary.bytes(id),
             _ => &[],
-        })
-    }
-
-    /// The text of some tokens. What is no valid text becomes U+FFFD, and the space that
-    /// SentencePiece puts before a text is taken away again.
-    pub fn decode(&self, ids: &[u32], special: bool) -> Result<String> {
-        let mut bytes = Vec::new();
-        for &id in ids {
-            let piece = self.token_bytes(id, special)?;
-            bytes
-                .try_reserve(piece.len())
-                .map_err(|_| Error::OutOfMemory { bytes: piece.len() })?;
-            bytes.extend_from_slice(piece);
-        }
-        if self.adds_space_prefix() && bytes.first() == Some(&b' ') {
-            bytes.remove(0);
-        }
-        Ok(match String::from_utf8(bytes) {
-            Ok(text) => text,
-            Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
         })
     }
 

@@ -1,0 +1,159 @@
+//! What is behind the opaque pointers.
+
+use super::status::{Failure, LastError, mor_status};
+use crate::error::Error;
+use std::alloc::{Layout, alloc, dealloc};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The first word of every object: tells the kinds apart, and a freed object as long as its memory
+/// was not used again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u64)]
+pub(super) enum Mark {
+    Freed = 0,
+    Model = u64::from_le_bytes(*b"morMODEL"),
+    Tokenizer = u64::from_le_bytes(*b"morTOKEN"),
+    Session = u64::from_le_bytes(*b"morSESSN"),
+}
+
+/// An object behind a pointer.
+///
+/// # Safety
+/// `repr(C)`, beginning with the `u64` of its mark.
+pub(super) unsafe trait Object: Sized {
+    const MARK: Mark;
+    const NAME: &'static str;
+}
+
+/// The object behind a caller's pointer.
+pub(super) unsafe fn object<'a, T: Object>(pointer: *const T) -> Result<&'a T, Failure> {
+    // SAFETY: passed on.
+    unsafe { check(pointer) }?;
+    // SAFETY: the mark says that it is a live object of this kind; the caller frees none that is
+    // in use.
+    Ok(unsafe { &*pointer })
+}
+
+/// Refuses what is no live object of the kind.
+pub(super) unsafe fn check<T: Object>(pointer: *const T) -> Result<(), Failure> {
+    if pointer.is_null() {
+        return Err(super::params::null(T::NAME));
+    }
+    // SAFETY: the caller passes a pointer that it got from this library.
+    if !pointer.is_aligned() || unsafe { pointer.cast::<u64>().read() } != T::MARK as u64 {
+        return Err(Failure::argument(format_args!(
+            "{} is no live object of its kind",
+            T::NAME
+        )));
+    }
+    Ok(())
+}
+
+/// Puts an object into memory of its own.
+pub(super) fn allocate<T: Object>(object: T) -> Result<*mut T, Error> {
+    let layout = Layout::new::<T>();
+    // SAFETY: the size is not zero, for the mark is part of it.
+    let memory = unsafe { alloc(layout) }.cast::<T>();
+    if memory.is_null() {
+        return Err(Error::OutOfMemory {
+            bytes: layout.size(),
+        });
+    }
+    // SAFETY: fresh memory of this layout.
+    unsafe { memory.write(object) };
+    Ok(memory)
+}
+
+/// Ends an object that [`allocate`] made.
+pub(super) unsafe fn free<T: Object>(pointer: *mut T) {
+    // SAFETY: the caller has checked it and uses it no more.
+    unsafe {
+        pointer.drop_in_place();
+        pointer.cast::<u64>().write_volatile(Mark::Freed as u64);
+        dealloc(pointer.cast(), Layout::new::<T>());
+    }
+}
+
+/// The state of an object that one call at a time may use.
+pub(super) struct Turn {
+    taken: AtomicBool,
+    /// Set when a call panicked: the object may be in any state.
+    broken: AtomicBool,
+}
+
+impl Turn {
+    pub const fn new() -> Self {
+        Turn {
+            taken: AtomicBool::new(false),
+            broken: AtomicBool::new(false),
+        }
+    }
+
+    /// Takes the turn, until the guard goes.
+    pub fn take(&self) -> Result<Taken<'_>, Failure> {
+        let free = self
+            .taken
+            .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
+        match free {
+            Ok(_) => Ok(Taken(self)),
+            Err(_) => Err(Failure::Status(mor_status::MOR_ERROR_BUSY)),
+        }
+    }
+}
+
+/// The turn is taken.
+pub(super) struct Taken<'a>(&'a Turn);
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.0.taken.store(false, Ordering::Release);
+    }
+}
+
+/// An object that one call at a time may use, and that keeps its last error.
+///
+/// # Safety
+/// The pointers lead to fields of the object.
+pub(super) unsafe trait Exclusive: Object {
+    /// What calls work on.
+    type Content;
+    fn turn(pointer: *mut Self) -> *const Turn;
+    fn last_error(pointer: *mut Self) -> *mut LastError;
+    fn content(pointer: *mut Self) -> *mut Self::Content;
+}
+
+/// A call on an exclusive object: takes its turn, works, and keeps the sentence of a failure.
+pub(super) unsafe fn call<T: Exclusive>(
+    pointer: *mut T,
+    work: impl FnOnce(&mut T::Content) -> Result<(), Failure>,
+) -> mor_status {
+    // SAFETY: the caller passes NULL or an object of ours that nobody frees meanwhile.
+    if let Err(failure) = unsafe { check(pointer) } {
+        return failure.status();
+    }
+    // SAFETY: a field of a live object; it is only changed through its atomics.
+    let turn = unsafe { &*T::turn(pointer) };
+    let Ok(_taken) = turn.take() else {
+        // The last error belongs to the call that is in progress.
+        return mor_status::MOR_ERROR_BUSY;
+    };
+    if turn.broken.load(Ordering::Relaxed) {
+        return mor_status::MOR_ERROR_INTERNAL;
+    }
+    // SAFETY: the turn is ours, so nobody else uses these fields.
+    let (content, last) = unsafe { (&mut *T::content(pointer), &mut *T::last_error(pointer)) };
+    let outcome = super::boundary::catch(|| work(content)).unwrap_or_else(|| {
+        turn.broken.store(true, Ordering::Relaxed);
+        Err(Failure::Status(mor_status::MOR_ERROR_INTERNAL))
+    });
+    match outcome {
+        Ok(()) => {
+            last.set("");
+            mor_status::MOR_OK
+        }
+        Err(failure) => {
+            last.set(&failure.text());
+            failure.status()
+        }
+    }
+}
