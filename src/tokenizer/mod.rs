@@ -15,6 +15,7 @@ mod vocabulary;
 mod words;
 
 use crate::error::{Error, Result};
+use crate::memory::{reserved_string, try_push};
 
 use bpe::Bpe;
 use special::Specials;
@@ -111,11 +112,7 @@ impl Tokenizer {
         let mut scratch = EncodeScratch::new(text.len())?;
         let mut ids = Vec::new();
         self.encode_with(text, options, &mut scratch, &mut |id| {
-            ids.try_reserve(1).map_err(|_| Error::OutOfMemory {
-                bytes: ids.len().saturating_mul(2 * size_of::<u32>()),
-            })?;
-            ids.push(id);
-            Ok(())
+            try_push(&mut ids, id)
         })?;
         Ok(ids)
     }
@@ -232,10 +229,7 @@ impl Tokenizer {
         if self.adds_space_prefix() && bytes.first() == Some(&b' ') {
             bytes.remove(0);
         }
-        Ok(match String::from_utf8(bytes) {
-            Ok(text) => text,
-            Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
-        })
+        String::from_utf8(bytes).or_else(|error| lossy(error.as_bytes()))
     }
 
     /// The bytes of the longest token: what [`Utf8Stream::new`] is to be made for.
@@ -272,18 +266,25 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
+/// What `String::from_utf8_lossy` makes of the bytes.
+fn lossy(bytes: &[u8]) -> Result<String> {
+    let parts = || {
+        let chunks = bytes.utf8_chunks();
+        chunks.flat_map(|chunk| [chunk.valid(), replacement(chunk.invalid())])
+    };
+    let mut text = reserved_string(parts().map(str::len).sum())?;
+    parts().for_each(|part| text.push_str(part));
+    Ok(text)
+}
+
+/// U+FFFD for bytes that are no text.
+fn replacement(invalid: &[u8]) -> &'static str {
+    if invalid.is_empty() { "" } else { "\u{fffd}" }
+}
+
 /// The beginning of a text from a file, fit for an error message.
-fn excerpt(text: &str) -> String {
-    const MOST: usize = 40;
-    let mut short: String = text
-        .chars()
-        .take(MOST)
-        .flat_map(char::escape_debug)
-        .collect();
-    if text.chars().nth(MOST).is_some() {
-        short.push('…');
-    }
-    short
+fn excerpt(text: &str) -> impl std::fmt::Display {
+    crate::text::excerpt(text, 40)
 }
 
 /// The error for scratch memory that is too small; `encode_into` checks before it comes to this.

@@ -10,7 +10,7 @@ pub(super) struct Spm {
     /// The order of each token's score: lower is better.
     pub ranks: Vec<u32>,
     /// The token of each byte, or [`NONE`].
-    pub bytes: Box<[u32; 256]>,
+    pub bytes: [u32; 256],
     /// Whether a space is put before the text and after each special token.
     pub add_space_prefix: bool,
     /// Stands for characters that have neither token nor bytes.
