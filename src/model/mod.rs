@@ -13,10 +13,9 @@ pub use weights::{Layer, Linear, Matrix, Router, Vector};
 
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
-use crate::memory::Shared;
+use crate::memory::{Shared, reserved, try_collect};
 use crate::text::Text;
 use crate::tokenizer::Tokenizer;
-use std::collections::HashSet;
 use std::fs::File;
 use std::path::Path;
 use weights::Finder;
@@ -34,6 +33,8 @@ struct Parts {
     schedule: Schedule,
     /// `schedule`'s `layer` indices point here.
     layers: Vec<Layer>,
+    /// What the layers would take if each had its own matrices, less what they take.
+    shared_bytes: u64,
     token_embedding: Matrix,
     output_norm: Vector,
     output: Matrix,
@@ -57,7 +58,7 @@ impl Model {
     /// As [`Model::open`], with parameters.
     pub fn open_with(path: impl AsRef<Path>, params: &LoadParams) -> Result<Self> {
         let path = path.as_ref();
-        let file = File::open(path).map_err(|source| Error::io(path, source))?;
+        let file = storage::open(path)?;
         Self::from_storage(Storage::file(file, path, None, params)?)
     }
 
@@ -91,12 +92,12 @@ impl Model {
     pub(crate) fn from_storage(storage: Storage) -> Result<Self> {
         let gguf = Gguf::parse(storage.bytes())?;
         let h = Hyperparameters::from_metadata(&gguf.metadata)?;
-        let (schedule, blocks) = Schedule::new(&h);
+        let (schedule, blocks) = Schedule::new(&h)?;
         let finder = Finder::new(&gguf)?;
         let layers = blocks
             .iter()
-            .map(|(block, recursion)| finder.layer(&h, *block, *recursion))
-            .collect::<Result<_>>()?;
+            .map(|(block, recursion)| finder.layer(&h, *block, *recursion));
+        let layers = try_collect(layers)?;
         let token_embedding = finder.matrix("token_embd.weight", h.vocab_size, h.hidden_size)?;
         let output = if finder.has("output.weight") {
             finder.matrix("output.weight", h.vocab_size, h.hidden_size)?
@@ -123,6 +124,7 @@ impl Model {
             gguf,
             hyperparameters: h,
             schedule,
+            shared_bytes: shared_bytes(&layers)?,
             layers,
             token_embedding,
             output_norm,
@@ -139,15 +141,14 @@ impl Model {
             return Ok((Vec::new(), Vec::new()));
         };
         if spec.kind == RouterKind::Token {
-            return Ok((
-                vec![finder.router(h, "router.0", h.recursions)?],
-                Vec::new(),
-            ));
+            let router = finder.router(h, "router.0", h.recursions);
+            return Ok((try_collect([router])?, Vec::new()));
         }
         let all = |stem: &str| {
-            (0..h.recursions)
-                .map(|r| finder.router(h, &format!("{stem}.{r}"), 1))
-                .collect::<Result<Vec<_>>>()
+            try_collect((0..h.recursions).map(|r| {
+                let stem = Text::new(format_args!("{stem}.{r}"));
+                finder.router(h, &stem, 1)
+            }))
         };
         let auxiliary = if spec.auxiliary {
             all("aux_router")?
@@ -191,11 +192,7 @@ impl Model {
 
     /// Bytes that the same model would need if it shared nothing between recursions.
     pub fn unshared_weight_bytes(&self) -> u64 {
-        let of = |run: &LayerRun| self.0.layers[run.layer].matrices();
-        let logical: u64 = self.0.schedule.runs().flat_map(of).map(|m| m.bytes()).sum();
-        // A set: recursions that share a matrix point to the same bytes.
-        let stored: HashSet<Matrix> = self.0.schedule.runs().flat_map(of).collect();
-        self.weight_bytes() + logical - stored.iter().map(|m| m.bytes()).sum::<u64>()
+        self.weight_bytes() + self.0.shared_bytes
     }
 
     /// Whether both are the same opened model.
@@ -254,4 +251,14 @@ impl Model {
         ];
         widths.into_iter().max().unwrap_or(0)
     }
+}
+
+/// Bytes that layers save by sharing matrices.
+fn shared_bytes(layers: &[Layer]) -> Result<u64> {
+    let mut matrices = reserved(layers.len() * 7)?;
+    matrices.extend(layers.iter().flat_map(Layer::matrices));
+    // Tensors do not overlap, so equal offsets mean the same matrix.
+    matrices.sort_unstable_by_key(|m| m.offset);
+    let again = matrices.windows(2).filter(|m| m[0].offset == m[1].offset);
+    Ok(again.map(|m| m[1].bytes()).sum())
 }
