@@ -1,10 +1,12 @@
 //! The one error type. Each variant is one kind of failure (and one status of the C header); its
 //! text is a sentence that says what was wrong and, where that is not obvious, what to do.
 //!
-//! Making an error takes no memory, so that running out of it can be told.
+//! Making an error takes no memory, and neither does printing it, so that running out of it can be
+//! told. (On Windows, the system's own words are an exception.)
 
 use crate::text::Text;
-use std::fmt::Display;
+use std::fmt::{self, Display};
+use std::io;
 use std::path::Path;
 
 /// Everything that can go wrong in this crate.
@@ -12,12 +14,12 @@ use std::path::Path;
 #[non_exhaustive]
 pub enum Error {
     /// The system refused to read, write or map a file.
-    #[error("cannot use '{path}': {source}")]
+    #[error("cannot use '{path}': {}", said(source))]
     Io {
         /// The file in question.
         path: Text,
         /// What the system said.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// A file is damaged, truncated or made to mislead.
     #[error("the file is damaged: {0}")]
@@ -69,13 +71,14 @@ pub enum Error {
     },
     /// The system refused to keep memory resident.
     #[error(
-        "the system refused to lock {bytes} bytes into memory ({source}); raise the limit (ulimit -l, RLIMIT_MEMLOCK) or do without the lock"
+        "the system refused to lock {bytes} bytes into memory ({}); raise the limit (ulimit -l, RLIMIT_MEMLOCK) or do without the lock",
+        said(source)
     )]
     Lock {
         /// The size that was asked for.
         bytes: usize,
         /// What the system said.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The model's file was shortened while it was mapped.
     #[error(
@@ -149,10 +152,53 @@ impl Error {
         Error::Convert(Text::new(what))
     }
     /// An [`Error::Io`] about `path`.
-    pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
+    pub fn io(path: impl AsRef<Path>, source: io::Error) -> Self {
         Error::Io {
             path: Text::new(path.as_ref().display()),
             source,
         }
+    }
+}
+
+/// What the system said, as [`io::Error`] prints it, which would take memory.
+fn said(error: &io::Error) -> impl Display {
+    struct Said<'a>(&'a io::Error);
+    impl Display for Said<'_> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            #[cfg(unix)]
+            if let Some(code) = self.0.raw_os_error() {
+                return write!(f, "{} (os error {code})", system_text(code));
+            }
+            Display::fmt(self.0, f)
+        }
+    }
+    Said(error)
+}
+
+/// The system's sentence for an error code.
+#[cfg(unix)]
+fn system_text(code: i32) -> Text {
+    let mut buffer = [0u8; 256];
+    // One byte less than there are, so that a zero is at the end whatever is written.
+    let room = buffer.len() - 1;
+    // SAFETY: the buffer is writable and longer than `room`. A code that the system does not know is
+    // a failure, but there is a text for it too.
+    let _ = unsafe { libc::strerror_r(code, buffer.as_mut_ptr().cast(), room) };
+    let text = std::ffi::CStr::from_bytes_until_nul(&buffer).unwrap_or_default();
+    Text::new(text.to_str().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_system_s_words_are_those_of_the_standard_library() {
+        for code in 0..200 {
+            let error = io::Error::from_raw_os_error(code);
+            assert_eq!(said(&error).to_string(), error.to_string());
+        }
+        let other = io::Error::from(io::ErrorKind::UnexpectedEof);
+        assert_eq!(said(&other).to_string(), other.to_string());
     }
 }

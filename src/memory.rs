@@ -38,12 +38,17 @@ pub(crate) fn try_collect<T>(items: impl IntoIterator<Item = Result<T>>) -> Resu
     Ok(vector)
 }
 
+/// An empty text with room for `bytes` bytes.
+pub(crate) fn reserved_string(bytes: usize) -> Result<String> {
+    let mut text = String::new();
+    text.try_reserve_exact(bytes)
+        .map_err(|_| Error::OutOfMemory { bytes })?;
+    Ok(text)
+}
+
 /// An owned copy of a text.
 pub(crate) fn try_string(text: &str) -> Result<String> {
-    let mut owned = String::new();
-    owned
-        .try_reserve_exact(text.len())
-        .map_err(|_| Error::OutOfMemory { bytes: text.len() })?;
+    let mut owned = reserved_string(text.len())?;
     owned.push_str(text);
     Ok(owned)
 }

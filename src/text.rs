@@ -77,6 +77,37 @@ impl std::ops::Deref for Text {
     }
 }
 
+/// The first `most` characters of a text from a file, fit for a sentence: without control
+/// characters, and with an ellipsis where it was cut.
+pub(crate) fn excerpt(text: &str, most: usize) -> impl fmt::Display {
+    struct Excerpt<'a>(&'a str, usize);
+    impl fmt::Display for Excerpt<'_> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            let Excerpt(text, most) = self;
+            match text.char_indices().nth(*most) {
+                None => write!(f, "{}", text.escape_debug()),
+                Some((end, _)) => write!(f, "{}{ELLIPSIS}", text[..end].escape_debug()),
+            }
+        }
+    }
+    Excerpt(text, most)
+}
+
+/// Things with commas between.
+pub(crate) fn listed<T: fmt::Display>(items: impl Iterator<Item = T> + Clone) -> impl fmt::Display {
+    struct Listed<I>(I);
+    impl<T: fmt::Display, I: Iterator<Item = T> + Clone> fmt::Display for Listed<I> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            for (i, item) in self.0.clone().enumerate() {
+                let comma = if i > 0 { ", " } else { "" };
+                write!(f, "{comma}{item}")?;
+            }
+            Ok(())
+        }
+    }
+    Listed(items)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,5 +127,14 @@ mod tests {
         }
         let full = "x".repeat(Text::CAPACITY - ELLIPSIS.len());
         assert_eq!(Text::new(&full).as_str(), full);
+    }
+
+    #[test]
+    fn excerpts_and_lists() {
+        assert_eq!(excerpt("é\n", 2).to_string(), "é\\n");
+        assert_eq!(excerpt("漢字!", 2).to_string(), "漢字…");
+        assert_eq!(excerpt("", 0).to_string(), "");
+        assert_eq!(listed([1, 2, 3].iter()).to_string(), "1, 2, 3");
+        assert_eq!(listed([""; 0].iter()).to_string(), "");
     }
 }

@@ -3,52 +3,20 @@
 
 mod common;
 
+use common::allocator::{Allocator, here};
 use common::raw::{File, Tensor, array, string};
 use mor::Error;
 use mor::gguf::{Gguf, limits};
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
-/// Counts the bytes that this thread asks for.
-struct Counting;
-
-thread_local! {
-    static ASKED: Cell<usize> = const { Cell::new(0) };
-}
-
-fn count(bytes: usize) {
-    // A thread that is ending has no counter any more; then nobody is counting.
-    let _ = ASKED.try_with(|asked| asked.set(asked.get().saturating_add(bytes)));
-}
-
-// SAFETY: every call goes to the system's allocator unchanged; counting touches a thread-local cell
-// that needs no allocation itself.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
-        // SAFETY: the caller keeps the contract of `GlobalAlloc::alloc`.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: `at` came from `System` with this layout, by the methods beside this one.
-        unsafe { System.dealloc(at, layout) }
-    }
-    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(size);
-        // SAFETY: as in `dealloc`.
-        unsafe { System.realloc(at, layout, size) }
-    }
-}
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: Allocator = Allocator;
 
 /// Parses and checks that all allocations together stay within a small multiple of the file: the
 /// worst is a map entry of about a hundred bytes for a pair of thirteen.
 fn parse(bytes: &[u8]) -> Result<Gguf, Error> {
-    let before = ASKED.get();
+    let before = here().asked;
     let result = Gguf::parse(bytes);
-    let asked = ASKED.get() - before;
+    let asked = here().asked - before;
     let allowed = 16 * bytes.len() + 8192;
     assert!(
         asked <= allowed,

@@ -42,7 +42,7 @@ fn speaking() -> Vec<u8> {
             .insert(format!("tokenizer.ggml.{key}"), value)
     };
     set("model", Value::String("llama".into()));
-    set("tokens", Value::Array(Array::String(tokens)));
+    set("tokens", tokens.into());
     set("scores", Value::Array(Array::F32(vec![0.0; 96])));
     set("token_type", Value::Array(Array::I32(kinds)));
     set("bos_token_id", Value::U32(1));

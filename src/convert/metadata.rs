@@ -72,7 +72,7 @@ pub(super) fn build(
         text(spec.executed_sharing().name()),
     );
     if !layout.aliases.is_empty() {
-        let aliases = Array::String(layout.aliases.clone());
+        let aliases = Array::String(layout.aliases.iter().collect());
         m.insert("mor.recursion.aliases", Value::Array(aliases));
     }
     insert_router(&mut m, spec);

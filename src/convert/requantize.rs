@@ -10,7 +10,7 @@ use super::options::{ConvertOptions, Overrides, Progress, Summary};
 use super::source::map_file;
 use super::tokenizer;
 use crate::error::{Error, Result};
-use crate::gguf::{Gguf, Metadata, TensorInfo, Value};
+use crate::gguf::{Gguf, Metadata, Strings, TensorInfo, Value};
 use crate::quant::TensorType;
 
 pub(super) fn convert(
@@ -58,7 +58,7 @@ pub(super) fn convert(
         tensors: jobs.len(),
         aliases: metadata
             .strings("mor.recursion.aliases")?
-            .map_or(0, <[String]>::len),
+            .map_or(0, Strings::len),
         input_bytes: jobs.iter().map(|job| job.bytes.len() as u64).sum(),
         output_bytes,
     })

@@ -93,7 +93,7 @@ fn fit(
     vocab: usize,
     progress: &mut dyn Progress,
 ) -> Result<()> {
-    let mut tokens = metadata.strings(TOKENS)?.unwrap_or_default().to_vec();
+    let mut tokens = metadata.strings(TOKENS)?.unwrap_or_default().clone();
     let count = tokens.len();
     if count > vocab {
         return Err(too_large(path, count, vocab));

@@ -10,7 +10,7 @@ use super::document::{Document, read_text};
 use super::options::Progress;
 use super::tokenizer::{TOKENS, TYPES, UNUSED, beside, padding, too_large};
 use crate::error::{Error, Result};
-use crate::gguf::{Array, Metadata, Value};
+use crate::gguf::{Array, Metadata, Strings, Value};
 
 const NORMAL: i32 = 1;
 const CONTROL: i32 = 3;
@@ -152,7 +152,7 @@ fn pre_tokenizer(document: &Document, progress: &mut dyn Progress) -> Result<&'s
 
 /// Tokens and their types by number.
 struct Vocabulary {
-    tokens: Vec<String>,
+    tokens: Strings,
     types: Vec<i32>,
 }
 
@@ -234,7 +234,7 @@ impl Vocabulary {
 
 /// The merges in order, each as two tokens with a space between; older files spell them so, newer
 /// ones as pairs.
-fn merges(document: &Document) -> Result<Vec<String>> {
+fn merges(document: &Document) -> Result<Strings> {
     let wrong = |entry: &Json| {
         Error::convert(format_args!(
             "'{}' has the merge {entry}, which is not two tokens",
@@ -284,7 +284,7 @@ fn special_tokens(
         .tokens
         .iter()
         .enumerate()
-        .map(|(id, token)| (token.as_str(), id))
+        .map(|(id, token)| (token, id))
         .collect();
     let named = |role: &str| {
         let value = companion.get(&format!("{role}_token"))?;

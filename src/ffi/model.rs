@@ -264,28 +264,19 @@ unsafe fn load(
     Ok(())
 }
 
-/// Opens without the standard library's copy of long paths, which ends the process when there is
-/// no memory for it.
 #[cfg(unix)]
 unsafe fn open(path: *const c_char, params: &LoadParams) -> Result<Model, Failure> {
     use std::ffi::{CStr, OsStr};
-    use std::os::fd::FromRawFd;
     use std::os::unix::ffi::OsStrExt;
     if path.is_null() {
         return Err(null("path"));
     }
     // SAFETY: the caller passes a text that ends with a zero byte.
-    let name = unsafe { CStr::from_ptr(path) };
-    // SAFETY: `name` is such a text.
-    let descriptor = unsafe { libc::open(name.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
-    let shown = std::path::Path::new(OsStr::from_bytes(name.to_bytes()));
-    if descriptor < 0 {
-        let error = std::io::Error::last_os_error();
-        return Err(Error::io(shown, error).into());
-    }
-    // SAFETY: a fresh descriptor that nobody else has.
-    let file = unsafe { std::fs::File::from_raw_fd(descriptor) };
-    Ok(Model::from_open_file(file, shown, params)?)
+    let path = unsafe { CStr::from_ptr(path) };
+    Ok(Model::open_with(
+        OsStr::from_bytes(path.to_bytes()),
+        params,
+    )?)
 }
 
 #[cfg(not(unix))]

@@ -1,8 +1,9 @@
 //! The key-value pairs of a file, in order.
 
-use super::{Array, Value, shown};
+use super::{Array, Strings, Value, shown};
+use crate::memory::{reserved, try_collect};
 use crate::{Error, Result};
-use std::collections::HashMap;
+use std::fmt::Display;
 
 /// An ordered map from keys to values. The order is the file's, or that of insertion.
 ///
@@ -12,7 +13,8 @@ use std::collections::HashMap;
 #[derive(Clone, Debug, Default)]
 pub struct Metadata {
     entries: Vec<(String, Value)>,
-    index: HashMap<String, usize>,
+    /// Indices into `entries`, sorted by key.
+    by_key: Vec<usize>,
 }
 
 impl PartialEq for Metadata {
@@ -37,28 +39,57 @@ impl Metadata {
         self.entries.is_empty()
     }
 
+    /// The pairs of a file, which must have different keys.
+    pub(super) fn from_entries(entries: Vec<(String, Value)>) -> Result<Self> {
+        let key = |index: usize| entries[index].0.as_str();
+        let mut by_key = reserved(entries.len())?;
+        by_key.extend(0..entries.len());
+        by_key.sort_unstable_by_key(|&index| key(index));
+        for pair in by_key.windows(2) {
+            if key(pair[0]) == key(pair[1]) {
+                return Err(Error::format(format_args!(
+                    "the key {} appears twice",
+                    shown(key(pair[0]))
+                )));
+            }
+        }
+        Ok(Metadata { entries, by_key })
+    }
+
+    /// Where `key` stands in `by_key`, or where it would.
+    fn search(&self, key: &str) -> std::result::Result<usize, usize> {
+        self.by_key
+            .binary_search_by(|&index| self.entries[index].0.as_str().cmp(key))
+    }
+
     /// The value of `key`.
     pub fn get(&self, key: &str) -> Option<&Value> {
-        self.index.get(key).map(|&i| &self.entries[i].1)
+        let found = self.search(key).ok()?;
+        Some(&self.entries[self.by_key[found]].1)
     }
 
     /// Sets `key`, at its old place when there was one and else at the end. Returns the old value.
     pub fn insert(&mut self, key: impl Into<String>, value: impl Into<Value>) -> Option<Value> {
         let (key, value) = (key.into(), value.into());
-        if let Some(&i) = self.index.get(&key) {
-            return Some(std::mem::replace(&mut self.entries[i].1, value));
+        match self.search(&key) {
+            Ok(found) => {
+                let old = &mut self.entries[self.by_key[found]].1;
+                Some(std::mem::replace(old, value))
+            }
+            Err(place) => {
+                self.by_key.insert(place, self.entries.len());
+                self.entries.push((key, value));
+                None
+            }
         }
-        self.index.insert(key.clone(), self.entries.len());
-        self.entries.push((key, value));
-        None
     }
 
     /// Takes `key` out, if it is there.
     pub fn remove(&mut self, key: &str) -> Option<Value> {
-        let at = self.index.remove(key)?;
+        let at = self.by_key.remove(self.search(key).ok()?);
         let (_, value) = self.entries.remove(at);
-        for i in self.index.values_mut().filter(|i| **i > at) {
-            *i -= 1;
+        for index in self.by_key.iter_mut().filter(|index| **index > at) {
+            *index -= 1;
         }
         Some(value)
     }
@@ -68,21 +99,6 @@ impl Metadata {
         self.entries
             .iter()
             .map(|(key, value)| (key.as_str(), value))
-    }
-
-    /// Makes room for `pairs` more, so that a parser's insertions cannot fail for memory.
-    pub(super) fn try_reserve(&mut self, pairs: usize) -> Result<()> {
-        let reserved = self
-            .entries
-            .try_reserve_exact(pairs)
-            .is_ok_and(|()| self.index.try_reserve(pairs).is_ok());
-        if reserved {
-            return Ok(());
-        }
-        let pair = size_of::<(String, Value)>() + size_of::<(String, usize)>();
-        Err(Error::OutOfMemory {
-            bytes: pairs.saturating_mul(pair),
-        })
     }
 
     fn typed<'a, T>(
@@ -96,7 +112,7 @@ impl Metadata {
         };
         read(value)
             .map(Some)
-            .ok_or_else(|| Error::format(mismatch(key, wanted, value)))
+            .ok_or_else(|| mismatch(key, wanted, value))
     }
 
     /// A whole number of any integer type that fits 32 unsigned bits.
@@ -144,16 +160,17 @@ impl Metadata {
     }
 
     /// An array of strings.
-    pub fn strings(&self, key: &str) -> Result<Option<&[String]>> {
+    pub fn strings(&self, key: &str) -> Result<Option<&Strings>> {
         self.typed(key, "an array of strings", |v| match v {
-            Value::Array(Array::String(v)) => Some(v.as_slice()),
+            Value::Array(Array::String(v)) => Some(v),
             _ => None,
         })
     }
 
     /// An array of whole numbers of any integer type that all fit 32 signed bits.
     pub fn i32s(&self, key: &str) -> Result<Option<Vec<i32>>> {
-        self.typed(key, "an array of 32-bit whole numbers", |v| {
+        let wanted = "an array of 32-bit whole numbers";
+        let read = |v: &Value| {
             let Value::Array(array) = v else { return None };
             match array {
                 Array::U8(v) => narrow(v),
@@ -166,25 +183,28 @@ impl Metadata {
                 Array::I64(v) => narrow(v),
                 _ => None,
             }
-        })
+        };
+        self.typed(key, wanted, read)?.transpose()
     }
 
     /// An array of floating-point numbers, rounded to single precision.
     pub fn f32s(&self, key: &str) -> Result<Option<Vec<f32>>> {
-        self.typed(key, "an array of floating-point numbers", |v| match v {
-            Value::Array(Array::F32(v)) => Some(v.clone()),
-            Value::Array(Array::F64(v)) => Some(v.iter().map(|&v| v as f32).collect()),
+        let read = |v: &Value| match v {
+            Value::Array(Array::F32(v)) => Some(copied(v, |v| v)),
+            Value::Array(Array::F64(v)) => Some(copied(v, |v| v as f32)),
             _ => None,
-        })
+        };
+        self.typed(key, FLOATS, read)?.transpose()
     }
 
     /// An array of floating-point numbers.
     pub fn f64s(&self, key: &str) -> Result<Option<Vec<f64>>> {
-        self.typed(key, "an array of floating-point numbers", |v| match v {
-            Value::Array(Array::F32(v)) => Some(v.iter().map(|&v| v.into()).collect()),
-            Value::Array(Array::F64(v)) => Some(v.clone()),
+        let read = |v: &Value| match v {
+            Value::Array(Array::F32(v)) => Some(copied(v, f64::from)),
+            Value::Array(Array::F64(v)) => Some(copied(v, |v| v)),
             _ => None,
-        })
+        };
+        self.typed(key, FLOATS, read)?.transpose()
     }
 
     /// As [`Metadata::u32`]; the key must be there.
@@ -208,23 +228,42 @@ impl Metadata {
     }
 
     /// As [`Metadata::strings`]; the key must be there.
-    pub fn require_strings(&self, key: &str) -> Result<&[String]> {
+    pub fn require_strings(&self, key: &str) -> Result<&Strings> {
         required(key, self.strings(key))
     }
 }
 
-fn narrow<T: Copy + TryInto<i32>>(values: &[T]) -> Option<Vec<i32>> {
-    values.iter().map(|&v| v.try_into().ok()).collect()
+const FLOATS: &str = "an array of floating-point numbers";
+
+fn copied<T: Copy, U>(values: &[T], convert: impl Fn(T) -> U) -> Result<Vec<U>> {
+    try_collect(values.iter().map(|&v| Ok(convert(v))))
+}
+
+/// None when a value does not fit.
+fn narrow<T: Copy + TryInto<i32>>(values: &[T]) -> Option<Result<Vec<i32>>> {
+    let mut narrowed = match reserved(values.len()) {
+        Ok(narrowed) => narrowed,
+        Err(error) => return Some(Err(error)),
+    };
+    for &v in values {
+        narrowed.push(v.try_into().ok()?);
+    }
+    Some(Ok(narrowed))
 }
 
 fn required<T>(key: &str, found: Result<Option<T>>) -> Result<T> {
     found?.ok_or_else(|| Error::format(format_args!("the file lacks the key {}", shown(key))))
 }
 
-fn mismatch(key: &str, wanted: &str, value: &Value) -> String {
+fn mismatch(key: &str, wanted: &str, value: &Value) -> Error {
     let key = shown(key);
+    let is = |is: &dyn Display| {
+        Error::format(format_args!(
+            "the key {key} should be {wanted}, but is {is}"
+        ))
+    };
     match value.as_integer() {
-        Some(v) => format!("the key {key} should be {wanted}, but is {v}"),
-        None => format!("the key {key} should be {wanted}, but is {}", value.kind()),
+        Some(v) => is(&v),
+        None => is(&value.kind()),
     }
 }

@@ -12,14 +12,18 @@ pub mod limits;
 mod metadata;
 mod parse;
 mod reader;
+mod strings;
 mod value;
 mod writer;
 
 pub use metadata::Metadata;
+pub use strings::Strings;
 pub use value::{Array, Value};
 pub use writer::{GgufWriter, TensorPlan};
 
 use crate::quant::TensorType;
+use crate::text::excerpt;
+use std::fmt;
 
 /// The first four bytes of every GGUF file.
 const MAGIC: [u8; 4] = *b"GGUF";
@@ -85,10 +89,13 @@ impl Gguf {
 }
 
 /// A name from a file as it may be shown: quoted, without control characters, and not too long.
-pub(crate) fn shown(name: &str) -> String {
+fn shown(name: &str) -> impl fmt::Display {
     const SHOWN: usize = 80;
-    match name.char_indices().nth(SHOWN) {
-        None => format!("'{}'", name.escape_debug()),
-        Some((end, _)) => format!("'{}…'", name[..end].escape_debug()),
+    struct Shown<'a>(&'a str);
+    impl fmt::Display for Shown<'_> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "'{}'", excerpt(self.0, SHOWN))
+        }
     }
+    Shown(name)
 }

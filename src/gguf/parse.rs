@@ -1,10 +1,12 @@
 //! From bytes to [`Gguf`]. Every check of a file is here.
 
 use super::limits::*;
-use super::reader::{Reader, value_of, vec_for};
+use super::reader::{Reader, ValueOf};
 use super::value::id;
 use super::{ALIGNMENT_KEY, Array, Gguf, MAGIC, Metadata, TensorInfo, VERSION, Value, shown};
+use crate::memory::reserved;
 use crate::quant::{TensorType, ggml_type_name};
+use crate::text::{Text, listed};
 use crate::{Error, Result};
 use std::cmp::Ordering;
 
@@ -30,7 +32,7 @@ impl Gguf {
         )?;
         let metadata = read_metadata(&mut r, pair_count)?;
         let alignment = alignment(&metadata)?;
-        let mut tensors = vec_for(tensor_count)?;
+        let mut tensors = reserved(tensor_count)?;
         for _ in 0..tensor_count {
             tensors.push(read_tensor(&mut r)?);
         }
@@ -72,49 +74,42 @@ fn check_version(r: &mut Reader) -> Result<()> {
 }
 
 fn read_metadata(r: &mut Reader, count: usize) -> Result<Metadata> {
-    let mut metadata = Metadata::new();
-    metadata.try_reserve(count)?;
+    let mut entries = reserved(count)?;
     for _ in 0..count {
         let key = r.owned_string(MAX_KEY_BYTES, "a metadata key")?;
         if key.is_empty() {
             return Err(Error::format("a metadata key is empty"));
         }
-        if metadata.get(&key).is_some() {
-            return Err(Error::format(format_args!(
-                "the key {} appears twice",
-                shown(&key)
-            )));
-        }
         let value = read_value(r, &key)?;
-        metadata.insert(key, value);
+        entries.push((key, value));
     }
-    Ok(metadata)
+    Metadata::from_entries(entries)
 }
 
 fn read_value(r: &mut Reader, key: &str) -> Result<Value> {
-    let what = value_of(key);
-    Ok(match r.u32(&what)? {
-        id::U8 => Value::U8(u8::from_le_bytes(r.array(&what)?)),
-        id::I8 => Value::I8(i8::from_le_bytes(r.array(&what)?)),
-        id::U16 => Value::U16(u16::from_le_bytes(r.array(&what)?)),
-        id::I16 => Value::I16(i16::from_le_bytes(r.array(&what)?)),
-        id::U32 => Value::U32(u32::from_le_bytes(r.array(&what)?)),
-        id::I32 => Value::I32(i32::from_le_bytes(r.array(&what)?)),
-        id::F32 => Value::F32(f32::from_le_bytes(r.array(&what)?)),
+    let what = ValueOf(key);
+    Ok(match r.u32(what)? {
+        id::U8 => Value::U8(u8::from_le_bytes(r.array(what)?)),
+        id::I8 => Value::I8(i8::from_le_bytes(r.array(what)?)),
+        id::U16 => Value::U16(u16::from_le_bytes(r.array(what)?)),
+        id::I16 => Value::I16(i16::from_le_bytes(r.array(what)?)),
+        id::U32 => Value::U32(u32::from_le_bytes(r.array(what)?)),
+        id::I32 => Value::I32(i32::from_le_bytes(r.array(what)?)),
+        id::F32 => Value::F32(f32::from_le_bytes(r.array(what)?)),
         id::BOOL => {
-            let [byte] = r.array(&what)?;
-            Value::Bool(boolean(byte, &what)?)
+            let [byte] = r.array(what)?;
+            Value::Bool(boolean(byte, what)?)
         }
-        id::STRING => Value::String(r.owned_string(MAX_STRING_BYTES, &what)?),
-        id::ARRAY => Value::Array(read_array(r, &what)?),
-        id::U64 => Value::U64(u64::from_le_bytes(r.array(&what)?)),
-        id::I64 => Value::I64(i64::from_le_bytes(r.array(&what)?)),
-        id::F64 => Value::F64(f64::from_le_bytes(r.array(&what)?)),
-        other => return Err(unknown_type(&what, other)),
+        id::STRING => Value::String(r.owned_string(MAX_STRING_BYTES, what)?),
+        id::ARRAY => Value::Array(read_array(r, what)?),
+        id::U64 => Value::U64(u64::from_le_bytes(r.array(what)?)),
+        id::I64 => Value::I64(i64::from_le_bytes(r.array(what)?)),
+        id::F64 => Value::F64(f64::from_le_bytes(r.array(what)?)),
+        other => return Err(unknown_type(what, other)),
     })
 }
 
-fn read_array(r: &mut Reader, what: &str) -> Result<Array> {
+fn read_array(r: &mut Reader, what: ValueOf) -> Result<Array> {
     let element = r.u32(what)?;
     let n = r.u64(what)?;
     macro_rules! numbers {
@@ -134,7 +129,11 @@ fn read_array(r: &mut Reader, what: &str) -> Result<Array> {
         id::I64 => Array::I64(numbers!(i64)),
         id::F64 => Array::F64(numbers!(f64)),
         id::BOOL => Array::Bool(booleans(r, n, what)?),
-        id::STRING => Array::String(strings(r, n, what)?),
+        id::STRING => {
+            // A string takes at least the eight bytes of its length.
+            let n = array_len(r, n, 8, what)?;
+            Array::String(r.strings(n, MAX_STRING_BYTES, what)?)
+        }
         id::ARRAY => {
             return Err(Error::unsupported(format_args!(
                 "{what} is an array of arrays"
@@ -144,13 +143,13 @@ fn read_array(r: &mut Reader, what: &str) -> Result<Array> {
     })
 }
 
-fn unknown_type(what: &str, id: u32) -> Error {
+fn unknown_type(what: ValueOf, id: u32) -> Error {
     Error::format(format_args!(
         "{what} has type {id}, which GGUF does not define; fetch it again"
     ))
 }
 
-fn boolean(byte: u8, what: &str) -> Result<bool> {
+fn boolean(byte: u8, what: ValueOf) -> Result<bool> {
     match byte {
         0 => Ok(false),
         1 => Ok(true),
@@ -160,39 +159,30 @@ fn boolean(byte: u8, what: &str) -> Result<bool> {
     }
 }
 
-fn array_len(r: &Reader, n: u64, least: usize, what: &str) -> Result<usize> {
-    r.check_count(n, MAX_ARRAY_LEN, least, &format!("the length of {what}"))
+fn array_len(r: &Reader, n: u64, least: usize, what: ValueOf) -> Result<usize> {
+    let length = format_args!("the length of {what}");
+    r.check_count(n, MAX_ARRAY_LEN, least, length)
 }
 
 fn numbers<const N: usize, T>(
     r: &mut Reader,
     n: u64,
-    what: &str,
+    what: ValueOf,
     number: impl Fn([u8; N]) -> T,
 ) -> Result<Vec<T>> {
     let n = array_len(r, n, N, what)?;
-    let mut out = vec_for(n)?;
+    let mut out = reserved(n)?;
     // The length has passed the check, so the product is at most the bytes that are left.
     let bytes = r.take(n * N, what)?;
     out.extend(bytes.as_chunks::<N>().0.iter().map(|b| number(*b)));
     Ok(out)
 }
 
-fn booleans(r: &mut Reader, n: u64, what: &str) -> Result<Vec<bool>> {
+fn booleans(r: &mut Reader, n: u64, what: ValueOf) -> Result<Vec<bool>> {
     let n = array_len(r, n, 1, what)?;
-    let mut out = vec_for(n)?;
+    let mut out = reserved(n)?;
     for &byte in r.take(n, what)? {
         out.push(boolean(byte, what)?);
-    }
-    Ok(out)
-}
-
-fn strings(r: &mut Reader, n: u64, what: &str) -> Result<Vec<String>> {
-    // A string takes at least the eight bytes of its length.
-    let n = array_len(r, n, 8, what)?;
-    let mut out = vec_for(n)?;
-    for _ in 0..n {
-        out.push(r.owned_string(MAX_STRING_BYTES, what)?);
     }
     Ok(out)
 }
@@ -232,7 +222,7 @@ fn read_dims(r: &mut Reader, name: &str) -> Result<Vec<u64>> {
             shown(name)
         )));
     }
-    let mut dims = vec_for(n as usize)?;
+    let mut dims = reserved(n as usize)?;
     for _ in 0..n {
         dims.push(r.u64("a tensor's dimensions")?);
     }
@@ -242,12 +232,14 @@ fn read_dims(r: &mut Reader, name: &str) -> Result<Vec<u64>> {
 fn read_type(r: &mut Reader, name: &str) -> Result<TensorType> {
     let id = r.u32("a tensor's type")?;
     TensorType::from_gguf(id).ok_or_else(|| {
-        let known: Vec<_> = TensorType::ALL.iter().map(|ty| ty.name()).collect();
+        let found = match ggml_type_name(id) {
+            Some(name) => Text::new(name),
+            None => Text::new(format_args!("number {id}")),
+        };
         Error::unsupported(format_args!(
-            "the tensor {} has type {}; convert the model to one of {}",
+            "the tensor {} has type {found}; convert the model to one of {}",
             shown(name),
-            ggml_type_name(id).map_or_else(|| format!("number {id}"), str::to_owned),
-            known.join(", ")
+            listed(TensorType::ALL.iter())
         ))
     })
 }
@@ -317,7 +309,7 @@ fn sorted(
     tensors: &[TensorInfo],
     order: impl Fn(&TensorInfo, &TensorInfo) -> Ordering,
 ) -> Result<Vec<u32>> {
-    let mut indices = vec_for(tensors.len())?;
+    let mut indices = reserved(tensors.len())?;
     indices.extend(0..tensors.len() as u32);
     indices.sort_unstable_by(|&a, &b| order(&tensors[a as usize], &tensors[b as usize]));
     Ok(indices)

@@ -1,5 +1,7 @@
 //! Metadata values.
 
+use super::Strings;
+
 /// One value. The variants are GGUF's types.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)] // the variants say it
@@ -31,7 +33,7 @@ pub enum Array {
     I32(Vec<i32>),
     F32(Vec<f32>),
     Bool(Vec<bool>),
-    String(Vec<String>),
+    String(Strings),
     U64(Vec<u64>),
     I64(Vec<i64>),
     F64(Vec<f64>),
@@ -75,7 +77,7 @@ macro_rules! conversions {
             }
             impl From<Vec<$type>> for Value {
                 fn from(v: Vec<$type>) -> Self {
-                    Value::Array(Array::$variant(v))
+                    Value::Array(Array::$variant(v.into()))
                 }
             }
         )*
@@ -112,6 +114,12 @@ each_array_type!(conversions);
 impl From<&str> for Value {
     fn from(v: &str) -> Self {
         Value::String(v.to_owned())
+    }
+}
+
+impl From<Strings> for Value {
+    fn from(v: Strings) -> Self {
+        Value::Array(Array::String(v))
     }
 }
 

@@ -5,6 +5,7 @@ use super::parse::tensor_bytes;
 use super::{ALIGNMENT_KEY, Array, MAGIC, Metadata, VERSION, Value, shown};
 use crate::quant::TensorType;
 use crate::{Error, Result};
+use std::fmt::Display;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -182,15 +183,15 @@ fn check_metadata(metadata: &Metadata) -> Result<()> {
             return Err(Error::argument("a metadata key is empty"));
         }
         check_limit("the length of a metadata key", key.len(), MAX_KEY_BYTES)?;
-        let string = |s: &String| {
-            let what = format!("the length of a string of {}", shown(key));
-            check_limit(&what, s.len(), MAX_STRING_BYTES)
+        let string = |s: &str| {
+            let what = format_args!("the length of a string of {}", shown(key));
+            check_limit(what, s.len(), MAX_STRING_BYTES)
         };
         match value {
             Value::String(s) => string(s)?,
             Value::Array(array) => {
-                let what = format!("the length of {}", shown(key));
-                check_limit(&what, array.len(), MAX_ARRAY_LEN)?;
+                let what = format_args!("the length of {}", shown(key));
+                check_limit(what, array.len(), MAX_ARRAY_LEN)?;
                 if let Array::String(strings) = array {
                     strings.iter().try_for_each(string)?;
                 }
@@ -201,7 +202,7 @@ fn check_metadata(metadata: &Metadata) -> Result<()> {
     Ok(())
 }
 
-fn check_limit(what: &str, n: usize, limit: u64) -> Result<()> {
+fn check_limit(what: impl Display, n: usize, limit: u64) -> Result<()> {
     if n as u64 > limit {
         return Err(Error::argument(format_args!(
             "{what} is {n}, but the limit is {limit}"

@@ -3,6 +3,8 @@
 
 use crate::error::{Error, Result};
 use crate::gguf::Metadata;
+use crate::memory::{try_collect, try_string};
+use crate::text::{Text, listed};
 
 /// Largest width (hidden, feed-forward, heads × head size) that is taken seriously. Products of
 /// two such widths stay far inside `usize` on 64-bit machines.
@@ -211,7 +213,7 @@ impl Hyperparameters {
         }
         Ok(Hyperparameters {
             architecture: keys.architecture,
-            name: metadata.str("general.name")?.map(str::to_owned),
+            name: metadata.str("general.name")?.map(try_string).transpose()?,
             vocab_size: keys.vocab_size()?,
             context_length: keys.size("context_length", MAX_CONTEXT)?,
             hidden_size,
@@ -293,10 +295,10 @@ impl<'a> Keys<'a> {
         })
     }
 
-    fn key(&self, name: &str) -> String {
+    fn key(&self, name: &str) -> Text {
         match self.architecture {
-            Architecture::Llama => format!("llama.{name}"),
-            Architecture::Mor => format!("mor.{name}"),
+            Architecture::Llama => Text::new(format_args!("llama.{name}")),
+            Architecture::Mor => Text::new(format_args!("mor.{name}")),
         }
     }
 
@@ -360,10 +362,9 @@ impl<'a> Keys<'a> {
                 .find(|(known, _)| *known == text)
                 .map(|(_, value)| *value)
                 .ok_or_else(|| {
-                    let known: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
                     Error::unsupported(format_args!(
                         "{key} is '{text}'; known are {}",
-                        known.join(", ")
+                        listed(choices.iter().map(|(name, _)| name))
                     ))
                 }),
             (None, Some(value)) => Ok(value),
@@ -462,15 +463,16 @@ impl<'a> Keys<'a> {
         let Some(kind) = self.choice("router.kind", Some(None), &kinds)? else {
             return Ok(None);
         };
+        let named = |function: RouterFunction| (function.name(), function);
         let functions: &[_] = match kind {
             RouterKind::Expert => &[
                 RouterFunction::Sigmoid,
                 RouterFunction::Tanh,
                 RouterFunction::Identity,
-            ],
-            RouterKind::Token => &[RouterFunction::Sigmoid, RouterFunction::Softmax],
+            ]
+            .map(named),
+            RouterKind::Token => &[RouterFunction::Sigmoid, RouterFunction::Softmax].map(named),
         };
-        let functions: Vec<_> = functions.iter().map(|f| (f.name(), *f)).collect();
         let alpha = self.metadata.f32(&self.key("router.alpha"))?.unwrap_or(0.1);
         let cut = self.metadata.f32(&self.key("router.cut"))?.unwrap_or(0.5);
         if !alpha.is_finite() || !(0.0..=1.0).contains(&cut) {
@@ -480,7 +482,7 @@ impl<'a> Keys<'a> {
         }
         Ok(Some(RouterSpec {
             kind,
-            function: self.choice("router.function", Some(RouterFunction::Sigmoid), &functions)?,
+            function: self.choice("router.function", Some(RouterFunction::Sigmoid), functions)?,
             alpha,
             temperature: self.positive_f32("router.temperature", Some(1.0))?,
             weighted: self.choice(
@@ -503,7 +505,7 @@ impl<'a> Keys<'a> {
         let key = self.key("router.capacities");
         let Some(capacities) = self.metadata.f64s(&key)? else {
             let n = recursions as f64;
-            return Ok((0..recursions).map(|i| (n - i as f64) / n).collect());
+            return try_collect((0..recursions).map(|i| Ok((n - i as f64) / n)));
         };
         if capacities.len() != recursions || !capacities.iter().all(|c| (0.0..=1.0).contains(c)) {
             return Err(Error::format(format_args!(

@@ -13,7 +13,7 @@ pub use weights::{Layer, Linear, Matrix, Router, Vector};
 
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
-use crate::memory::{Shared, reserved};
+use crate::memory::{Shared, reserved, try_collect};
 use crate::text::Text;
 use crate::tokenizer::Tokenizer;
 use std::fs::File;
@@ -33,6 +33,8 @@ struct Parts {
     schedule: Schedule,
     /// `schedule`'s `layer` indices point here.
     layers: Vec<Layer>,
+    /// What the layers would take if each had its own matrices, less what they take.
+    shared_bytes: u64,
     token_embedding: Matrix,
     output_norm: Vector,
     output: Matrix,
@@ -42,8 +44,6 @@ struct Parts {
     routers: Vec<Router>,
     /// Expert-choice with an auxiliary router: one per recursion.
     auxiliary_routers: Vec<Router>,
-    /// Bytes of matrices that recursions share, each time but the first.
-    saved_bytes: u64,
     /// The tokenizer, or why the file has none that can be used.
     tokenizer: std::result::Result<Tokenizer, Text>,
 }
@@ -58,12 +58,7 @@ impl Model {
     /// As [`Model::open`], with parameters.
     pub fn open_with(path: impl AsRef<Path>, params: &LoadParams) -> Result<Self> {
         let path = path.as_ref();
-        let file = File::open(path).map_err(|source| Error::io(path, source))?;
-        Self::from_open_file(file, path, params)
-    }
-
-    /// `path` is for sentences.
-    pub(crate) fn from_open_file(file: File, path: &Path, params: &LoadParams) -> Result<Self> {
+        let file = storage::open(path)?;
         Self::from_storage(Storage::file(file, path, None, params)?)
     }
 
@@ -97,12 +92,12 @@ impl Model {
     pub(crate) fn from_storage(storage: Storage) -> Result<Self> {
         let gguf = Gguf::parse(storage.bytes())?;
         let h = Hyperparameters::from_metadata(&gguf.metadata)?;
-        let (schedule, blocks) = Schedule::new(&h);
+        let (schedule, blocks) = Schedule::new(&h)?;
         let finder = Finder::new(&gguf)?;
         let layers = blocks
             .iter()
-            .map(|(block, recursion)| finder.layer(&h, *block, *recursion))
-            .collect::<Result<Vec<Layer>>>()?;
+            .map(|(block, recursion)| finder.layer(&h, *block, *recursion));
+        let layers = try_collect(layers)?;
         let token_embedding = finder.matrix("token_embd.weight", h.vocab_size, h.hidden_size)?;
         let output = if finder.has("output.weight") {
             finder.matrix("output.weight", h.vocab_size, h.hidden_size)?
@@ -117,7 +112,6 @@ impl Model {
         let (routers, auxiliary_routers) = Self::find_routers(&finder, &h)?;
         let output_norm = finder.vector("output_norm.weight", h.hidden_size)?;
         drop(finder);
-        let saved_bytes = saved_bytes(&schedule, &layers)?;
         // A model without a usable tokenizer still runs on token ids.
         let tokenizer = match Tokenizer::from_metadata(&gguf.metadata) {
             Ok(tokenizer) => Ok(tokenizer),
@@ -130,6 +124,7 @@ impl Model {
             gguf,
             hyperparameters: h,
             schedule,
+            shared_bytes: shared_bytes(&layers)?,
             layers,
             token_embedding,
             output_norm,
@@ -137,7 +132,6 @@ impl Model {
             rope_factors,
             routers,
             auxiliary_routers,
-            saved_bytes,
             tokenizer,
         })?))
     }
@@ -147,15 +141,14 @@ impl Model {
             return Ok((Vec::new(), Vec::new()));
         };
         if spec.kind == RouterKind::Token {
-            return Ok((
-                vec![finder.router(h, "router.0", h.recursions)?],
-                Vec::new(),
-            ));
+            let router = finder.router(h, "router.0", h.recursions);
+            return Ok((try_collect([router])?, Vec::new()));
         }
         let all = |stem: &str| {
-            (0..h.recursions)
-                .map(|r| finder.router(h, &format!("{stem}.{r}"), 1))
-                .collect::<Result<Vec<_>>>()
+            try_collect((0..h.recursions).map(|r| {
+                let stem = Text::new(format_args!("{stem}.{r}"));
+                finder.router(h, &stem, 1)
+            }))
         };
         let auxiliary = if spec.auxiliary {
             all("aux_router")?
@@ -219,7 +212,7 @@ impl Model {
 
     /// Bytes that the same model would need if it shared nothing between recursions.
     pub fn unshared_weight_bytes(&self) -> u64 {
-        self.weight_bytes() + self.0.saved_bytes
+        self.weight_bytes() + self.0.shared_bytes
     }
 
     /// Whether both are the same opened model.
@@ -280,13 +273,12 @@ impl Model {
     }
 }
 
-/// Bytes of the matrices of all layer runs, less those of each matrix once.
-fn saved_bytes(schedule: &Schedule, layers: &[Layer]) -> Result<u64> {
-    let matrices = || schedule.runs().flat_map(|r| layers[r.layer].matrices());
-    let mut once = reserved(matrices().count())?;
-    once.extend(matrices().map(|m| (m.offset, m.bytes())));
-    once.sort_unstable();
-    once.dedup();
-    let all: u64 = matrices().map(|m| m.bytes()).sum();
-    Ok(all - once.iter().map(|(_, bytes)| bytes).sum::<u64>())
+/// Bytes that layers save by sharing matrices.
+fn shared_bytes(layers: &[Layer]) -> Result<u64> {
+    let mut matrices = reserved(layers.len() * 7)?;
+    matrices.extend(layers.iter().flat_map(Layer::matrices));
+    // Tensors do not overlap, so equal offsets mean the same matrix.
+    matrices.sort_unstable_by_key(|m| m.offset);
+    let again = matrices.windows(2).filter(|m| m[0].offset == m[1].offset);
+    Ok(again.map(|m| m[1].bytes()).sum())
 }

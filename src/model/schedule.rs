@@ -1,6 +1,8 @@
 //! Which block runs when: the model as data. The engine walks this list and knows no names of
 //! sharing strategies.
 
+use crate::error::Result;
+use crate::memory::{reserved, try_collect, try_push};
 use crate::model::{Hyperparameters, KvStrategy, RouterKind};
 
 /// One run of one decoder layer.
@@ -78,15 +80,15 @@ pub struct Schedule {
 impl Schedule {
     /// The schedule of a model, and for each layer index in it the (stored block, recursion)
     /// whose weights it means.
-    pub fn new(h: &Hyperparameters) -> (Self, Vec<(usize, usize)>) {
+    pub fn new(h: &Hyperparameters) -> Result<(Self, Vec<(usize, usize)>)> {
+        let runs = h.logical_layers();
         let mut builder = Builder {
-            planes: Vec::new(),
-            weights: Vec::new(),
+            planes: reserved(runs)?,
+            weights: reserved(runs)?,
         };
         let ends = usize::from(h.sharing.has_own_ends());
-        let prelude = (0..ends)
-            .map(|block| builder.run(block, 0, PlaneTokens::All))
-            .collect();
+        let first = (0..ends).map(|block| builder.run(block, 0, PlaneTokens::All));
+        let prelude = try_collect(first)?;
         let shared = h.kv == KvStrategy::Shared && h.router.is_some();
         let expert = h
             .router
@@ -97,8 +99,9 @@ impl Schedule {
             for layer in 0..h.block_layers() {
                 for recursion in 0..h.recursions {
                     let tokens = PlaneTokens::DeeperThan(recursion);
-                    let runs = vec![builder.run(ends + layer, recursion, tokens)];
-                    stages.push(Stage { recursion, runs });
+                    let run = builder.run(ends + layer, recursion, tokens);
+                    let runs = try_collect([run])?;
+                    try_push(&mut stages, Stage { recursion, runs })?;
                 }
             }
         } else {
@@ -116,20 +119,20 @@ impl Schedule {
                         builder.run(ends + layer, recursion, tokens)
                     }
                 });
-                let runs = runs.collect();
-                stages.push(Stage { recursion, runs });
+                let runs = try_collect(runs)?;
+                try_push(&mut stages, Stage { recursion, runs })?;
             }
         }
-        let coda = (0..ends)
-            .map(|i| builder.run(h.stored_blocks - ends + i, 0, PlaneTokens::All))
-            .collect();
+        let last = (h.stored_blocks - ends..h.stored_blocks)
+            .map(|block| builder.run(block, 0, PlaneTokens::All));
+        let coda = try_collect(last)?;
         let schedule = Schedule {
             prelude,
             stages,
             coda,
             planes: builder.planes,
         };
-        (schedule, builder.weights)
+        Ok((schedule, builder.weights))
     }
 
     /// Every layer run in order.
@@ -145,24 +148,26 @@ struct Builder {
 }
 
 impl Builder {
-    fn run(&mut self, block: usize, recursion: usize, tokens: PlaneTokens) -> LayerRun {
-        self.planes.push(Plane { tokens });
-        let plane = self.planes.len() - 1;
-        self.weights.push((block, recursion));
-        LayerRun {
-            layer: self.weights.len() - 1,
-            plane,
-            keys: Keys::Append,
-        }
+    fn run(&mut self, block: usize, recursion: usize, tokens: PlaneTokens) -> Result<LayerRun> {
+        let plane = self.planes.len();
+        try_push(&mut self.planes, Plane { tokens })?;
+        self.add(block, recursion, plane, Keys::Append)
     }
 
     /// `plane`: recursion 0 of the same layer; planes of prelude and recursion 0 are made in order.
-    fn reading_run(&mut self, block: usize, recursion: usize, plane: usize) -> LayerRun {
-        self.weights.push((block, recursion));
-        LayerRun {
-            layer: self.weights.len() - 1,
-            plane,
-            keys: Keys::Shared,
-        }
+    fn reading_run(&mut self, block: usize, recursion: usize, plane: usize) -> Result<LayerRun> {
+        self.add(block, recursion, plane, Keys::Shared)
+    }
+
+    fn add(
+        &mut self,
+        block: usize,
+        recursion: usize,
+        plane: usize,
+        keys: Keys,
+    ) -> Result<LayerRun> {
+        let layer = self.weights.len();
+        try_push(&mut self.weights, (block, recursion))?;
+        Ok(LayerRun { layer, plane, keys })
     }
 }

@@ -1,6 +1,8 @@
 //! Where the bytes of a model live.
 
 use crate::error::{Error, Result};
+#[cfg(unix)]
+use crate::memory::reserved;
 use memmap2::{Mmap, MmapMut, MmapOptions};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
@@ -73,8 +75,10 @@ impl Storage {
         if bytes == 0 {
             return Err(Error::format(format_args!("'{}' is empty", path.display())));
         }
-        let length = usize::try_from(bytes)
-            .map_err(|_| Error::unsupported("a file larger than this machine's address space"))?;
+        // No piece of memory is longer than an isize.
+        let length = isize::try_from(bytes)
+            .map_err(|_| Error::unsupported("a file larger than this machine's address space"))?
+            .unsigned_abs();
         if params.copy {
             file.seek(SeekFrom::Start(offset)).map_err(io)?;
             let mut copy = anonymous(length)?;
@@ -136,6 +140,55 @@ impl Storage {
             Err(source) => source,
         };
         Err(Error::io("the model's file", source))
+    }
+}
+
+/// Opens a file for reading.
+///
+/// [`File::open`] copies a path that is longer than some hundred bytes (on Windows any) to the heap,
+/// and ends the process where there is no memory for that. Here it is an error, but for Windows.
+pub(super) fn open(path: &Path) -> Result<File> {
+    let io = |source| Error::io(path, source);
+    #[cfg(unix)]
+    if let Some(opened) = open_long(path)? {
+        return opened.map_err(io);
+    }
+    File::open(path).map_err(io)
+}
+
+/// Opens a path that is too long for [`File::open`]; none when it is not.
+#[cfg(unix)]
+fn open_long(path: &Path) -> Result<Option<std::io::Result<File>>> {
+    use std::ffi::CStr;
+    use std::os::fd::FromRawFd;
+    use std::os::unix::ffi::OsStrExt;
+    /// Shorter ones the standard library keeps on the stack; its own limit, 384, is its secret.
+    const SHORT: usize = 256;
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    const FLAGS: libc::c_int = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_LARGEFILE;
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    const FLAGS: libc::c_int = libc::O_RDONLY | libc::O_CLOEXEC;
+    let path = path.as_os_str().as_bytes();
+    if path.len() < SHORT {
+        return Ok(None);
+    }
+    let mut copy = reserved(path.len() + 1)?;
+    copy.extend_from_slice(path);
+    copy.push(0);
+    let Ok(name) = CStr::from_bytes_with_nul(&copy) else {
+        return Ok(Some(Err(ErrorKind::InvalidInput.into())));
+    };
+    loop {
+        // SAFETY: the name is a C string, and without O_CREAT no third argument is read.
+        let descriptor = unsafe { libc::open(name.as_ptr(), FLAGS) };
+        if descriptor >= 0 {
+            // SAFETY: just opened, and nobody else knows it.
+            return Ok(Some(Ok(unsafe { File::from_raw_fd(descriptor) })));
+        }
+        let error = std::io::Error::last_os_error();
+        if error.kind() != ErrorKind::Interrupted {
+            return Ok(Some(Err(error)));
+        }
     }
 }
 

@@ -5,7 +5,9 @@ use crate::error::{Error, Result};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::model::Hyperparameters;
 use crate::quant::TensorType;
+use crate::text::Text;
 use std::collections::HashMap;
+use std::fmt;
 
 /// A matrix in the file, `rows` × `columns`, row by row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -122,12 +124,15 @@ pub(super) struct Finder<'a> {
 
 impl<'a> Finder<'a> {
     pub fn new(gguf: &'a Gguf) -> Result<Self> {
+        let entries = gguf.metadata.strings("mor.recursion.aliases")?;
+        let entries = entries.unwrap_or_default();
         let mut aliases = HashMap::new();
-        for entry in gguf
-            .metadata
-            .strings("mor.recursion.aliases")?
-            .unwrap_or(&[])
-        {
+        aliases
+            .try_reserve(entries.len())
+            .map_err(|_| Error::OutOfMemory {
+                bytes: entries.len().saturating_mul(size_of::<(&str, &str)>()),
+            })?;
+        for entry in entries.iter() {
             let (name, target) = entry.split_once('=').ok_or_else(|| {
                 Error::format(format_args!(
                     "mor.recursion.aliases holds '{entry}', which is not 'name=target'"
@@ -156,7 +161,7 @@ impl<'a> Finder<'a> {
     pub fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Matrix> {
         let matrix = self.matrix_of_any_height(name, columns)?;
         if matrix.rows != rows {
-            return Err(wrong_shape(name, &[rows, columns], &[matrix.rows, columns]));
+            return Err(wrong_shape(name, &[rows, columns], [matrix.rows, columns]));
         }
         Ok(matrix)
     }
@@ -164,8 +169,7 @@ impl<'a> Finder<'a> {
     pub fn matrix_of_any_height(&self, name: &str, columns: usize) -> Result<Matrix> {
         let tensor = self.find(name).ok_or_else(|| missing(name))?;
         if tensor.dims.len() > 2 || tensor.columns() != columns {
-            let found: Vec<usize> = tensor.dims.iter().rev().map(|d| *d as usize).collect();
-            return Err(wrong_shape(name, &[tensor.rows(), columns], &found));
+            return Err(wrong_shape(name, &[tensor.rows(), columns], shape(tensor)));
         }
         Ok(Matrix {
             ty: tensor.ty,
@@ -179,8 +183,7 @@ impl<'a> Finder<'a> {
     pub fn vector(&self, name: &str, length: usize) -> Result<Vector> {
         let tensor = self.find(name).ok_or_else(|| missing(name))?;
         if tensor.columns() != length || tensor.rows() != 1 {
-            let found: Vec<usize> = tensor.dims.iter().rev().map(|d| *d as usize).collect();
-            return Err(wrong_shape(name, &[length], &found));
+            return Err(wrong_shape(name, &[length], shape(tensor)));
         }
         if tensor.ty != TensorType::F32 {
             return Err(Error::unsupported(format_args!(
@@ -195,9 +198,9 @@ impl<'a> Finder<'a> {
     }
 
     fn linear(&self, stem: &str, rows: usize, columns: usize) -> Result<Linear> {
-        let bias = format!("{stem}.bias");
+        let bias = name(format_args!("{stem}.bias"));
         Ok(Linear {
-            weight: self.matrix(&format!("{stem}.weight"), rows, columns)?,
+            weight: self.matrix(&name(format_args!("{stem}.weight")), rows, columns)?,
             bias: if self.has(&bias) {
                 Some(self.vector(&bias, rows)?)
             } else {
@@ -210,14 +213,17 @@ impl<'a> Finder<'a> {
     /// name that all recursions share.
     pub fn layer(&self, h: &Hyperparameters, block: usize, recursion: usize) -> Result<Layer> {
         let stem = |part: &str| {
-            let own = format!("blk.{block}.rec.{recursion}.{part}");
-            if recursion > 0 && self.has(&format!("{own}.weight")) {
+            let own = name(format_args!("blk.{block}.rec.{recursion}.{part}"));
+            if recursion > 0 && self.has(&name(format_args!("{own}.weight"))) {
                 own
             } else {
-                format!("blk.{block}.{part}")
+                name(format_args!("blk.{block}.{part}"))
             }
         };
-        let norm = |part: &str| self.vector(&format!("{}.weight", stem(part)), h.hidden_size);
+        let norm = |part: &str| {
+            let name = name(format_args!("{}.weight", stem(part)));
+            self.vector(&name, h.hidden_size)
+        };
         let linear =
             |part: &str, rows: usize, columns: usize| self.linear(&stem(part), rows, columns);
         Ok(Layer {
@@ -236,15 +242,16 @@ impl<'a> Finder<'a> {
     /// The router `stem` (`router.R` or `aux_router.R`) with `outputs` outputs.
     pub fn router(&self, h: &Hyperparameters, stem: &str, outputs: usize) -> Result<Router> {
         let bare = |weight: Matrix| Linear { weight, bias: None };
-        let single = format!("{stem}.weight");
+        let single = name(format_args!("{stem}.weight"));
         let (first, second) = if self.has(&single) {
             (bare(self.matrix(&single, outputs, h.hidden_size)?), None)
         } else {
-            let first = self.matrix_of_any_height(&format!("{stem}.0.weight"), h.hidden_size)?;
-            let second = self.matrix(&format!("{stem}.2.weight"), outputs, first.rows)?;
+            let [first, second] = ["0", "2"].map(|i| name(format_args!("{stem}.{i}.weight")));
+            let first = self.matrix_of_any_height(&first, h.hidden_size)?;
+            let second = self.matrix(&second, outputs, first.rows)?;
             (bare(first), Some(bare(second)))
         };
-        let pick_bias = format!("{stem}.bias");
+        let pick_bias = name(format_args!("{stem}.bias"));
         Ok(Router {
             first,
             second,
@@ -257,11 +264,27 @@ impl<'a> Finder<'a> {
     }
 }
 
+/// The name of a tensor, in place: all of them fit.
+fn name(parts: fmt::Arguments) -> Text {
+    Text::new(parts)
+}
+
 fn missing(name: &str) -> Error {
     Error::format(format_args!("the tensor {name} is missing"))
 }
 
-fn wrong_shape(name: &str, expected: &[usize], found: &[usize]) -> Error {
+/// A tensor's sizes in the order of a shape, the slowest-moving first.
+fn shape(tensor: &TensorInfo) -> impl fmt::Debug {
+    struct Shape<'a>(&'a [u64]);
+    impl fmt::Debug for Shape<'_> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.debug_list().entries(self.0.iter().rev()).finish()
+        }
+    }
+    Shape(&tensor.dims)
+}
+
+fn wrong_shape(name: &str, expected: &[usize], found: impl fmt::Debug) -> Error {
     Error::format(format_args!(
         "the tensor {name} has the shape {found:?} where {expected:?} is needed"
     ))

@@ -3,11 +3,13 @@
 use std::collections::HashMap;
 
 use crate::error::{Error, Result};
+use crate::gguf::Strings;
+use crate::memory::{reserved, reserved_string};
 
 use super::byte_level;
 use super::excerpt;
 use super::merge::{EncodeScratch, Merge, NONE};
-use super::vocabulary::{Vocabulary, reserved};
+use super::vocabulary::Vocabulary;
 use super::words::{PreTokenizer, Words};
 
 /// What turns a text into tokens.
@@ -16,7 +18,7 @@ pub(super) struct Bpe {
     /// Whether a word that is a token is taken as it is.
     pub ignore_merges: bool,
     /// The token of each byte, or [`NONE`].
-    pub bytes: Box<[u32; 256]>,
+    pub bytes: [u32; 256],
     pub merges: Merges,
 }
 
@@ -36,12 +38,15 @@ impl Bpe {
                 push(id)?;
                 continue;
             }
+            if word.len() > scratch.max_piece_bytes() {
+                return Err(super::no_room(word.len(), scratch));
+            }
             let merger = &mut scratch.merger;
             merger.clear();
             for (start, &byte) in word.as_bytes().iter().enumerate() {
                 let id = self.bytes[usize::from(byte)];
-                if id != NONE && !merger.push(id, start) {
-                    return Err(super::no_room());
+                if id != NONE {
+                    merger.push(id, start);
                 }
             }
             merger.run(word.len(), |left, right| {
@@ -54,8 +59,8 @@ impl Bpe {
 }
 
 /// The tokens of single bytes.
-pub(super) fn byte_ids(names: &HashMap<&str, u32>) -> Box<[u32; 256]> {
-    let mut ids = Box::new([NONE; 256]);
+pub(super) fn byte_ids(names: &HashMap<&str, u32>) -> [u32; 256] {
+    let mut ids = [NONE; 256];
     for character in ('\u{21}'..='\u{143}').filter(|&c| byte_level::byte_of(c).is_some()) {
         let mut buffer = [0; 4];
         let name: &str = character.encode_utf8(&mut buffer);
@@ -83,10 +88,12 @@ struct Pair {
 
 impl Merges {
     /// Reads `tokenizer.ggml.merges`: "left right", earliest first.
-    pub(super) fn new(lines: &[String], names: &HashMap<&str, u32>, tokens: usize) -> Result<Self> {
+    pub(super) fn new(lines: &Strings, names: &HashMap<&str, u32>, tokens: usize) -> Result<Self> {
         let mut all: Vec<(u32, Pair)> = reserved(lines.len())?;
-        for (rank, line) in (0..NONE).zip(lines) {
-            all.push(parse(rank, line, names)?);
+        let longest = lines.iter().map(str::len).max().unwrap_or(0);
+        let mut joined = reserved_string(longest)?;
+        for (rank, line) in (0..NONE).zip(lines.iter()) {
+            all.push(parse(rank, line, names, &mut joined)?);
         }
         // A pair that is listed twice keeps its first rank.
         all.sort_unstable_by_key(|(left, pair)| (*left, pair.right, pair.rank));
@@ -113,7 +120,13 @@ impl Merges {
     }
 }
 
-fn parse(rank: u32, line: &str, names: &HashMap<&str, u32>) -> Result<(u32, Pair)> {
+/// `joined` has room for the line.
+fn parse(
+    rank: u32,
+    line: &str,
+    names: &HashMap<&str, u32>,
+    joined: &mut String,
+) -> Result<(u32, Pair)> {
     let wrong = |what: &str| {
         Error::tokenizer(format_args!(
             "merge {rank} ('{}') {what}; the file's vocabulary is damaged",
@@ -128,13 +141,10 @@ fn parse(rank: u32, line: &str, names: &HashMap<&str, u32>) -> Result<(u32, Pair
     let both = find(left).zip(find(right));
     let (left_id, right_id) =
         both.ok_or_else(|| wrong("names a token that the vocabulary lacks"))?;
-    let mut joined = reserved(line.len())?;
-    joined.extend_from_slice(left.as_bytes());
-    joined.extend_from_slice(right.as_bytes());
-    let id = std::str::from_utf8(&joined)
-        .ok()
-        .and_then(find)
-        .ok_or_else(|| wrong("makes a token that the vocabulary lacks"))?;
+    joined.clear();
+    joined.push_str(left);
+    joined.push_str(right);
+    let id = find(joined).ok_or_else(|| wrong("makes a token that the vocabulary lacks"))?;
     let right = right_id;
     Ok((left_id, Pair { right, rank, id }))
 }
@@ -143,8 +153,8 @@ fn parse(rank: u32, line: &str, names: &HashMap<&str, u32>) -> Result<(u32, Pair
 mod tests {
     use super::*;
 
-    fn lines(merges: &[&str]) -> Vec<String> {
-        merges.iter().map(|line| line.to_string()).collect()
+    fn lines(merges: &[&str]) -> Strings {
+        merges.iter().collect()
     }
 
     #[test]
@@ -169,7 +179,7 @@ mod tests {
             let result = Merges::new(&lines(&[bad]), &names, 2);
             assert!(matches!(result, Err(Error::Tokenizer(_))), "{bad:?}");
         }
-        assert!(Merges::new(&[], &names, 2).is_ok());
+        assert!(Merges::new(&lines(&[]), &names, 2).is_ok());
     }
 
     #[test]

@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 
 use crate::error::{Error, Result};
-use crate::gguf::Metadata;
+use crate::gguf::{Metadata, Strings};
+use crate::memory::{reserved, try_collect};
 
 use super::bpe::{Bpe, Merges, byte_ids};
 use super::merge::NONE;
 use super::special::{self, Specials};
 use super::spm::{self, Spm};
-use super::vocabulary::{Kind, Spelling, Vocabulary, byte_token, reserved};
+use super::vocabulary::{Kind, Spelling, Vocabulary, byte_token};
 use super::words::PreTokenizer;
 use super::{Model, SpecialIds, Tokenizer, excerpt};
 
@@ -61,7 +62,7 @@ impl Tokenizer {
 
 fn load_bpe(
     metadata: &Metadata,
-    texts: &[String],
+    texts: &Strings,
     names: &Names,
     kinds: Vec<Kind>,
 ) -> Result<Tokenizer> {
@@ -96,11 +97,11 @@ fn load_bpe(
 
 fn load_spm(
     metadata: &Metadata,
-    texts: &[String],
+    texts: &Strings,
     names: &Names,
     kinds: Vec<Kind>,
 ) -> Result<Tokenizer> {
-    let mut bytes = Box::new([NONE; 256]);
+    let mut bytes = [NONE; 256];
     for (&name, &id) in names {
         if let Some(byte) = byte_token(name) {
             bytes[usize::from(byte)] = id;
@@ -130,7 +131,7 @@ fn load_spm(
 }
 
 /// The tokens by their spelling, which must differ (except for empty ones, which are never used).
-fn names(texts: &[String]) -> Result<Names<'_>> {
+fn names(texts: &Strings) -> Result<Names<'_>> {
     if u32::try_from(texts.len()).is_err() {
         return Err(Error::tokenizer("the vocabulary has too many tokens"));
     }
@@ -140,7 +141,7 @@ fn names(texts: &[String]) -> Result<Names<'_>> {
         .map_err(|_| Error::OutOfMemory {
             bytes: texts.len().saturating_mul(size_of::<(&str, u32)>()),
         })?;
-    for (id, text) in (0..).zip(texts).filter(|(_, text)| !text.is_empty()) {
+    for (id, text) in (0..).zip(texts.iter()).filter(|(_, text)| !text.is_empty()) {
         if let Some(other) = names.insert(text, id) {
             return Err(Error::tokenizer(format_args!(
                 "tokens {other} and {id} are both '{}'; the file's vocabulary is damaged",
@@ -221,11 +222,8 @@ fn special_ids(metadata: &Metadata, names: &Names, defaults: Defaults) -> Result
             )));
         }
     }
-    let mut ends: Vec<u32> = special::ends(names)
-        .chain(eos)
-        .chain(eot)
-        .chain(named(EOM)?)
-        .collect();
+    let ends = special::ends(names).chain(eos).chain(eot);
+    let mut ends = try_collect(ends.chain(named(EOM)?).map(Ok))?;
     ends.sort_unstable();
     ends.dedup();
     Ok(SpecialIds {
@@ -245,9 +243,7 @@ mod tests {
     use crate::gguf::{Array, Value};
 
     fn strings(items: &[&str]) -> Value {
-        Value::Array(Array::String(
-            items.iter().map(|item| item.to_string()).collect(),
-        ))
+        Value::Array(Array::String(items.iter().collect()))
     }
 
     /// "ab" and "abc" from letters, an end token and a user's one.

@@ -41,21 +41,23 @@ pub(super) struct Side {
     pub end: usize,
 }
 
-/// The working memory of `Tokenizer::encode_into`, sized once for the longest text; it does not
-/// grow, and a longer text is an error.
+/// The working memory of `Tokenizer::encode_into`, sized once for the longest piece of text without
+/// a break; it does not grow, and a longer piece is an error. A piece is a word for byte-level
+/// vocabularies, whose texts may be of any length, and what stands between two special tokens for
+/// SentencePiece's.
 pub struct EncodeScratch {
-    max_text_bytes: usize,
+    max_piece_bytes: usize,
     pub(super) merger: Merger,
     /// A text as SentencePiece normalizes it.
     pub(super) text: Vec<u8>,
 }
 
 impl EncodeScratch {
-    /// Memory for texts of up to `max_text_bytes` bytes.
-    pub fn new(max_text_bytes: usize) -> Result<Self> {
-        let bytes = Self::bytes(max_text_bytes)?;
+    /// Memory for pieces of up to `max_piece_bytes` bytes.
+    pub fn new(max_piece_bytes: usize) -> Result<Self> {
+        let bytes = Self::bytes(max_piece_bytes)?;
         let mut scratch = EncodeScratch {
-            max_text_bytes,
+            max_piece_bytes,
             merger: Merger {
                 symbols: Vec::new(),
                 winners: Vec::new(),
@@ -63,7 +65,7 @@ impl EncodeScratch {
             },
             text: Vec::new(),
         };
-        let slots = max_text_bytes + 1;
+        let slots = max_piece_bytes + 1;
         let merger = &mut scratch.merger;
         merger
             .symbols
@@ -79,32 +81,32 @@ impl EncodeScratch {
         Ok(scratch)
     }
 
-    /// The bytes that [`EncodeScratch::new`] takes for texts of up to `max_text_bytes` bytes.
-    pub fn bytes(max_text_bytes: usize) -> Result<usize> {
+    /// The bytes that [`EncodeScratch::new`] takes for pieces of up to `max_piece_bytes` bytes.
+    pub fn bytes(max_piece_bytes: usize) -> Result<usize> {
         // One slot more than bytes: SentencePiece puts a space before the text.
         const SLOT: usize = size_of::<Symbol>() + size_of::<u32>() + 1;
-        let slots = max_text_bytes.checked_add(1);
+        let slots = max_piece_bytes.checked_add(1);
         // Positions are 32-bit numbers, of which the largest means none.
         slots
             .filter(|&slots| u32::try_from(slots).is_ok_and(|slots| slots < NONE))
             .and_then(|slots| slots.checked_mul(SLOT))
             .ok_or_else(|| {
                 Error::argument(format_args!(
-                    "a text of {max_text_bytes} bytes is too long to be tokenized at once; split it"
+                    "a text of {max_piece_bytes} bytes is too long to be tokenized at once; split it"
                 ))
             })
     }
 
-    /// The longest text that fits, in bytes.
-    pub fn max_text_bytes(&self) -> usize {
-        self.max_text_bytes
+    /// The longest piece that fits, in bytes.
+    pub fn max_piece_bytes(&self) -> usize {
+        self.max_piece_bytes
     }
 }
 
 impl std::fmt::Debug for EncodeScratch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("EncodeScratch")
-            .field("max_text_bytes", &self.max_text_bytes)
+            .field("max_piece_bytes", &self.max_piece_bytes)
             .finish_non_exhaustive()
     }
 }
@@ -135,18 +137,15 @@ impl Merger {
         self.length = 0;
     }
 
-    /// Appends a symbol that begins at byte `start` of the word; false if there is no room.
-    pub(super) fn push(&mut self, id: u32, start: usize) -> bool {
-        let Some(slot) = self.symbols.get_mut(self.length) else {
-            return false;
-        };
-        *slot = Symbol {
+    /// Appends a symbol that begins at byte `start` of the word. There is room for one for each byte
+    /// of the longest piece and one more.
+    pub(super) fn push(&mut self, id: u32, start: usize) {
+        self.symbols[self.length] = Symbol {
             id,
             start: start as u32, // below u32::MAX: `bytes` has checked
             ..Symbol::EMPTY
         };
         self.length += 1;
-        true
     }
 
     /// Merges until no pair is left that `find` knows. `end` is the length of the word in bytes.
@@ -267,7 +266,7 @@ mod tests {
         let merger = &mut scratch.merger;
         merger.clear();
         for (start, &id) in word.iter().enumerate() {
-            assert!(merger.push(id, start));
+            merger.push(id, start);
         }
         merger.run(word.len(), |left, right| {
             let rank = pairs
@@ -328,15 +327,6 @@ mod tests {
         assert_eq!(run(&[0, 0, 0], &[(0, 0, 3)]), [3, 0]);
         assert_eq!(run(&[7], &[(7, 7, 8)]), [7]);
         assert_eq!(run(&[], &[(7, 7, 8)]), [0; 0]);
-    }
-
-    #[test]
-    fn no_room_is_no_growth() {
-        let mut scratch = EncodeScratch::new(1).unwrap();
-        scratch.merger.clear();
-        assert!(scratch.merger.push(0, 0));
-        assert!(scratch.merger.push(0, 1)); // the slot of SentencePiece's space
-        assert!(!scratch.merger.push(0, 2));
     }
 
     #[test]

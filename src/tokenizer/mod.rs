@@ -16,6 +16,7 @@ mod vocabulary;
 mod words;
 
 use crate::error::{Error, Result};
+use crate::memory::{reserved_string, try_push};
 
 use bpe::Bpe;
 use special::Specials;
@@ -112,18 +113,14 @@ impl Tokenizer {
         let mut scratch = EncodeScratch::new(text.len())?;
         let mut ids = Vec::new();
         self.encode_with(text, options, &mut scratch, &mut |id| {
-            ids.try_reserve(1).map_err(|_| Error::OutOfMemory {
-                bytes: ids.len().saturating_mul(2 * size_of::<u32>()),
-            })?;
-            ids.push(id);
-            Ok(())
+            try_push(&mut ids, id)
         })?;
         Ok(ids)
     }
 
     /// Writes the tokens of a text to `out` and returns their number. Allocates nothing: a text
-    /// longer than the scratch memory was made for is an error, and so are more tokens than `out`
-    /// holds ([`Error::BufferTooSmall`]; [`Tokenizer::max_tokens`] are always enough).
+    /// with a longer piece than the scratch memory was made for is an error, and so are more tokens
+    /// than `out` holds ([`Error::BufferTooSmall`]; [`Tokenizer::max_tokens`] are always enough).
     pub fn encode_into(
         &self,
         text: &str,
@@ -131,13 +128,6 @@ impl Tokenizer {
         scratch: &mut EncodeScratch,
         out: &mut [u32],
     ) -> Result<usize> {
-        if text.len() > scratch.max_text_bytes() {
-            return Err(Error::argument(format_args!(
-                "the text has {} bytes, but the tokenizer's memory was made for {}",
-                text.len(),
-                scratch.max_text_bytes()
-            )));
-        }
         let mut count = 0;
         self.encode_with(text, options, scratch, &mut |id| {
             // Counted to the end even without room, so that the error can tell the size.
@@ -254,20 +244,14 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 /// The beginning of a text from a file, fit for an error message.
-fn excerpt(text: &str) -> String {
-    const MOST: usize = 40;
-    let mut short: String = text
-        .chars()
-        .take(MOST)
-        .flat_map(char::escape_debug)
-        .collect();
-    if text.chars().nth(MOST).is_some() {
-        short.push('…');
-    }
-    short
+fn excerpt(text: &str) -> impl std::fmt::Display {
+    crate::text::excerpt(text, 40)
 }
 
-/// The error for scratch memory that is too small; `encode_into` checks before it comes to this.
-fn no_room() -> Error {
-    Error::argument("the text is longer than the tokenizer's memory was made for")
+/// The error for a piece that is longer than the scratch memory was made for.
+fn no_room(bytes: usize, scratch: &EncodeScratch) -> Error {
+    Error::argument(format_args!(
+        "the text has a piece of {bytes} bytes without a break, but the tokenizer's memory was made for {}",
+        scratch.max_piece_bytes()
+    ))
 }

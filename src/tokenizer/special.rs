@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 
 use crate::error::Result;
+use crate::memory::reserved;
 
-use super::vocabulary::{Kind, Vocabulary, reserved};
+use super::vocabulary::{Kind, Vocabulary};
 
 /// The special tokens of a vocabulary, to be found in text.
 ///
@@ -167,7 +168,7 @@ mod tests {
             ("é", Kind::UserDefined),
             ("<s>>", Kind::Control),
         ];
-        let texts: Vec<String> = tokens.iter().map(|(text, _)| text.to_string()).collect();
+        let texts = tokens.iter().map(|(text, _)| text).collect();
         let kinds = tokens.iter().map(|&(_, kind)| kind).collect();
         let vocabulary = Vocabulary::new(&texts, kinds, Spelling::SentencePiece, false).unwrap();
         let specials = Specials::new(&vocabulary).unwrap();

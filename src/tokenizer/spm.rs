@@ -10,7 +10,7 @@ pub(super) struct Spm {
     /// The order of each token's score: lower is better.
     pub ranks: Vec<u32>,
     /// The token of each byte, or [`NONE`].
-    pub bytes: Box<[u32; 256]>,
+    pub bytes: [u32; 256],
     /// Whether a space is put before the text and after each special token.
     pub add_space_prefix: bool,
     /// Stands for characters that have neither token nor bytes.
@@ -40,13 +40,13 @@ impl Spm {
         scratch: &mut EncodeScratch,
         push: &mut dyn FnMut(u32) -> Result<()>,
     ) -> Result<()> {
+        if text.len() > scratch.max_piece_bytes() {
+            return Err(super::no_room(text.len(), scratch));
+        }
         let EncodeScratch {
             text: word, merger, ..
         } = scratch;
         word.clear();
-        if text.len() >= word.capacity() {
-            return Err(super::no_room());
-        }
         if self.add_space_prefix {
             word.push(b' ');
         }
@@ -63,9 +63,7 @@ impl Spm {
         while start < word.len() {
             let end = start + character_length(word[start]);
             let id = vocabulary.find(&word[start..end]).unwrap_or(NONE);
-            if !merger.push(id, start) {
-                return Err(super::no_room());
-            }
+            merger.push(id, start);
             start = end;
         }
         merger.run(word.len(), |left, right| {

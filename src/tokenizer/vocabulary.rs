@@ -3,6 +3,8 @@
 use std::hash::{BuildHasher, RandomState};
 
 use crate::error::{Error, Result};
+use crate::gguf::Strings;
+use crate::memory::reserved;
 
 use super::byte_level;
 use super::merge::NONE;
@@ -73,12 +75,12 @@ impl Vocabulary {
     /// Reads the tokens as the file spells them. `indexed` tells whether [`Vocabulary::find`] is
     /// needed.
     pub(super) fn new(
-        texts: &[String],
+        texts: &Strings,
         kinds: Vec<Kind>,
         spelling: Spelling,
         indexed: bool,
     ) -> Result<Self> {
-        let total: usize = texts.iter().map(String::len).sum();
+        let total = texts.text_bytes();
         if u32::try_from(total).is_err() {
             return Err(Error::tokenizer(format_args!(
                 "the vocabulary is {total} bytes long, which is more than any real one"
@@ -98,7 +100,7 @@ impl Vocabulary {
             vocabulary.table = reserved(slots)?;
             vocabulary.table.resize(slots, NONE);
         }
-        for (id, text) in (0..).zip(texts) {
+        for (id, text) in (0..).zip(texts.iter()) {
             vocabulary.add(id, text, spelling, indexed)?;
         }
         Ok(vocabulary)
@@ -218,23 +220,12 @@ pub(super) fn byte_token(text: &str) -> Option<u8> {
     u8::from_str_radix(digits, 16).ok()
 }
 
-/// An empty vector with room for `count` elements.
-pub(super) fn reserved<T>(count: usize) -> Result<Vec<T>> {
-    let mut vector = Vec::new();
-    vector
-        .try_reserve_exact(count)
-        .map_err(|_| Error::OutOfMemory {
-            bytes: count.saturating_mul(std::mem::size_of::<T>()),
-        })?;
-    Ok(vector)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn vocabulary(tokens: &[(&str, i32)], spelling: Spelling) -> Vocabulary {
-        let texts: Vec<String> = tokens.iter().map(|(text, _)| text.to_string()).collect();
+        let texts = tokens.iter().map(|(text, _)| text).collect();
         let kinds = tokens
             .iter()
             .map(|&(_, kind)| Kind::from_gguf(kind))
@@ -290,7 +281,8 @@ mod tests {
     #[test]
     fn long_tokens_are_refused() {
         let text = "a".repeat(MAX_TOKEN_BYTES + 1);
-        let result = Vocabulary::new(&[text], vec![Kind::Normal], Spelling::ByteLevel, true);
+        let texts = Strings::from(vec![text]);
+        let result = Vocabulary::new(&texts, vec![Kind::Normal], Spelling::ByteLevel, true);
         assert!(result.is_err());
     }
 }

@@ -1,6 +1,7 @@
 //! What several tests need.
 #![allow(dead_code)] // each test uses its part
 
+pub mod allocator;
 #[cfg(feature = "convert")]
 pub mod cases;
 pub mod raw;

@@ -259,7 +259,7 @@ pub fn resolve(gguf: &Gguf, stored: usize, r: usize, part: &str) -> String {
         return own;
     }
     let aliases = gguf.metadata.strings("mor.recursion.aliases").unwrap();
-    for alias in aliases.unwrap_or_default() {
+    for alias in aliases.unwrap_or_default().iter() {
         if let Some((_, target)) = alias.split_once('=').filter(|(name, _)| *name == own) {
             return target.to_string();
         }
