@@ -2,7 +2,7 @@
 
 use crate::cpu::ops::Seat;
 use crate::cpu::team::{MAX_THREADS, Team};
-use crate::cpu::thread::{STACK_BYTES, ThreadParams};
+use crate::cpu::thread::{STACK_BYTES, ThreadParams, cores};
 use crate::error::{Error, Result};
 use crate::generate;
 use crate::kv::{KvCache, KvRegions, KvShape, KvType, PAGE_TOKENS};
@@ -45,7 +45,7 @@ impl Default for SessionParams {
             context: 0,
             sequences: 1,
             batch: 64,
-            threads: std::thread::available_parallelism().map_or(1, |n| n.get()),
+            threads: cores(),
             kv: KvType::F16,
             kv_pages: 0,
             logit_rows: 1,

@@ -4,7 +4,7 @@
 //! the next one before they sleep, and nothing is allocated after [`Team::new`]. Which thread does
 //! which task is left to chance; a task's result must not depend on it.
 
-use super::thread::{STACK_BYTES, Thread, ThreadParams};
+use super::thread::{STACK_BYTES, Thread, ThreadParams, cores};
 use crate::error::{Error, Result};
 use std::ffi::c_void;
 use std::io::ErrorKind;
@@ -125,8 +125,7 @@ impl<'m> Team<'m> {
             ));
         }
         // Spinning with more threads than cores only keeps the others from working.
-        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let spins = if threads <= cores { SPINS } else { 0 };
+        let spins = if threads <= cores() { SPINS } else { 0 };
         // SAFETY: the memory is exclusively borrowed for 'm, aligned and large enough, by the
         // check above, for one `Shared` and, behind it, a `Helper` for each helper.
         let (shared, helpers) = unsafe {
