@@ -33,7 +33,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let plan = Plan::new(&model, &params)?;
     println!("the session will take {} bytes", plan.bytes());
     // SAFETY: this is the only reference to it, and `main` runs once.
-    let memory = unsafe { &mut *(&raw mut MEMORY) };
+    #[allow(static_mut_refs)]
+    let memory = unsafe { &mut MEMORY };
     let mut session = Session::with_plan_in(&model, plan, &mut memory.0)?;
     session.set_sampler(SamplerParams::greedy())?;
 

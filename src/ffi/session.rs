@@ -418,9 +418,7 @@ unsafe fn build(
             memory,
         });
         // Both are parts of the object, of which the content is dropped first.
-        (*pointer)
-            .content
-            .set_cancel_flag(&*(&raw const (*pointer).cancel));
+        (*pointer).content.set_cancel_flag(&(*pointer).cancel);
     };
     Ok(pointer.cast())
 }
@@ -1176,7 +1174,7 @@ unsafe fn set_cancel(session: *mut mor_session, value: bool) -> mor_status {
         return failure.status();
     }
     // SAFETY: a field of a live object, which is atomic; another call may use the others.
-    let flag = unsafe { &*(&raw const (*pointer).cancel) };
+    let flag = unsafe { &(*pointer).cancel };
     flag.store(value, Ordering::Relaxed);
     mor_status::MOR_OK
 }

@@ -45,14 +45,15 @@ pub struct Vector {
 }
 
 impl Vector {
+    /// The values' bytes, out of the file's.
+    pub(crate) fn bytes<'a>(&self, file: &'a [u8]) -> &'a [[u8; 4]] {
+        file[self.offset..][..4 * self.length].as_chunks::<4>().0
+    }
+
     /// The values, out of the file's bytes.
     pub(crate) fn values<'a>(&self, file: &'a [u8]) -> impl ExactSizeIterator<Item = f32> + 'a {
-        let bytes = &file[self.offset..][..4 * self.length];
-        bytes
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .map(|b| f32::from_le_bytes(*b))
+        let bytes = self.bytes(file).iter();
+        bytes.map(|b| f32::from_le_bytes(*b))
     }
 }
 
