@@ -1,6 +1,13 @@
 //! What the program writes with the model that it carries.
+#![cfg(feature = "cli")]
 
-use std::process::{Command, Output};
+use std::io::{Read, Write};
+use std::process::{Child, Command, Output, Stdio};
+
+const MODEL: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/models/austen-mor-5m-q8_0.gguf"
+);
 
 fn mor(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mor"));
@@ -108,43 +115,200 @@ fn plan_is_what_run_takes() {
     );
 }
 
+/// A running chat.
+fn chat(more: &[&str]) -> Child {
+    let args = [&["chat", "--seed", "1"], more].concat();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mor"));
+    command.args(args).stdin(Stdio::piped());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+/// What a chat answers to `lines`.
+fn chat_with(more: &[&str], lines: &[u8]) -> (String, String) {
+    let mut child = chat(more);
+    child.stdin.as_mut().unwrap().write_all(lines).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let errors = text(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    (text(&output.stdout), errors)
+}
+
+/// How many answers a chat gave: each has a summary.
+fn answers(errors: &str) -> usize {
+    errors.matches("mean depth").count()
+}
+
 #[test]
 fn chat_answers_each_line() {
-    use std::io::Write;
-    use std::process::Stdio;
-    let mut child = Command::new(env!("CARGO_BIN_EXE_mor"))
-        .args(["chat", "-n", "8", "--seed", "1"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let stdin = child.stdin.as_mut().unwrap();
-    stdin
-        .write_all(b"My dear Emma,\nWhat do you say?\n")
-        .unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success());
-    assert!(
-        text(&output.stdout)
-            .lines()
-            .filter(|l| !l.trim().is_empty())
-            .count()
-            >= 2
-    );
-    // One summary for each answer.
-    assert_eq!(text(&output.stderr).matches("mean depth").count(), 2);
+    let lines = b"My dear Emma,\n\nWhat do you say?\n";
+    let (said, errors) = chat_with(&["-n", "8"], lines);
+    assert!(said.lines().filter(|l| !l.trim().is_empty()).count() >= 2);
+    assert_eq!(answers(&errors), 2);
+}
+
+#[test]
+fn chat_goes_on_after_what_it_cannot_answer() {
+    let long = "My dear Emma, ".repeat(40);
+    let lines = format!("{long}\nMy dear\n");
+    let (_, errors) = chat_with(&["-n", "4", "-c", "24"], lines.as_bytes());
+    assert!(errors.contains("holds 24"), "{errors}");
+    assert!(errors.contains("/clear begins anew"), "{errors}");
+    assert_eq!(answers(&errors), 1);
+    let lines = b"one \xff two\nMy dear Emma,\n";
+    let (_, errors) = chat_with(&["-n", "4"], lines);
+    assert!(errors.contains("no UTF-8 text and is skipped"), "{errors}");
+    assert_eq!(answers(&errors), 1);
+}
+
+#[test]
+fn chat_has_commands() {
+    let lines = b"/help\n/frobnicate\n/usr/bin is full\n/exit\nMy dear Emma,\n";
+    let (_, errors) = chat_with(&["-n", "4"], lines);
+    for word in ["/clear", "/exit", "/help", "no command /frobnicate"] {
+        assert!(errors.contains(word), "'{word}' is not in: {errors}");
+    }
+    assert_eq!(answers(&errors), 1);
+    // A full context is left by beginning anew.
+    let lines = "My dear Emma,\n".repeat(4) + "/clear\nMy dear Emma,\n";
+    let (_, errors) = chat_with(&["-n", "8", "-c", "20"], lines.as_bytes());
+    let full = errors.find("holds 20").expect(&errors);
+    assert!(answers(&errors[full..]) == 1, "{errors}");
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_ends_the_answer_and_then_the_program() {
+    use std::os::unix::process::ExitStatusExt;
+    let mut child = chat(&["-n", "1000000", "-c", "100000", "--temp", "0", "-t", "1"]);
+    let interrupt = |child: &Child| {
+        // SAFETY: the child has not been waited for, so its number is its own.
+        assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGINT) }, 0);
+    };
+    let mut stdin = child.stdin.take().unwrap();
+    let (mut stdout, mut stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    // The errors' pipe is small and must not fill up.
+    let errors = std::thread::spawn(move || {
+        let mut errors = String::new();
+        stderr.read_to_string(&mut errors).unwrap();
+        errors
+    });
+    for _ in 0..2 {
+        stdin.write_all(b"My dear Emma,\n").unwrap();
+        let mut some = [0; 40];
+        stdout.read_exact(&mut some).unwrap();
+        interrupt(&child);
+    }
+    // The second answer has been ended when there is nothing left to read but what is asked for
+    // now, so the rest is read until the program goes.
+    let rest = std::thread::spawn(move || {
+        let mut rest = Vec::new();
+        stdout.read_to_end(&mut rest).unwrap();
+    });
+    stdin.write_all(b"/exit\n").unwrap();
+    let status = child.wait().unwrap();
+    rest.join().unwrap();
+    let errors = errors.join().unwrap();
+    assert!(status.success(), "{status}: {errors}");
+    assert_eq!(errors.matches("the answer was ended").count(), 2);
+    assert_eq!(answers(&errors), 2);
+    // Where no answer is being given, the program ends.
+    let mut child = chat(&["-n", "4"]);
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"My dear Emma,\n").unwrap();
+    let mut stderr = child.stderr.take().unwrap();
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"bytes)\n") {
+        let mut byte = [0];
+        stderr.read_exact(&mut byte).unwrap();
+        seen.push(byte[0]);
+    }
+    // The summary is the last of an answer; what follows takes no time worth naming.
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    interrupt(&child);
+    let status = child.wait().unwrap();
+    assert_eq!((status.code(), status.signal()), (Some(130), None));
+}
+
+/// The transcript at the top of the README is what the program writes.
+#[test]
+fn the_readme_shows_what_is_written() {
+    let readme = include_str!("../README.md");
+    let (_, rest) = readme.split_once("```text\n$ mor ").unwrap();
+    let (command, shown) = rest.split_once('\n').unwrap();
+    let (shown, _) = shown.split_once("```").unwrap();
+    // Words in quotes are one argument.
+    let parts = command.split('"').enumerate();
+    let args: Vec<&str> = parts
+        .flat_map(|(i, part)| match i % 2 {
+            0 => part.split_whitespace().collect(),
+            _ => vec![part],
+        })
+        .collect();
+    let output = mor(&args);
+    let errors = text(&output.stderr);
+    let (depths, _) = errors.split_once('\n').unwrap();
+    assert_eq!(format!("{}{depths}\n", text(&output.stdout)), shown);
+}
+
+#[test]
+fn texts_may_begin_with_a_hyphen() {
+    for prompt in ["-5 degrees", "- item", "--depths"] {
+        let output = mor(&["run", "-p", prompt, "-n", "1", "--stop", "- x"]);
+        assert!(text(&output.stdout).starts_with(prompt));
+        assert!(text(&output.stderr).contains("generation 1 token,"));
+    }
+    chat_with(&["-n", "1", "--system", "- be kind"], b"My dear Emma,\n");
+}
+
+#[test]
+fn a_prompt_is_shown_as_it_was_typed() {
+    for prompt in ["It was<|endoftext|>It was", " It", "é 漢 😀"] {
+        let output = mor(&["run", "-p", prompt, "-n", "0"]);
+        assert_eq!(text(&output.stdout), format!("{prompt}\n"));
+    }
+}
+
+#[test]
+fn short_arrays_are_shown_in_full() {
+    let capacities = "[1.0,0.6666666666666666,0.3333333333333333]";
+    let shown = text(&mor(&["inspect"]).stdout);
+    let line = format!("mor.router.capacities = {capacities}");
+    assert!(shown.contains(&line), "{shown}");
+    assert!(shown.contains("tokenizer.ggml.tokens = 4,096 values"));
+    let json = mor(&["inspect", "--json"]).stdout;
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    let metadata = &json["metadata"];
+    assert_eq!(metadata["mor.router.capacities"].to_string(), capacities);
+    assert_eq!(metadata["tokenizer.ggml.tokens"]["length"], 4096);
+    let plan = text(&mor(&["plan", "-c", "64", "-t", "1"]).stdout);
+    assert!(plan.starts_with("1 sequence of 64 tokens, 1 thread, "));
+}
+
+#[test]
+fn lines_of_tokens_keep_their_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    let (tokens, out) = (folder.path().join("tokens"), folder.path().join("out"));
+    std::fs::write(&tokens, "\n1 2 3\n \t\n4 5\n").unwrap();
+    let (tokens, out) = (tokens.to_str().unwrap(), out.to_str().unwrap());
+    mor(&["eval", MODEL, "--tokens", tokens, "-o", out]);
+    let bytes = std::fs::read(out).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut names = file.names();
+    names.sort_unstable();
+    assert_eq!(names, ["depth_1", "depth_3", "logits_1", "logits_3"]);
+    assert_eq!(file.tensor("logits_1").unwrap().shape(), [3, 4096]);
+    let written = mor(&["generate-tokens", MODEL, "--tokens", tokens, "-n", "2"]);
+    let lengths = text(&written.stdout);
+    let lengths = lengths.lines().map(|line| line.split(' ').count());
+    assert_eq!(lengths.collect::<Vec<_>>(), [5, 4]);
 }
 
 #[test]
 fn the_default_model_s_routers_have_not_collapsed() {
     // Held-out text (see models/README.md), scored in both modes.
     let prose = include_str!("data/prose.txt");
-    let model = mor::Model::open(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/models/austen-mor-5m-q8_0.gguf"
-    ))
-    .unwrap();
+    let model = mor::Model::open(MODEL).unwrap();
     let tokenizer = mor::Tokenizer::from_metadata(&model.gguf().metadata).unwrap();
     let tokens = tokenizer.encode(prose, Default::default()).unwrap();
     let params = mor::SessionParams {
