@@ -201,16 +201,23 @@ impl fmt::Display for Shown<'_> {
 /// An alias must give a tensor to a recursion that would otherwise take the shared one.
 fn check_aliases(gguf: &Gguf, h: &Hyperparameters) -> Result<()> {
     let key = "mor.recursion.aliases";
-    let aliases = gguf.metadata.strings(key)?.unwrap_or(&[]);
-    for (i, alias) in aliases.iter().enumerate() {
-        let (name, _) = alias.split_once('=').unwrap_or((alias, ""));
+    let Some(aliases) = gguf.metadata.strings(key)? else {
+        return Ok(());
+    };
+    let mut names = reserved(aliases.len())?;
+    names.extend(
+        aliases
+            .iter()
+            .map(|a| a.split_once('=').map_or(a, |(name, _)| name)),
+    );
+    names.sort_unstable();
+    for (i, name) in names.iter().enumerate() {
         if !is_of_a_recursion(name, h) {
             return Err(Error::format(format_args!(
                 "{key} gives the tensor {name}, which no layer looks up"
             )));
         }
-        let given = |other: &String| other.split_once('=').is_some_and(|(n, _)| n == name);
-        if gguf.tensor(name).is_some() || aliases[..i].iter().any(given) {
+        if gguf.tensor(name).is_some() || i > 0 && names[i - 1] == *name {
             return Err(Error::format(format_args!(
                 "{key} gives the tensor {name}, which the file has already"
             )));
