@@ -1,6 +1,8 @@
 //! Causal attention over the ragged cache.
 
 use super::ops::{exp, sum_of_lanes, sum_of_products};
+#[cfg(target_arch = "aarch64")]
+use super::simd::Neon;
 use super::simd::{LANES, Level, Scalar, Simd};
 use super::team::Team;
 use crate::kv::{KvCache, KvType, PAGE_TOKENS};
@@ -66,6 +68,9 @@ impl Head<'_> {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => unsafe { attend_avx512(self, out) },
+            // SAFETY: as above; attention multiplies no bytes.
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon | Level::Dotprod => unsafe { attend::<Neon<false>>(self, out) },
         }
     }
 }

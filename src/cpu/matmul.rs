@@ -9,6 +9,8 @@
 
 use super::blocks::{Format, Group, Place, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
 use super::ops;
+#[cfg(target_arch = "aarch64")]
+use super::simd::Neon;
 use super::simd::{LANES, Level, Scalar, Simd};
 use super::team::{Disjoint, Team};
 use crate::model::{Linear, Matrix};
@@ -271,6 +273,12 @@ impl Tiles<'_> {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Level::Avx512 => unsafe { tiles_avx512::<T>(self) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Level::Neon => unsafe { run_tiles::<Neon<false>, T, 4>(self) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Level::Dotprod => unsafe { tiles_dotprod::<T>(self) },
         }
     }
 }
@@ -292,6 +300,13 @@ unsafe fn tiles_avx2<T: Format>(tiles: Tiles) {
 unsafe fn tiles_avx512<T: Format>(tiles: Tiles) {
     // SAFETY: passed on.
     unsafe { run_tiles::<super::simd::Avx512, T, 8>(tiles) }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "dotprod")]
+unsafe fn tiles_dotprod<T: Format>(tiles: Tiles) {
+    // SAFETY: passed on.
+    unsafe { run_tiles::<Neon<true>, T, 4>(tiles) }
 }
 
 /// All tiles of the job; `R` rows of activations at a time share what is taken out of a block.

@@ -9,12 +9,16 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+pub(super) use neon::Neon;
 pub(super) use scalar::Scalar;
 
 /// Rows that are worked on together.
@@ -32,6 +36,12 @@ pub(crate) enum Level {
     /// AVX-512 F, BW, VL and VNNI: servers since 2019, Zen 4 and later.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// NEON: any 64-bit ARM.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    /// NEON with byte products: phones since 2018, Jetson Orin.
+    #[cfg(target_arch = "aarch64")]
+    Dotprod,
 }
 
 impl Level {
@@ -49,7 +59,12 @@ impl Level {
                 && is_x86_feature_detected!("avx512vnni");
             [avx2.then_some(Level::Avx2), avx512.then_some(Level::Avx512)]
         };
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        let more = {
+            let dotprod = std::arch::is_aarch64_feature_detected!("dotprod");
+            [Some(Level::Neon), dotprod.then_some(Level::Dotprod)]
+        };
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         let more = [];
         [Some(Level::Scalar)].into_iter().chain(more).flatten()
     }
