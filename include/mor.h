@@ -1252,9 +1252,9 @@ enum mor_status mor_session_save(struct mor_session *session,
 
 /**
  * Replaces the sequence so far by a saved one, of this or another session of the same model file
- * and KV type, on this or another machine of the same byte order. The next logits are the same
- * bits. A state is not trusted: what is damaged or does not fit is refused, and the session is as
- * before.
+ * and KV type, on this or another machine. The next logits are the same bits that the saved session
+ * would have computed here. A state is not trusted: what is damaged or does not fit is refused, and
+ * the session is as before.
  *
  * @param session  the session
  * @param state    the state

@@ -202,6 +202,18 @@ impl KvCache<'_> {
         );
     }
 
+    /// The half-precision keys of one head in a page, `[PAGE_TOKENS, head_dim]`.
+    pub(crate) fn page_keys(&self, page: u32, head: usize) -> &[[u8; 2]] {
+        let bytes = PAGE_TOKENS * self.shape.head_bytes;
+        let start = page as usize * self.shape.page_bytes() + head * bytes;
+        self.pages[start..start + bytes].as_chunks::<2>().0
+    }
+
+    /// As [`KvCache::page_keys`], the values.
+    pub(crate) fn page_values(&self, page: u32, head: usize) -> &[[u8; 2]] {
+        self.page_keys(page, self.shape.kv_heads + head)
+    }
+
     /// Decodes a value.
     pub(crate) fn value(&self, page: u32, head: usize, slot: usize, out: &mut [f32]) {
         self.key(page, self.shape.kv_heads + head, slot, out);

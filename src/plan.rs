@@ -1,8 +1,9 @@
 //! The memory of a session, computed before it exists: one arena, each part at a known place.
 
-use crate::cpu::ops::Seat;
+use crate::cpu::attention::Seat;
+use crate::cpu::matmul::{self, ByteRows};
 use crate::cpu::team::{MAX_THREADS, Team};
-use crate::cpu::thread::{STACK_BYTES, ThreadParams};
+use crate::cpu::thread::{STACK_BYTES, ThreadParams, cores};
 use crate::error::{Error, Result};
 use crate::generate;
 use crate::kv::{KvCache, KvRegions, KvShape, KvType, PAGE_TOKENS};
@@ -45,7 +46,7 @@ impl Default for SessionParams {
             context: 0,
             sequences: 1,
             batch: 64,
-            threads: std::thread::available_parallelism().map_or(1, |n| n.get()),
+            threads: cores(),
             kv: KvType::F16,
             kv_pages: 0,
             logit_rows: 1,
@@ -101,6 +102,9 @@ struct Activations {
     kept: Region,
     depth: Region,
     seats: Region,
+    bytes: Region,
+    scales: Region,
+    sums: Region,
     scratch: Region,
     logits: Region,
     candidates: Region,
@@ -166,7 +170,10 @@ impl Plan {
             kept: layout.add::<u32>(&[n])?,
             depth: layout.add::<u8>(&[n])?,
             seats: layout.add::<Seat>(&[n])?,
-            scratch: layout.add::<f32>(&[params.threads, widest])?,
+            bytes: layout.add::<i8>(&[n, widest])?,
+            scales: layout.add::<f32>(&[n, widest.div_ceil(matmul::GROUP)])?,
+            sums: layout.add::<i32>(&[n, 2 * widest.div_ceil(matmul::GROUP)])?,
+            scratch: layout.add::<u8>(&[params.threads, matmul::scratch_bytes(widest)])?,
             logits: layout.add::<f32>(&[params.logit_rows, h.vocab_size])?,
             candidates: layout.add::<Candidate>(&[h.vocab_size])?,
             text: layout.add::<u8>(&[generate::text_room(model)])?,
@@ -245,7 +252,7 @@ impl Plan {
             ("KV pages", self.kv.pages.bytes),
             ("KV page tables", tables),
             ("activations and padding", self.arena_bytes - named),
-            ("weight rows being decoded", a.scratch.bytes),
+            ("weights being unpacked", a.scratch.bytes),
             ("logits, sampling, text", sampling),
             ("tokens and depths", history),
             ("threads", self.team_bytes),
@@ -291,6 +298,11 @@ impl Plan {
             kept: carver.take(a.kept),
             depth: carver.take(a.depth),
             seats: carver.take(a.seats),
+            byte_rows: ByteRows {
+                bytes: carver.take(a.bytes),
+                scales: carver.take(a.scales),
+                sums: carver.take(a.sums),
+            },
             scratch: carver.take(a.scratch),
             logits: carver.take(a.logits),
             candidates: carver.take(a.candidates),
@@ -393,6 +405,10 @@ unsafe impl Plain for u8 {}
 // SAFETY: as above.
 unsafe impl Plain for u32 {}
 // SAFETY: as above.
+unsafe impl Plain for i8 {}
+// SAFETY: as above.
+unsafe impl Plain for i32 {}
+// SAFETY: as above.
 unsafe impl Plain for f32 {}
 // SAFETY: as above.
 unsafe impl Plain for [f32; 2] {}
@@ -468,8 +484,10 @@ pub(crate) struct Buffers<'a> {
     pub depth: &'a mut [u8],
     /// [batch] where each packed row stands in its plane.
     pub seats: &'a mut [Seat],
-    /// [threads, widest row] a decoded weight row for each thread.
-    pub scratch: &'a mut [f32],
+    /// [batch, widest row] activations as bytes.
+    pub byte_rows: ByteRows<'a>,
+    /// [threads, `matmul::scratch_bytes`] weights that are taken apart.
+    pub scratch: &'a mut [u8],
     /// [logit_rows, vocab]
     pub logits: &'a mut [f32],
     /// `[vocab]` sampling.

@@ -1,6 +1,6 @@
 //! A session: one sequence, its memory, and the calls that move it on.
 
-use crate::cpu::{self, Clock, Pace, team::Team};
+use crate::cpu::{self, Clock, Pace, simd::Level, team::Team};
 use crate::error::{Error, Result};
 use crate::memory::Shared;
 use crate::model::{MAX_RECURSIONS, Model, anonymous};
@@ -17,6 +17,8 @@ pub struct Session<'m> {
     pub(crate) plan: Plan,
     pub(crate) arena: &'m mut [u8],
     team: Team<'m>,
+    /// The instruction set of the kernels.
+    level: Level,
     settings: Settings,
     pub(crate) sampler: Sampler,
     pace: Pace,
@@ -160,6 +162,7 @@ impl<'m> Session<'m> {
             plan,
             arena,
             team,
+            level: Level::best(),
             settings,
             sampler: Sampler::new(SamplerParams::default())?,
             pace: Pace::default(),
@@ -318,7 +321,8 @@ impl<'m> Session<'m> {
             Last::Row(row) => {
                 self.model.check_file()?;
                 let mut buffers = self.plan.carve(self.arena);
-                cpu::logits(&self.model, &mut self.team, &mut buffers, row, 1)?;
+                let (team, level) = (&mut self.team, self.level);
+                cpu::logits(&self.model, team, level, &mut buffers, row, 1)?;
                 self.last = Last::Logits(row);
                 Ok(())
             }
@@ -334,12 +338,12 @@ impl<'m> Session<'m> {
     ) -> Result<()> {
         let vocab = self.model.hyperparameters().vocab_size;
         let most = self.plan.params().logit_rows;
-        let model = self.model.clone();
+        let (model, level) = (self.model.clone(), self.level);
         let mut done = 0;
         self.run(tokens, |(team, buffers), n| {
             for first in (0..n).step_by(most) {
                 let count = most.min(n - first);
-                cpu::logits(&model, team, buffers, first, count)?;
+                cpu::logits(&model, team, level, buffers, first, count)?;
                 for logits in buffers.logits[..count * vocab].chunks_exact(vocab) {
                     each(done, logits)?;
                     done += 1;
@@ -426,6 +430,7 @@ impl<'m> Session<'m> {
         cpu::Pass {
             model: &self.model,
             team: &mut self.team,
+            level: self.level,
             buffers: &mut buffers,
             n,
             routing: self.settings.routing,

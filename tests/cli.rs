@@ -1,6 +1,13 @@
 //! What the program writes with the model that it carries.
+#![cfg(feature = "cli")]
 
-use std::process::{Command, Output};
+use std::io::{Read, Write};
+use std::process::{Child, Command, Output, Stdio};
+
+const MODEL: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/models/austen-mor-5m-q8_0.gguf"
+);
 
 fn mor(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mor"));
@@ -108,43 +115,197 @@ fn plan_is_what_run_takes() {
     );
 }
 
+/// A running chat.
+fn chat(more: &[&str]) -> Child {
+    let args = [&["chat", "--seed", "1"], more].concat();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mor"));
+    command.args(args).stdin(Stdio::piped());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+/// What a chat answers to `lines`.
+fn chat_with(more: &[&str], lines: &[u8]) -> (String, String) {
+    let mut child = chat(more);
+    child.stdin.as_mut().unwrap().write_all(lines).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let errors = text(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    (text(&output.stdout), errors)
+}
+
+/// How many answers a chat gave: each has a summary.
+fn answers(errors: &str) -> usize {
+    errors.matches("mean depth").count()
+}
+
 #[test]
 fn chat_answers_each_line() {
-    use std::io::Write;
-    use std::process::Stdio;
-    let mut child = Command::new(env!("CARGO_BIN_EXE_mor"))
-        .args(["chat", "-n", "8", "--seed", "1"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let stdin = child.stdin.as_mut().unwrap();
-    stdin
-        .write_all(b"My dear Emma,\nWhat do you say?\n")
-        .unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success());
-    assert!(
-        text(&output.stdout)
-            .lines()
-            .filter(|l| !l.trim().is_empty())
-            .count()
-            >= 2
-    );
-    // One summary for each answer.
-    assert_eq!(text(&output.stderr).matches("mean depth").count(), 2);
+    let lines = b"My dear Emma,\n\nWhat do you say?\n";
+    let (said, errors) = chat_with(&["-n", "8"], lines);
+    assert!(said.lines().filter(|l| !l.trim().is_empty()).count() >= 2);
+    assert_eq!(answers(&errors), 2);
+}
+
+#[test]
+fn chat_goes_on_after_what_it_cannot_answer() {
+    let long = "My dear Emma, ".repeat(40);
+    let lines = format!("{long}\nMy dear\n");
+    let (_, errors) = chat_with(&["-n", "4", "-c", "24"], lines.as_bytes());
+    assert!(errors.contains("holds 24"), "{errors}");
+    assert!(errors.contains("/clear begins anew"), "{errors}");
+    assert_eq!(answers(&errors), 1);
+    let lines = b"one \xff two\nMy dear Emma,\n";
+    let (_, errors) = chat_with(&["-n", "4"], lines);
+    assert!(errors.contains("no UTF-8 text and is skipped"), "{errors}");
+    assert_eq!(answers(&errors), 1);
+}
+
+#[test]
+fn chat_has_commands() {
+    let lines = b"/help\n/frobnicate\n/usr/bin is full\n/exit\nMy dear Emma,\n";
+    let (_, errors) = chat_with(&["-n", "4"], lines);
+    for word in ["/clear", "/exit", "/help", "no command /frobnicate"] {
+        assert!(errors.contains(word), "'{word}' is not in: {errors}");
+    }
+    assert_eq!(answers(&errors), 1);
+    // A full context is left by beginning anew.
+    let lines = "My dear Emma,\n".repeat(4) + "/clear\nMy dear Emma,\n";
+    let (_, errors) = chat_with(&["-n", "8", "-c", "20"], lines.as_bytes());
+    let full = errors.find("holds 20").expect(&errors);
+    assert!(answers(&errors[full..]) == 1, "{errors}");
+}
+
+/// What comes out of a pipe, as it comes.
+#[cfg(unix)]
+fn follow(mut pipe: impl Read + Send + 'static) -> std::sync::mpsc::Receiver<Vec<u8>> {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut bytes = [0; 4096];
+        while let Ok(n @ 1..) = pipe.read(&mut bytes) {
+            if sender.send(bytes[..n].to_vec()).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_ends_the_answer_and_then_the_program() {
+    use std::time::Duration;
+    let long = Duration::from_secs(60);
+    // No answer ends by itself.
+    let mut child = chat(&["-n", "1000000", "-c", "20000", "--temp", "0", "-t", "1"]);
+    let interrupt = |child: &Child| {
+        // SAFETY: the child has not been waited for, so its number is its own.
+        assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGINT) }, 0);
+    };
+    let mut stdin = child.stdin.take().unwrap();
+    let stdout = follow(child.stdout.take().unwrap());
+    let stderr = follow(child.stderr.take().unwrap());
+    let mut errors = Vec::new();
+    for answer in 1..=2 {
+        stdin.write_all(b"My dear Emma,\n").unwrap();
+        let mut said = 0;
+        while said < 40 {
+            said += stdout.recv_timeout(long).unwrap().len();
+        }
+        interrupt(&child);
+        while answers(&text(&errors)) < answer {
+            errors.extend(stderr.recv_timeout(long).unwrap());
+        }
+        // All that was said before the summary, so that it is not taken for the next answer, and
+        // the moment after the summary, in which an interrupt is still one of an answer.
+        while stdout.recv_timeout(Duration::from_millis(300)).is_ok() {}
+    }
+    let ended = text(&errors).matches("the answer was ended").count();
+    assert_eq!(ended, 2, "{}", text(&errors));
+    // Where no answer is being given, the program ends.
+    interrupt(&child);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
+/// The transcript at the top of the README is what the program writes.
+#[test]
+fn the_readme_shows_what_is_written() {
+    let readme = include_str!("../README.md");
+    let (_, rest) = readme.split_once("```text\n$ mor ").unwrap();
+    let (command, shown) = rest.split_once('\n').unwrap();
+    let (shown, _) = shown.split_once("```").unwrap();
+    // Words in quotes are one argument.
+    let parts = command.split('"').enumerate();
+    let args: Vec<&str> = parts
+        .flat_map(|(i, part)| match i % 2 {
+            0 => part.split_whitespace().collect(),
+            _ => vec![part],
+        })
+        .collect();
+    let output = mor(&args);
+    let errors = text(&output.stderr);
+    let (depths, _) = errors.split_once('\n').unwrap();
+    assert_eq!(format!("{}{depths}\n", text(&output.stdout)), shown);
+}
+
+#[test]
+fn texts_may_begin_with_a_hyphen() {
+    for prompt in ["-5 degrees", "- item", "--depths"] {
+        let output = mor(&["run", "-p", prompt, "-n", "1", "--stop", "- x"]);
+        assert!(text(&output.stdout).starts_with(prompt));
+        assert!(text(&output.stderr).contains("generation 1 token,"));
+    }
+    chat_with(&["-n", "1", "--system", "- be kind"], b"My dear Emma,\n");
+}
+
+#[test]
+fn a_prompt_is_shown_as_it_was_typed() {
+    for prompt in ["It was<|endoftext|>It was", " It", "é 漢 😀"] {
+        let output = mor(&["run", "-p", prompt, "-n", "0"]);
+        assert_eq!(text(&output.stdout), format!("{prompt}\n"));
+    }
+}
+
+#[test]
+fn short_arrays_are_shown_in_full() {
+    let capacities = "[1.0,0.6666666666666666,0.3333333333333333]";
+    let shown = text(&mor(&["inspect"]).stdout);
+    let line = format!("mor.router.capacities = {capacities}");
+    assert!(shown.contains(&line), "{shown}");
+    assert!(shown.contains("tokenizer.ggml.tokens = 4,096 values"));
+    let json = mor(&["inspect", "--json"]).stdout;
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    let metadata = &json["metadata"];
+    assert_eq!(metadata["mor.router.capacities"].to_string(), capacities);
+    assert_eq!(metadata["tokenizer.ggml.tokens"]["length"], 4096);
+    let plan = text(&mor(&["plan", "-c", "64", "-t", "1"]).stdout);
+    assert!(plan.starts_with("1 sequence of 64 tokens, 1 thread, "));
+}
+
+#[test]
+fn lines_of_tokens_keep_their_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    let (tokens, out) = (folder.path().join("tokens"), folder.path().join("out"));
+    std::fs::write(&tokens, "\n1 2 3\n \t\n4 5\n").unwrap();
+    let (tokens, out) = (tokens.to_str().unwrap(), out.to_str().unwrap());
+    mor(&["eval", MODEL, "--tokens", tokens, "-o", out]);
+    let bytes = std::fs::read(out).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut names = file.names();
+    names.sort_unstable();
+    assert_eq!(names, ["depth_1", "depth_3", "logits_1", "logits_3"]);
+    assert_eq!(file.tensor("logits_1").unwrap().shape(), [3, 4096]);
+    let written = mor(&["generate-tokens", MODEL, "--tokens", tokens, "-n", "2"]);
+    let lengths = text(&written.stdout);
+    let lengths = lengths.lines().map(|line| line.split(' ').count());
+    assert_eq!(lengths.collect::<Vec<_>>(), [5, 4]);
 }
 
 #[test]
 fn the_default_model_s_routers_have_not_collapsed() {
     // Held-out text (see models/README.md), scored in both modes.
     let prose = include_str!("data/prose.txt");
-    let model = mor::Model::open(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/models/austen-mor-5m-q8_0.gguf"
-    ))
-    .unwrap();
+    let model = mor::Model::open(MODEL).unwrap();
     let tokenizer = mor::Tokenizer::from_metadata(&model.gguf().metadata).unwrap();
     let tokens = tokenizer.encode(prose, Default::default()).unwrap();
     let params = mor::SessionParams {

@@ -72,7 +72,11 @@ fn all_refuse(desk: &Desk, model: &str, phrase: &str) {
 #[test]
 fn what_is_no_model() {
     let desk = Desk::new();
-    all_refuse(&desk, &desk.arg("missing.gguf"), "No such file");
+    all_refuse(
+        &desk,
+        &desk.arg("missing.gguf"),
+        "No such file or directory (os error 2); check the spelling of its path",
+    );
     all_refuse(&desk, &desk.file("empty.gguf", ""), "is empty");
     all_refuse(
         &desk,
@@ -223,6 +227,7 @@ fn values_of_the_command_line() {
     eval(&["--cut", "2"], "between 0 and 1");
     eval(&["--cut", "nan"], "between 0 and 1");
     eval(&["--cut=-0.5"], "between 0 and 1");
+    eval(&["--cut", "-0.5"], "between 0 and 1");
     eval(&["--max-depth", "9"], "depth limit is 9");
     eval(&["--max-depth", "0"], "depth limit is 0");
     eval(&["-t", "0"], "threads");
@@ -244,6 +249,10 @@ fn values_of_the_command_line() {
         "sequences",
     );
     refuses(&["run", &model, "-p", "It", "--temp=-1"], "temperature");
+    refuses(&["run", &model, "-p", "It", "--temp", "-1"], "temperature");
+    refuses(&["run", &model, "-p", "It", "-c", "0"], "holds nothing");
+    refuses(&["plan", &model, "-c", "0"], "holds nothing");
+    refuses(&["chat", &model, "-c", "0"], "holds nothing");
     refuses(&["run", &model, "-p", "It", "--temp", "nan"], "temperature");
     refuses(&["run", &model, "-p", "It", "--top-p", "2"], "top-p");
     refuses(&["run", &model, "-p", "It", "--min-p", "2"], "min-p");
@@ -278,6 +287,11 @@ fn wrong_usage_is_told_apart() {
         &["eval"],
         &["run", "-p", "It", "--temp", "warm"],
         &["run", "-p", "It", "-n", "-3"],
+        &["run", "-p", "It", "-n", "many"],
+        &["convert", "model", "-o", "out", "--type", "q3"],
+        &["convert", "model", "-o", "out", "--type", "q6_k"],
+        &["convert", "model", "-o", "out", "--kind", "foo"],
+        &["convert", "model", "-o", "out", "--sharing", "spiral"],
         &["plan", "--kv", "q2"],
         &[],
     ] {
@@ -319,8 +333,8 @@ fn token_files() {
     refuse(&desk.file("blank.txt", " \n\n\t\n"), "holds no token ids");
     refuse(&desk.file("bytes.txt", [0xff, 0xfe, 0]), "no UTF-8");
     refuse(&desk.file("escape.txt", "1 \u{1b}[2J\n"), "is no token id");
-    refuse(&desk.arg("missing.txt"), "cannot read");
-    refuse(desk.path("").to_str().unwrap(), "cannot read");
+    refuse(&desk.arg("missing.txt"), "check the spelling of its path");
+    refuse(desk.path("").to_str().unwrap(), "give a file");
 }
 
 #[test]
@@ -343,28 +357,154 @@ fn places_that_cannot_be_written() {
     );
     refuses(
         &["convert", case, "-o", &desk.arg("no/out.gguf")],
-        "No such file",
+        "there is no folder",
     );
     refuses(
         &["convert", case, "-o", desk.path("").to_str().unwrap()],
         "cannot",
     );
-    refuses(
-        &[
-            "convert",
-            case,
-            "-o",
-            &desk.arg("out.gguf"),
-            "--type",
-            "q6_k",
-        ],
-        "cannot be written",
+}
+
+/// What is no regular file is neither replaced nor written to.
+#[cfg(unix)]
+#[test]
+fn special_files_as_output() {
+    use std::os::unix::fs::{FileTypeExt, symlink};
+    let desk = Desk::new();
+    let model = desk.file("model.gguf", sound());
+    let tokens = desk.file("tokens.txt", "1 2 3\n");
+    let case = case_folder(CASE);
+    let case = case.to_str().unwrap();
+    let name = std::ffi::CString::new(desk.arg("pipe")).unwrap();
+    // SAFETY: the name is a C string.
+    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+    std::fs::create_dir(desk.path("folder")).unwrap();
+    symlink("pipe", desk.path("to-pipe")).unwrap();
+    symlink("folder", desk.path("to-folder")).unwrap();
+    symlink("second", desk.path("first")).unwrap();
+    symlink("first", desk.path("second")).unwrap();
+    for (name, phrase) in [
+        ("pipe", "a device, a pipe or a socket"),
+        ("to-pipe", "a device, a pipe or a socket"),
+        ("to-folder", "a folder"),
+        ("first", "a circle of symbolic links"),
+    ] {
+        let out = desk.arg(name);
+        refuses(&["convert", case, "-o", &out], phrase);
+        refuses(&["convert", &model, "-o", &out], phrase);
+        refuses(&["eval", &model, "--tokens", &tokens, "-o", &out], phrase);
+        let kind = std::fs::symlink_metadata(desk.path(name)).unwrap();
+        let kind = kind.file_type();
+        assert!(kind.is_fifo() || name != "pipe" && kind.is_symlink());
+    }
+    assert_eq!(std::fs::read_dir(desk.path("")).unwrap().count(), 8);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_link_as_output_stays_and_leads_to_the_new_file() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let desk = Desk::new();
+    let model = desk.file("model.gguf", sound());
+    let tokens = desk.file("tokens.txt", "1 2 3\n");
+    let usual = std::fs::metadata(&tokens).unwrap().permissions();
+    std::fs::create_dir(desk.path("real")).unwrap();
+    symlink("real/out", desk.path("link")).unwrap();
+    symlink(desk.path("link"), desk.path("link-to-link")).unwrap();
+    let out = desk.arg("link-to-link");
+    // A file that does not exist yet, then one that does.
+    for _ in 0..2 {
+        for args in [
+            &["convert", &model, "-o", &out][..],
+            &["eval", &model, "--tokens", &tokens, "-o", &out],
+        ] {
+            let (code, text) = mor(args);
+            assert_eq!(code, 0, "{args:?}: {text}");
+            assert!(desk.path("link").is_symlink() && desk.path("link-to-link").is_symlink());
+            let file = std::fs::symlink_metadata(desk.path("real/out")).unwrap();
+            assert!(file.is_file() && file.len() > 100);
+            assert_eq!(file.permissions().mode(), usual.mode(), "{args:?}");
+        }
+    }
+    assert_eq!(std::fs::read_dir(desk.path("real")).unwrap().count(), 1);
+}
+
+/// A file that opens for nobody is not written either.
+#[test]
+fn models_that_would_not_open() {
+    let desk = Desk::new();
+    let draft = Draft::of(&sound());
+    let out = desk.arg("out.gguf");
+    for name in [
+        "blk.1.attn_k.weight",
+        "output_norm.weight",
+        "router.1.weight",
+    ] {
+        let mut draft = draft.clone();
+        draft.tensors.retain(|(plan, _)| plan.name != name);
+        let model = desk.file("model.gguf", draft.bytes());
+        refuses(&["convert", &model, "-o", &out], "missing");
+        let mut draft = draft.clone();
+        draft.metadata.insert("mor.embedding_length", 16u32);
+        let model = desk.file("model.gguf", draft.bytes());
+        refuses(&["convert", &model, "-o", &out], "shape");
+        assert_eq!(std::fs::read_dir(desk.path("")).unwrap().count(), 1);
+    }
+}
+
+/// The program with its standard output sent elsewhere.
+#[cfg(target_os = "linux")]
+fn mor_to(args: &[&str], stdout: std::process::Stdio) -> (i32, String) {
+    use std::process::{Command, Stdio};
+    let child = Command::new(env!("CARGO_BIN_EXE_mor"))
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(stdout)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    (output.status.code().unwrap(), text)
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_standard_output_that_is_full_or_closed() {
+    let desk = Desk::new();
+    let model = &*desk.file("model.gguf", speaking());
+    let tokens = &*desk.file("tokens.txt", "1 2 3\n");
+    let text = &*desk.file(
+        "text.txt",
+        "it is a truth universally acknowledged ".repeat(20),
     );
-    refuses(
-        &["convert", case, "-o", &desk.arg("out.gguf"), "--type", "q3"],
-        "cannot be written",
-    );
-    assert!(!desk.path("out.gguf").exists());
+    for args in [
+        &["inspect", model][..],
+        &["inspect", model, "--tensors"],
+        &["inspect", model, "--json"],
+        &["plan", model],
+        &["plan", model, "--json"],
+        &["perplexity", model, text, "-c", "32"],
+        &["perplexity", model, text, "-c", "32", "--json"],
+        &["generate-tokens", model, "--tokens", tokens, "-n", "2"],
+        &["run", model, "-p", "it", "-n", "2"],
+        &["help"],
+        &["run", "--help"],
+        &["--version"],
+    ] {
+        let full = std::fs::File::create("/dev/full").unwrap();
+        let (code, text) = mor_to(args, full.into());
+        assert_eq!(code, 1, "{args:?}: {text}");
+        assert!(
+            text.starts_with("mor: cannot write to standard output: ") && text.lines().count() == 1,
+            "{args:?}: {text}"
+        );
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let (code, text) = mor_to(args, writer.into());
+        assert_eq!(code, 0, "{args:?}: {text}");
+        assert!(!text.contains("panicked"), "{args:?}: {text}");
+    }
 }
 
 #[test]

@@ -304,3 +304,147 @@ fn huge_strings_and_arrays() {
         assert_says(&refusal(array, "array"), "capacities", "array");
     }
 }
+
+/// A tensor that no part of the model uses belongs to another model.
+#[test]
+fn tensors_that_nothing_uses() {
+    let llama = {
+        let mut draft = Draft::of(&gguf_bytes("vanilla", TensorType::F32));
+        let keys: Vec<_> = draft.metadata.iter().map(|(k, _)| k.to_owned()).collect();
+        for key in keys {
+            let kept = key.strip_prefix("mor.").filter(|name| {
+                !["recursion", "router", "kv.", "rope.pairing"]
+                    .iter()
+                    .any(|other| name.starts_with(other))
+            });
+            let value = draft.metadata.get(&key).cloned().unwrap();
+            if key.starts_with("mor.") {
+                draft.metadata.remove(&key);
+            }
+            if let Some(name) = kept {
+                draft.metadata.insert(format!("llama.{name}"), value);
+            }
+        }
+        draft.metadata.insert("general.architecture", "llama");
+        draft
+    };
+    assert!(run(llama.bytes(), &[1, 2]).is_ok());
+    let mor = |case| Draft::of(&gguf_bytes(case, TensorType::F32));
+    let extra = |draft: &Draft, name: &str| {
+        let mut draft = draft.clone();
+        let mut tensor = draft.tensors[0].clone();
+        tensor.0.name = name.into();
+        draft.tensors.push(tensor);
+        draft
+    };
+    let middle = mor("expert_middle_cycle");
+    for (draft, name) in [
+        (&llama, "blk.0.attn_q_norm.weight"),
+        (&llama, "blk.99.attn_q.weight"),
+        (&llama, "blk.0.attn_norm.bias"),
+        (&llama, "rope_factors_long.weight"),
+        (&llama, "router.0.weight"),
+        (&middle, "aux_router.0.weight"),
+        (&middle, "router.3.weight"),
+        (&middle, "router.0.0.weight"),
+        (&middle, "blk.1.rec.3.attn_q.weight"),
+        (&middle, "blk.0.rec.1.attn_q.weight"),
+        (&middle, "nonsense"),
+    ] {
+        let sentence = refusal(extra(draft, name).bytes(), name);
+        assert_says(&sentence, &format!("has the tensor {name}"), name);
+    }
+    for name in ["blk.0.attn_rot_embd.weight", "rope.freqs"] {
+        run(extra(&llama, name).bytes(), &[1, 2]).unwrap();
+    }
+    // Fewer blocks than are stored; the same of recursions.
+    let mut fewer = llama.clone();
+    fewer.metadata.insert("llama.block_count", 1u32);
+    assert_says(&refusal(fewer.bytes(), "blocks"), "blk.1.", "blocks");
+    let mut fewer = mor("expert_own_attention");
+    fewer.metadata.insert("mor.recursion.count", 2u32);
+    fewer.metadata.remove("mor.router.capacities");
+    assert_says(
+        &refusal(fewer.bytes(), "recursions"),
+        "tensor",
+        "recursions",
+    );
+}
+
+/// Keys that ask for a computation that is not done.
+#[test]
+fn keys_that_would_change_the_result() {
+    let draft = Draft::of(&gguf_bytes("expert_middle_cycle", TensorType::F32));
+    let whole = |n: u32| Value::U32(n);
+    let real = Value::F32;
+    let text = |s: &str| Value::String(s.into());
+    let texts = |all: &[&str]| {
+        let all = all.iter().map(|s| s.to_string()).collect();
+        Value::Array(Array::String(all))
+    };
+    let head = 8f32;
+    for (key, value, phrase) in [
+        ("mor.attention.sliding_window", whole(4096), "4096"),
+        (
+            "mor.attention.sliding_window",
+            Value::Array(Array::U32(vec![0, 8])),
+            "not 0 throughout",
+        ),
+        ("mor.logit_scale", real(0.5), "0.5"),
+        ("mor.residual_scale", real(0.22), "0.22"),
+        ("mor.embedding_scale", real(12.0), "12"),
+        ("mor.attention.scale", real(0.015625), "0.015625"),
+        ("mor.attention.causal", Value::Bool(false), "false"),
+        ("mor.attn_logit_softcapping", real(50.0), "50"),
+        ("mor.final_logit_softcapping", real(30.0), "30"),
+        ("mor.attention.clamp_kqv", real(8.0), "8"),
+        ("mor.attention.max_alibi_bias", real(8.0), "8"),
+        ("mor.use_parallel_residual", Value::Bool(true), "true"),
+        ("mor.hidden_activation", text("gelu"), "'gelu'"),
+        ("mor.rope.scaling.factor", real(4.0), "how positions"),
+        ("mor.rope.scaling.type", text("yarn"), "known are"),
+        ("mor.exit.gate", text("x"), "is not known"),
+        ("mor.router.type", text("tree"), "known are linear, mlp"),
+        ("mor.router.type", text("mlp"), "mor.router.type"),
+        ("mor.router.balancing", text("loss_free"), "router.0.bias"),
+        ("mor.router.balancing", text("luck"), "known are loss"),
+        ("split.count", Value::U16(3), "merge them first"),
+        (
+            "mor.recursion.aliases",
+            texts(&["blk.1.rec.7.attn_q.weight=blk.1.attn_q.weight"]),
+            "no layer looks up",
+        ),
+        (
+            "mor.recursion.aliases",
+            texts(&["output.weight=token_embd.weight"]),
+            "no layer looks up",
+        ),
+        (
+            "mor.recursion.aliases",
+            texts(&["blk.1.rec.1.attn_q.weight=blk.1.attn_q.weight"; 2]),
+            "has already",
+        ),
+    ] {
+        let mut draft = draft.clone();
+        draft.metadata.insert(key, value);
+        assert_says(&refusal(draft.bytes(), key), phrase, key);
+    }
+    for (key, value) in [
+        ("mor.attention.sliding_window", whole(0)),
+        ("mor.logit_scale", real(1.0)),
+        ("mor.residual_scale", real(0.0)),
+        ("mor.attention.scale", real(1.0 / head.sqrt())),
+        ("mor.attention.causal", Value::Bool(true)),
+        ("mor.rope.scaling.factor", real(1.0)),
+        ("mor.router.type", text("linear")),
+        ("split.count", Value::U16(1)),
+        ("general.anything", text("for people")),
+    ] {
+        let mut draft = draft.clone();
+        draft.metadata.insert(key, value);
+        run(draft.bytes(), &[1, 2]).unwrap_or_else(|e| panic!("{key}: {e}"));
+    }
+    let mut llama = Draft::of(&gguf_bytes("vanilla", TensorType::F32));
+    llama.metadata.insert("general.architecture", "llama");
+    assert!(run(llama.bytes(), &[1]).is_err());
+}

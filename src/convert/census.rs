@@ -21,6 +21,8 @@ const MATRICES: [&str; 7] = [
     "mlp.down_proj.weight",
 ];
 
+const NORMS: [&str; 2] = ["input_layernorm.weight", "post_attention_layernorm.weight"];
+
 /// How the checkpoint spells its recursed layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Style {
@@ -110,6 +112,19 @@ impl Census {
     /// Whether an own first layer stands before the block (never asked of the plain style).
     pub(super) fn has_own_first(&self) -> bool {
         self.blocks.first().is_some_and(|&b| b > 0)
+    }
+
+    /// How many plain layers from the first on have all their tensors.
+    fn complete(&self, source: &Source) -> usize {
+        let whole = |layer: &usize| {
+            let mut parts = MATRICES.iter().chain(&NORMS);
+            parts.all(|part| {
+                source
+                    .get(&format!("model.layers.{layer}.{part}"))
+                    .is_some()
+            })
+        };
+        (0..self.plain_end()).take_while(whole).count()
     }
 
     /// One more than the highest plain layer number.
@@ -216,6 +231,53 @@ impl Classes {
                 }
             })
     }
+}
+
+/// The logical layers of a recursive model of which the sharing and the recursions are known: what
+/// the plain layers at hand are layers of. A deeper recursion may have its own version of some
+/// tensors or of all, or copies of recursion 0's, or nothing.
+pub(super) fn logical_layers(
+    source: &Source,
+    census: &Census,
+    sharing: Sharing,
+    recursions: usize,
+) -> Result<usize> {
+    let end = census.plain_end();
+    let last_block = end.div_ceil(recursions);
+    if sharing.is_middle() {
+        // The own last layer is always stored.
+        return Ok(end);
+    }
+    if sharing.is_sequence() {
+        return Ok(last_block * recursions);
+    }
+    let complete = census.complete(source);
+    let block = if complete < end {
+        // Layers of which tensors are missing are those of deeper recursions.
+        if complete > last_block {
+            return Err(Error::convert(format_args!(
+                "the layers of {} may be a block of {last_block} up to {complete} that is shared by {recursions} recursions; give the number of layers (num_hidden_layers, --layers)",
+                source.label
+            )));
+        }
+        last_block
+    } else if shares_a_matrix(source, end) {
+        last_block
+    } else {
+        end
+    };
+    Ok(block * recursions)
+}
+
+/// Whether a matrix is stored in two of the first `layers` plain layers: one of them is the
+/// other's in a deeper recursion.
+fn shares_a_matrix(source: &Source, layers: usize) -> bool {
+    MATRICES.iter().any(|part| {
+        let name = |layer| format!("model.layers.{layer}.{part}");
+        let all: Vec<_> = (0..layers).filter_map(|l| source.get(&name(l))).collect();
+        let same_later = |i: usize| all[i + 1..].iter().any(|b| source.equal(all[i], b));
+        (0..all.len()).any(same_later)
+    })
 }
 
 /// What is already known about how plain layers repeat.

@@ -6,9 +6,11 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use super::options::Progress;
+use super::output::Output;
 use super::source::{Dtype, map_file};
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, GgufWriter, Metadata, TensorPlan};
+use crate::model::Model;
 use crate::quant::{TensorType, dequantize_row, quantize_row};
 
 /// Input bytes taken at once: enough to keep the threads busy, little enough to stay bounded.
@@ -106,12 +108,23 @@ pub(super) fn check_target(ty: TensorType) -> Result<()> {
 
 /// Writes every tensor, reads the file back, and only then gives it its name.
 pub(super) fn write_file(
-    output: &Path,
+    output: Output,
     metadata: &Metadata,
     jobs: &[Job],
     progress: &mut dyn Progress,
 ) -> Result<u64> {
-    let unverified = unverified_name(output)?;
+    let bytes = write_and_verify(output.temporary(), metadata, jobs, progress)
+        .map_err(|error| output.named(error))?;
+    output.keep()?;
+    Ok(bytes)
+}
+
+fn write_and_verify(
+    path: &Path,
+    metadata: &Metadata,
+    jobs: &[Job],
+    progress: &mut dyn Progress,
+) -> Result<u64> {
     let plans: Vec<TensorPlan> = jobs
         .iter()
         .map(|job| TensorPlan {
@@ -121,35 +134,13 @@ pub(super) fn write_file(
         })
         .collect();
     progress.start(jobs.iter().map(|job| job.bytes.len() as u64).sum());
-    let mut writer = GgufWriter::create(&unverified, metadata, &plans)?;
+    let mut writer = GgufWriter::create(path, metadata, &plans)?;
     let mut hashes = Vec::with_capacity(jobs.len());
     for job in jobs {
         hashes.push(write_tensor(&mut writer, job, progress)?);
     }
     writer.finish()?;
-    let verified = verify(&unverified, jobs, &hashes).and_then(|bytes| {
-        std::fs::rename(&unverified, output).map_err(|e| Error::io(output, e))?;
-        Ok(bytes)
-    });
-    if verified.is_err() {
-        // The first error is the one to tell; a file that cannot be removed adds nothing to it.
-        let _ = std::fs::remove_file(&unverified);
-    }
-    verified
-}
-
-/// A name beside `output` for the file that has not been read back yet.
-fn unverified_name(output: &Path) -> Result<std::path::PathBuf> {
-    let name = output.file_name().ok_or_else(|| {
-        Error::argument(format_args!(
-            "'{}' names no file to write",
-            output.display()
-        ))
-    })?;
-    let mut hidden = std::ffi::OsString::from(".");
-    hidden.push(name);
-    hidden.push(".unverified");
-    Ok(output.with_file_name(hidden))
+    verify(path, jobs, &hashes)
 }
 
 /// Encodes one tensor chunk by chunk; returns the hash of what was written.
@@ -216,7 +207,8 @@ fn encode_rows(
         )
 }
 
-/// Reads the file back: it must parse, and every tensor must be there as it was meant.
+/// Reads the file back: every tensor must be there as it was meant, and the whole must be a model
+/// that opens.
 fn verify(path: &Path, jobs: &[Job], hashes: &[u64]) -> Result<u64> {
     let map = map_file(path)?;
     let gguf = Gguf::parse(&map)?;
@@ -241,5 +233,6 @@ fn verify(path: &Path, jobs: &[Job], hashes: &[u64]) -> Result<u64> {
             return Err(wrong(&job.name));
         }
     }
+    Model::open(path)?;
     Ok(map.len() as u64)
 }

@@ -12,6 +12,7 @@ mod hyper;
 mod layout;
 mod metadata;
 mod options;
+mod output;
 mod pickle;
 mod requantize;
 mod router;
@@ -28,6 +29,8 @@ pub use options::{
     Balancing, ConvertOptions, Gating, Kind, KvStrategy, Overrides, Progress, RouterFunction,
     Selection, Sharing, Silent, Summary,
 };
+
+pub use output::Output;
 
 use document::Document;
 use encode::{Encoding, Job};
@@ -48,6 +51,7 @@ pub fn convert(
     progress: &mut dyn Progress,
 ) -> Result<Summary> {
     encode::check_target(options.ty)?;
+    let output = Output::new(output)?;
     if is_gguf(input)? {
         return requantize::convert(input, output, options, progress);
     }
@@ -69,7 +73,7 @@ fn is_gguf(input: &Path) -> Result<bool> {
 
 fn convert_checkpoint(
     input: &Path,
-    output: &Path,
+    output: Output,
     options: &ConvertOptions,
     progress: &mut dyn Progress,
 ) -> Result<Summary> {
@@ -82,6 +86,7 @@ fn convert_checkpoint(
     let documents = read_documents(folder, progress)?;
     let spec = Spec::resolve(&source, &documents, &options.overrides, progress)?;
     let layout = layout::plan(&source, &spec, progress)?;
+    note_tying(&source, &documents.config, progress)?;
     let jobs = jobs(&source, &layout, options.ty, progress)?;
     let name = source::file_label(&folder.canonicalize().unwrap_or_else(|_| folder.into()));
     let mut metadata = metadata::build(&spec, &layout, options.ty, &name, &options.overrides);
@@ -101,6 +106,23 @@ fn convert_checkpoint(
         input_bytes: jobs.iter().map(|job| job.bytes.len() as u64).sum(),
         output_bytes,
     })
+}
+
+/// Says where the checkpoint and its configuration disagree on whether the head is the embedding.
+/// The checkpoint's tensors decide.
+fn note_tying(source: &Source, config: &Document, progress: &mut dyn Progress) -> Result<()> {
+    let tied = config.bool("tie_word_embeddings")?;
+    let head = source.get("lm_head.weight");
+    if tied == Some(false) && head.is_none() {
+        progress.note("config.json says that the head is not tied to the embedding, but there is no lm_head.weight, so it is taken to be tied.");
+    }
+    let embedding = source.get("model.embed_tokens.weight");
+    if let (Some(true), Some(head), Some(embedding)) = (tied, head, embedding)
+        && !source.equal(head, embedding)
+    {
+        progress.note("config.json says that the head is tied to the embedding, but there is a different lm_head.weight, which is taken.");
+    }
+    Ok(())
 }
 
 fn read_documents(folder: &Path, progress: &mut dyn Progress) -> Result<Documents> {

@@ -135,6 +135,8 @@ pub struct Overrides {
     pub sharing: Option<Sharing>,
     /// The number of recursions.
     pub num_recursion: Option<u32>,
+    /// Layers that a token of full depth passes (`num_hidden_layers`).
+    pub layers: Option<u32>,
     /// The factor on the router's weight.
     pub alpha: Option<f32>,
     /// The router's function.

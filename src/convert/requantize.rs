@@ -7,6 +7,7 @@ use super::encode::{self, Encoding, Job};
 use super::metadata::set_file_type;
 use super::note_fallback;
 use super::options::{ConvertOptions, Overrides, Progress, Summary};
+use super::output::Output;
 use super::source::map_file;
 use super::tokenizer;
 use crate::error::{Error, Result};
@@ -15,7 +16,7 @@ use crate::quant::TensorType;
 
 pub(super) fn convert(
     input: &Path,
-    output: &Path,
+    output: Output,
     options: &ConvertOptions,
     progress: &mut dyn Progress,
 ) -> Result<Summary> {

@@ -262,9 +262,9 @@ fn capacities(
         ));
         list.truncate(recursions);
     }
-    if let Some(bad) = list.iter().find(|c| !(**c > 0.0 && **c <= 1.0)) {
+    if let Some(bad) = list.iter().find(|c| !(0.0..=1.0).contains(*c)) {
         return Err(Error::convert(format_args!(
-            "a capacity is {bad}; each must be above 0 and at most 1"
+            "a capacity is {bad}; each must be from 0 to 1"
         )));
     }
     Ok(list)

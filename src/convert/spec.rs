@@ -1,7 +1,7 @@
 //! What kind of model a checkpoint is: the caller's word first, then the training run's
 //! configuration, then what the tensors show, then the paper's defaults, each of which is said.
 
-use super::census::{Census, Classes, Known, MAX_LAYERS, Style, infer_repeat};
+use super::census::{Census, Classes, Known, MAX_LAYERS, Style, infer_repeat, logical_layers};
 use super::document::Document;
 use super::hyper::{self, Shape};
 use super::options::{Kind, KvStrategy, Overrides, Progress, Sharing};
@@ -52,7 +52,10 @@ impl Spec {
                 Some(n) => Some(n as usize),
                 None => training.usize("recursive.num_recursion")?,
             },
-            layers: documents.config.usize("num_hidden_layers")?,
+            layers: match overrides.layers {
+                Some(n) => Some(n as usize),
+                None => documents.config.usize("num_hidden_layers")?,
+            },
         };
         for (what, count) in [
             ("num_recursion", known.recursions),
@@ -223,16 +226,30 @@ fn plain(
     if kind == Some(Kind::Vanilla) {
         return Ok(vanilla);
     }
-    if let (Some(Kind::Recursive), Some(sharing), Some(recursions), Some(layers)) =
-        (kind, known.sharing, known.recursions, known.layers)
-    {
-        return Ok(Structure {
+    let recursive = |sharing, recursions, layers| {
+        Ok(Structure {
             kind: Kind::Recursive,
             style: Style::Plain,
             sharing,
             recursions,
             block: block_layers(layers, sharing, recursions)?,
-        });
+        })
+    };
+    if let (None | Some(Kind::Recursive), Some(sharing), Some(recursions)) =
+        (kind, known.sharing, known.recursions)
+        && (kind.is_some() || sharing != Sharing::None)
+    {
+        let layers = match known.layers {
+            Some(layers) => layers,
+            None => {
+                let layers = logical_layers(source, census, sharing, recursions)?;
+                progress.note(&format!(
+                    "From the layers that are stored, the model is taken to have {layers} layers: num_hidden_layers (--layers) would say it."
+                ));
+                layers
+            }
+        };
+        return recursive(sharing, recursions, layers);
     }
     match infer_repeat(census, &Classes::of(source, census), known) {
         Some(repeat) => {
@@ -242,16 +259,10 @@ fn plain(
                 repeat.recursions,
                 repeat.sharing.name()
             ));
-            Ok(Structure {
-                kind: Kind::Recursive,
-                style: Style::Plain,
-                sharing: repeat.sharing,
-                recursions: repeat.recursions,
-                block: block_layers(repeat.layers, repeat.sharing, repeat.recursions)?,
-            })
+            recursive(repeat.sharing, repeat.recursions, repeat.layers)
         }
         None if kind == Some(Kind::Recursive) => Err(Error::convert(format_args!(
-            "the layers of {} do not repeat in any way that fits; give num_recursion and sharing",
+            "the layers of {} do not show how they are shared; give the sharing and the number of recursions (--sharing, --recursions)",
             source.label
         ))),
         None => {
@@ -318,13 +329,18 @@ fn blocks(
 
 /// Layers of the shared block.
 fn block_layers(layers: usize, sharing: Sharing, recursions: usize) -> Result<usize> {
+    if sharing == Sharing::None && recursions > 1 {
+        return Err(Error::convert(format_args!(
+            "{recursions} recursions share their layers in some way, but the sharing is said to be none"
+        )));
+    }
     let inner = layers.checked_sub(2 * usize::from(sharing.is_middle()));
     inner
         .filter(|inner| recursions > 0 && inner % recursions == 0 && *inner > 0)
         .map(|inner| inner / recursions)
         .ok_or_else(|| {
             Error::convert(format_args!(
-                "{layers} layers cannot be shared as {} by {recursions} recursions; check num_hidden_layers, num_recursion and sharing",
+                "{layers} layers cannot be shared as {} by {recursions} recursions; check num_hidden_layers, num_recursion and sharing (--layers, --recursions, --sharing)",
                 sharing.name()
             ))
         })

@@ -1,8 +1,11 @@
 //! One pass over a batch of rows: embed, first layers, recursions with routing, last layers. It
 //! reads like the reference; what runs when comes from the model's schedule.
 
-use super::ops::{self, Seat};
+use super::attention::{Seat, attention};
+use super::matmul::{Product, products};
+use super::ops;
 use super::pace::Clock;
+use super::simd::Level;
 use super::team::Team;
 use crate::error::{Error, Result};
 use crate::model::{
@@ -19,6 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub(crate) struct Pass<'a, 'b, 'm> {
     pub model: &'a Model,
     pub team: &'a mut Team<'m>,
+    pub level: Level,
     pub buffers: &'a mut Buffers<'b>,
     pub n: usize,
     pub routing: Routing,
@@ -308,12 +312,18 @@ impl Pass<'_, '_, '_> {
     /// A router's scores for the first `n` packed rows, into `buffers.scores` [n, outputs].
     fn scores(&mut self, router: &Router, n: usize, spec: &RouterSpec) -> Result<()> {
         let (file, b) = (self.model.bytes(), &mut *self.buffers);
-        let input = n * router.first.weight.columns;
-        for (to, from) in b.norm[..input].iter_mut().zip(&b.h[..input]) {
+        let columns = router.first.weight.columns;
+        for (to, from) in b.norm[..n * columns].iter_mut().zip(&b.h[..n * columns]) {
             *to = from / spec.temperature;
         }
+        let (team, level) = (&mut *self.team, self.level);
         let mut apply = |linear: &Linear, x: &[f32], y: &mut [f32]| {
-            ops::matmul(self.team, file, linear, x, y, n, b.scratch);
+            let columns = linear.weight.columns;
+            let x = &x[..n * columns];
+            let weights = [&linear.weight].into_iter();
+            let input = b.byte_rows.activations(level, x, columns, weights);
+            let mut all = [Product { linear, y }];
+            products(team, level, file, &input, n, &mut all, b.scratch);
         };
         match &router.second {
             None => apply(&router.first, b.norm, b.scores),
@@ -355,19 +365,38 @@ impl Pass<'_, '_, '_> {
         n: usize,
     ) -> Result<()> {
         let (file, h) = (self.model.bytes(), self.model.hyperparameters());
-        let (team, b) = (&mut *self.team, &mut *self.buffers);
+        let (team, level, b) = (&mut *self.team, self.level, &mut *self.buffers);
         let (query_size, kv_size) = (h.query_size(), h.kv_size());
         let norm = &mut b.norm[..x.len()];
         let (q, attn) = (&mut b.q[..n * query_size], &mut b.attn[..n * query_size]);
+        let (k, v) = (&mut b.k[..n * kv_size], &mut b.v[..n * kv_size]);
         let active = &b.active[..n];
-        ops::rms_norm(team, file, &layer.attn_norm, h.norm_epsilon, x, norm);
-        ops::matmul(team, file, &layer.q, norm, q, n, b.scratch);
+        ops::rms_norm(team, level, file, &layer.attn_norm, h.norm_epsilon, x, norm);
+        let linears = [&layer.q, &layer.k, &layer.v];
+        let weights = linears.iter().map(|l| &l.weight);
+        let input = b.byte_rows.activations(level, norm, h.hidden_size, weights);
+        let mut all = [
+            Product {
+                linear: &layer.q,
+                y: q,
+            },
+            Product {
+                linear: &layer.k,
+                y: k,
+            },
+            Product {
+                linear: &layer.v,
+                y: v,
+            },
+        ];
+        let wanted = match run.keys {
+            Keys::Append => &mut all[..],
+            Keys::Shared => &mut all[..1],
+        };
+        products(team, level, file, &input, n, wanted, b.scratch);
         ops::rope(team, &h.rope, h.head_dim, query_size, active, b.rope, q);
         match run.keys {
             Keys::Append => {
-                let (k, v) = (&mut b.k[..n * kv_size], &mut b.v[..n * kv_size]);
-                ops::matmul(team, file, &layer.k, norm, k, n, b.scratch);
-                ops::matmul(team, file, &layer.v, norm, v, n, b.scratch);
                 ops::rope(team, &h.rope, h.head_dim, kv_size, active, b.rope, k);
                 for (c, row) in active.iter().enumerate() {
                     let sequence = b.rows[*row as usize].sequence;
@@ -393,24 +422,58 @@ impl Pass<'_, '_, '_> {
                 }
             }
         }
-        ops::attention(team, &b.kv, run.plane, h.heads, &b.seats[..n], q, attn);
+        attention(
+            team,
+            level,
+            &b.kv,
+            run.plane,
+            h.heads,
+            &b.seats[..n],
+            q,
+            attn,
+        );
         let out = &mut b.out[..x.len()];
-        ops::matmul(team, file, &layer.o, attn, out, n, b.scratch);
+        let weights = [&layer.o.weight].into_iter();
+        let input = b.byte_rows.activations(level, attn, query_size, weights);
+        let mut all = [Product {
+            linear: &layer.o,
+            y: out,
+        }];
+        products(team, level, file, &input, n, &mut all, b.scratch);
         ops::add(x, out);
         Ok(())
     }
 
     fn feed_forward_half(&mut self, layer: &Layer, x: &mut [f32], n: usize) {
         let (file, h) = (self.model.bytes(), self.model.hyperparameters());
-        let (team, b) = (&mut *self.team, &mut *self.buffers);
+        let (team, level, b) = (&mut *self.team, self.level, &mut *self.buffers);
         let (norm, out) = (&mut b.norm[..x.len()], &mut b.out[..x.len()]);
         let size = n * h.feed_forward_size;
         let (gate, up) = (&mut b.gate[..size], &mut b.up[..size]);
-        ops::rms_norm(team, file, &layer.ffn_norm, h.norm_epsilon, x, norm);
-        ops::matmul(team, file, &layer.gate, norm, gate, n, b.scratch);
-        ops::matmul(team, file, &layer.up, norm, up, n, b.scratch);
-        ops::swiglu(team, h.feed_forward_size, gate, up);
-        ops::matmul(team, file, &layer.down, gate, out, n, b.scratch);
+        ops::rms_norm(team, level, file, &layer.ffn_norm, h.norm_epsilon, x, norm);
+        let weights = [&layer.gate.weight, &layer.up.weight].into_iter();
+        let input = b.byte_rows.activations(level, norm, h.hidden_size, weights);
+        let mut all = [
+            Product {
+                linear: &layer.gate,
+                y: gate,
+            },
+            Product {
+                linear: &layer.up,
+                y: up,
+            },
+        ];
+        products(team, level, file, &input, n, &mut all, b.scratch);
+        ops::swiglu(team, level, h.feed_forward_size, gate, up);
+        let weights = [&layer.down.weight].into_iter();
+        let input = b
+            .byte_rows
+            .activations(level, gate, h.feed_forward_size, weights);
+        let mut all = [Product {
+            linear: &layer.down,
+            y: out,
+        }];
+        products(team, level, file, &input, n, &mut all, b.scratch);
         ops::add(x, out);
     }
 }
@@ -425,6 +488,7 @@ fn add_scaled(x: &mut [f32], scale: f32, y: &[f32]) {
 pub(crate) fn logits(
     model: &Model,
     team: &mut Team,
+    level: Level,
     buffers: &mut Buffers,
     first: usize,
     count: usize,
@@ -435,16 +499,15 @@ pub(crate) fn logits(
     let norm = &mut buffers.norm[..count * d];
     let logits = &mut buffers.logits[..count * h.vocab_size];
     let (file, weight) = (model.bytes(), model.output_norm());
-    ops::rms_norm(team, file, weight, h.norm_epsilon, x, norm);
-    ops::matmul(
-        team,
-        file,
-        &model.output(),
-        norm,
-        logits,
-        count,
-        buffers.scratch,
-    );
+    ops::rms_norm(team, level, file, weight, h.norm_epsilon, x, norm);
+    let output = model.output();
+    let weights = [&output.weight].into_iter();
+    let input = buffers.byte_rows.activations(level, norm, d, weights);
+    let mut all = [Product {
+        linear: &output,
+        y: logits,
+    }];
+    products(team, level, file, &input, count, &mut all, buffers.scratch);
     match logits.iter().position(|l| !l.is_finite()) {
         None => Ok(()),
         Some(at) => Err(Error::not_finite(format_args!(

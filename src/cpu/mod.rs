@@ -1,11 +1,19 @@
 //! The CPU backend: one pass of a batch of rows through the whole model.
 
-pub mod ops;
-pub mod team;
+pub(crate) mod ops;
+pub(crate) mod simd;
+pub(crate) mod team;
 pub mod thread;
 
+pub(crate) mod attention;
+mod blocks;
 mod forward;
+#[macro_use]
+mod levels;
+pub(crate) mod matmul;
 mod pace;
+
+use levels::levels;
 
 pub(crate) use forward::{Pass, logits};
 pub(crate) use pace::{Clock, Pace};

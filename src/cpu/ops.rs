@@ -1,22 +1,26 @@
-//! The operations of a layer, in plain Rust: the oracle of every faster kernel to come.
+//! The operations of a layer besides its matrix products.
 //!
 //! Each output element is computed by one thread in one fixed order, which depends on the shapes of
 //! the weights only. So a row's bits depend neither on the rows beside it nor on the number of
-//! threads.
+//! threads, nor on the instruction set.
 
-use super::team::{Disjoint, Team};
-use crate::kv::{KvCache, PAGE_TOKENS};
-use crate::model::{Linear, MAX_HEAD_DIM, Rope, RopePairing, Vector};
-use crate::quant::dequantize_into;
+use super::simd::Level;
+use super::team::Team;
+use crate::model::{Rope, RopePairing, Vector};
 
 /// Independent partial sums of a dot product: enough to fill the adders of any core that the
 /// compiler vectorises for.
 const LANES: usize = 16;
-/// Outputs of a matrix product that one task computes.
-const TASK_OUTPUTS: usize = 32;
 
-/// `a · b`: lane `i` sums elements `i`, `i + 16`, …; then lanes are added pairwise.
-pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+super::levels! {
+    /// `a · b`: lane `i` sums elements `i`, `i + 16`, …; then lanes are added pairwise.
+    pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+        sum_of_products(a, b)
+    }
+}
+
+#[inline(always)]
+pub(super) fn sum_of_products(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0.0f32; LANES];
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
     for (a, b) in a.iter().zip(b) {
@@ -27,6 +31,12 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     for (lane, (a, b)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest)) {
         *lane += a * b;
     }
+    sum_of_lanes(lanes)
+}
+
+/// Lanes added pairwise: 0 and 8, 1 and 9, …, then 0 and 4, ….
+#[inline(always)]
+pub(super) fn sum_of_lanes(mut lanes: [f32; LANES]) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {
@@ -37,51 +47,42 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     lanes[0]
 }
 
-/// `y[r] = W x[r] + bias` for `n` rows: `x` is [n, columns], `y` [n, outputs], `scratch` has room
-/// for one decoded weight row per thread.
-pub fn matmul(
-    team: &mut Team,
-    file: &[u8],
-    linear: &Linear,
-    x: &[f32],
-    y: &mut [f32],
-    n: usize,
-    scratch: &mut [f32],
-) {
-    let weight = &linear.weight;
-    let (columns, outputs) = (weight.columns, weight.rows);
-    let x = &x[..n * columns];
-    let stride = scratch.len() / team.threads();
-    let y = Disjoint::new(&mut y[..n * outputs]);
-    let scratch = Disjoint::new(scratch);
-    team.run(outputs.div_ceil(TASK_OUTPUTS), &|task, thread| {
-        // SAFETY: each thread has its own stretch of the scratch.
-        let row = unsafe { scratch.slice(thread * stride, columns) };
-        let first = task * TASK_OUTPUTS;
-        for output in first..outputs.min(first + TASK_OUTPUTS) {
-            dequantize_into(weight.ty, weight.row(file, output), row);
-            for (r, x) in x.chunks_exact(columns).enumerate() {
-                // SAFETY: element (r, output) belongs to the one task that has this output.
-                let y = unsafe { y.slice(r * outputs + output, 1) };
-                y[0] = dot(row, x);
-            }
-        }
-        if let Some(bias) = &linear.bias {
-            let values = bias.values(file).enumerate().skip(first);
-            for (output, value) in values.take(TASK_OUTPUTS) {
-                for r in 0..n {
-                    // SAFETY: as above.
-                    let y = unsafe { y.slice(r * outputs + output, 1) };
-                    y[0] += value;
-                }
-            }
-        }
-    });
+/// `e^x` to two units in the last place (Cody and Waite's reduction, a polynomial of degree seven on
+/// what is left), in operations that vectorise. Below -87 it is 0, above 88 infinite.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5 · 2^23: rounds what is added to a whole number
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    let shifted = x.clamp(-88.0, 89.0) * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = (x.clamp(-88.0, 89.0) - n * LN2_HIGH) - n * LN2_LOW;
+    let mut p = 1.0 / 5040.0;
+    for c in [
+        1.0 / 720.0,
+        1.0 / 120.0,
+        1.0 / 24.0,
+        1.0 / 6.0,
+        0.5,
+        1.0,
+        1.0,
+    ] {
+        p = p * r + c;
+    }
+    let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits());
+    // 2^n in two steps, for n = 128 has no bits of its own.
+    let half = exponent as i32 >> 1;
+    let power = |n: i32| f32::from_bits(((n + 127) as u32) << 23);
+    let value = p * power(half) * power(exponent as i32 - half);
+    let value = if x < -87.0 { 0.0 } else { value };
+    let value = if x > 88.7 { f32::INFINITY } else { value };
+    if x.is_nan() { x } else { value }
 }
 
 /// RMSNorm (Zhang and Sennrich, 2019) of each row: `y = x / sqrt(mean(x²) + ε) · w`.
 pub fn rms_norm(
     team: &mut Team,
+    level: Level,
     file: &[u8],
     weight: &Vector,
     epsilon: f32,
@@ -90,12 +91,29 @@ pub fn rms_norm(
 ) {
     let width = weight.length;
     team.for_each_piece(y, width, |row, y| {
-        let x = &x[row * width..][..width];
-        let scale = 1.0 / (dot(x, x) / width as f32 + epsilon).sqrt();
-        for ((y, x), w) in y.iter_mut().zip(x).zip(weight.values(file)) {
-            *y = x * scale * w;
-        }
+        norm_row(
+            level,
+            &x[row * width..][..width],
+            weight.bytes(file),
+            epsilon,
+            y,
+        );
     });
+}
+
+super::levels! {
+    fn norm_row(x: &[f32], weight: &[[u8; 4]], epsilon: f32, y: &mut [f32]) {
+        let scale = 1.0 / (sum_of_products(x, x) / x.len() as f32 + epsilon).sqrt();
+        for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
+            *y = x * scale * f32::from_le_bytes(*w);
+        }
+    }
+
+    fn swiglu_row(gate: &mut [f32], up: &[f32]) {
+        for (g, u) in gate.iter_mut().zip(up) {
+            *g = *g / (1.0 + exp(-*g)) * u;
+        }
+    }
 }
 
 /// Cosine and sine of each rotated pair at `position`, into `table` [dims / 2] of (cos, sin).
@@ -138,11 +156,9 @@ pub fn rope(
 }
 
 /// `gate = silu(gate) · up` (SwiGLU; Shazeer, 2020), row by row.
-pub fn swiglu(team: &mut Team, row_size: usize, gate: &mut [f32], up: &[f32]) {
+pub fn swiglu(team: &mut Team, level: Level, row_size: usize, gate: &mut [f32], up: &[f32]) {
     team.for_each_piece(gate, row_size, |row, gate| {
-        for (g, u) in gate.iter_mut().zip(&up[row * row_size..]) {
-            *g = *g / (1.0 + (-*g).exp()) * u;
-        }
+        swiglu_row(level, gate, &up[row * row_size..][..row_size]);
     });
 }
 
@@ -151,71 +167,6 @@ pub fn add(x: &mut [f32], y: &[f32]) {
     for (x, y) in x.iter_mut().zip(y) {
         *x += y;
     }
-}
-
-/// Where a row stands in the cache plane it attends to.
-#[derive(Debug, Clone, Copy, Default)]
-#[repr(C)]
-pub struct Seat {
-    /// The row's sequence.
-    pub sequence: u32,
-    /// Entries that it sees: those at its own position and before.
-    pub visible: u32,
-}
-
-/// Causal attention of each row's heads over the entries that it sees; `q` and `out` are
-/// [n, heads, head_dim]. The softmax is taken page by page (Milakov and Gimelshein, 2018), so no
-/// row of scores is ever stored.
-pub fn attention(
-    team: &mut Team,
-    kv: &KvCache,
-    plane: usize,
-    heads: usize,
-    seats: &[Seat],
-    q: &[f32],
-    out: &mut [f32],
-) {
-    let head_dim = kv.shape().head_dim;
-    let group = heads / kv.shape().kv_heads;
-    let scale = 1.0 / (head_dim as f32).sqrt();
-    team.for_each_piece(out, head_dim, |index, out| {
-        let seat = seats[index / heads];
-        let kv_head = index % heads / group;
-        let q = &q[index * head_dim..][..head_dim];
-        let mut entry = [0.0f32; MAX_HEAD_DIM];
-        let entry = &mut entry[..head_dim];
-        let (mut max, mut sum) = (f32::NEG_INFINITY, 0.0f32);
-        out.fill(0.0);
-        let mut left = seat.visible as usize;
-        for &page in kv.table(seat.sequence as usize, plane) {
-            let count = left.min(PAGE_TOKENS);
-            if count == 0 {
-                break;
-            }
-            left -= count;
-            let mut scores = [0.0f32; PAGE_TOKENS];
-            let mut page_max = max;
-            for (slot, score) in scores[..count].iter_mut().enumerate() {
-                kv.key(page, kv_head, slot, entry);
-                *score = dot(q, entry) * scale;
-                page_max = page_max.max(*score);
-            }
-            // exp(-inf) is 0: the first page starts from nothing.
-            let correction = (max - page_max).exp();
-            max = page_max;
-            sum *= correction;
-            out.iter_mut().for_each(|o| *o *= correction);
-            for (slot, score) in scores[..count].iter().enumerate() {
-                let p = (score - max).exp();
-                sum += p;
-                kv.value(page, kv_head, slot, entry);
-                for (o, v) in out.iter_mut().zip(&*entry) {
-                    *o += p * v;
-                }
-            }
-        }
-        out.iter_mut().for_each(|o| *o /= sum);
-    });
 }
 
 /// The Gauss error function in double precision, for exact GELU: Taylor's series near zero,
@@ -256,8 +207,31 @@ mod tests {
             let b: Vec<f32> = (0..n).map(|i| (i % 5) as f32 - 2.0).collect();
             // Small whole numbers: every order of adding is exact.
             let expected: f32 = a.iter().zip(&b).map(|(a, b)| a * b).sum();
-            assert_eq!(dot(&a, &b), expected, "{n} elements");
+            for level in Level::available() {
+                assert_eq!(dot(level, &a, &b), expected, "{n} elements");
+            }
         }
+    }
+
+    #[test]
+    fn exp_is_near_the_exact_one() {
+        let mut worst = 0.0f64;
+        for i in -870_000..887_000 {
+            let x = i as f32 / 10_000.0;
+            let exact = f64::from(x).exp();
+            worst = worst.max((f64::from(exp(x)) - exact).abs() / exact);
+        }
+        // Two units in the last place.
+        assert!(worst < 2.0 * f64::from(f32::EPSILON), "{worst:e}");
+        assert_eq!(
+            (exp(0.0), exp(-100.0), exp(f32::NEG_INFINITY)),
+            (1.0, 0.0, 0.0)
+        );
+        assert_eq!(
+            (exp(89.0), exp(f32::INFINITY)),
+            (f32::INFINITY, f32::INFINITY)
+        );
+        assert!(exp(f32::NAN).is_nan());
     }
 
     #[test]

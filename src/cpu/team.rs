@@ -4,7 +4,7 @@
 //! the next one before they sleep, and nothing is allocated after [`Team::new`]. Which thread does
 //! which task is left to chance; a task's result must not depend on it.
 
-use super::thread::{STACK_BYTES, Thread, ThreadParams};
+use super::thread::{STACK_BYTES, Thread, ThreadParams, cores};
 use crate::error::{Error, Result};
 use std::ffi::c_void;
 use std::io::ErrorKind;
@@ -58,14 +58,14 @@ const WAITING: i32 = -1;
 const READY: i32 = 0;
 
 struct Shared {
-    /// Grows by one with each job; a helper that sees a new value takes part.
+    /// Grows by one when a job opens and by one when it closes: odd while there is one.
     epoch: AtomicUsize,
     /// The job of this epoch.
     job: Mutex<Job>,
     /// The next task that nobody has taken.
     next: AtomicUsize,
-    /// Helpers that have not finished this epoch.
-    pending: AtomicUsize,
+    /// Helpers that take part, or are about to see that they came too late.
+    inside: AtomicUsize,
     /// Helpers asleep on `wake`, and the caller on `done`.
     sleeping: AtomicUsize,
     caller_sleeps: AtomicBool,
@@ -125,8 +125,7 @@ impl<'m> Team<'m> {
             ));
         }
         // Spinning with more threads than cores only keeps the others from working.
-        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let spins = if threads <= cores { SPINS } else { 0 };
+        let spins = if threads <= cores() { SPINS } else { 0 };
         // SAFETY: the memory is exclusively borrowed for 'm, aligned and large enough, by the
         // check above, for one `Shared` and, behind it, a `Helper` for each helper.
         let (shared, helpers) = unsafe {
@@ -215,9 +214,10 @@ impl<'m> Team<'m> {
             Some(shared) if tasks > 1 => unsafe { shared.as_ref() },
             _ => return (0..tasks).for_each(|task| work(task, 0)),
         };
-        // SAFETY: only the lifetime changes. Helpers use the reference between the change of
-        // `epoch` below and their decrement of `pending`; `wait` returns, on every path out of
-        // this function, only after `pending` is zero, so `work` outlives each use.
+        // SAFETY: only the lifetime changes. A helper uses the reference only after it has counted
+        // itself in (`inside`) and then still seen the job open. Here the job is closed before
+        // `wait`, which returns, on every path out of this function, only when nobody is inside:
+        // a helper either sees the closed job or is waited for, so `work` outlives each use.
         let work: Work<'static> = unsafe { std::mem::transmute::<Work<'_>, Work<'static>>(work) };
         let job = Job {
             work: Some(work),
@@ -225,13 +225,16 @@ impl<'m> Team<'m> {
         };
         *lock(&shared.job) = job;
         shared.next.store(0, Relaxed);
-        shared.pending.store(self.started, Relaxed);
         shared.epoch.fetch_add(1, SeqCst);
         if shared.sleeping.load(SeqCst) > 0 {
-            let _guard = lock(&shared.lock);
+            // Without the lock, which a helper without a core may hold: one that misses this call
+            // misses this job, and the others do its part.
             shared.wake.notify_all();
         }
         let own = catch_unwind(AssertUnwindSafe(|| shared.take_tasks(job, 0)));
+        shared.epoch.fetch_add(1, SeqCst);
+        // Helpers that are at work, not those that never came: on a busy machine one may be
+        // without a core for as long as this whole token takes.
         shared.wait();
         lock(&shared.job).work = None;
         if let Err(panic) = own {
@@ -309,7 +312,7 @@ impl Shared {
                 tasks: 0,
             }),
             next: AtomicUsize::new(0),
-            pending: AtomicUsize::new(0),
+            inside: AtomicUsize::new(0),
             sleeping: AtomicUsize::new(0),
             caller_sleeps: AtomicBool::new(false),
             lock: Mutex::new(()),
@@ -335,51 +338,61 @@ impl Shared {
     fn help(&self, thread: usize) {
         let mut seen = 0;
         loop {
-            self.wait_for_epoch_after(seen);
-            seen += 1;
+            seen = self.wait_for_job_after(seen);
             if self.stop.load(SeqCst) {
                 return;
             }
-            let job = *lock(&self.job);
-            if catch_unwind(AssertUnwindSafe(|| self.take_tasks(job, thread))).is_err() {
-                self.panicked.store(true, SeqCst);
+            self.inside.fetch_add(1, SeqCst);
+            if self.epoch.load(SeqCst) == seen {
+                let job = *lock(&self.job);
+                if catch_unwind(AssertUnwindSafe(|| self.take_tasks(job, thread))).is_err() {
+                    self.panicked.store(true, SeqCst);
+                }
             }
-            if self.pending.fetch_sub(1, SeqCst) == 1 && self.caller_sleeps.load(SeqCst) {
+            if self.inside.fetch_sub(1, SeqCst) == 1 && self.caller_sleeps.load(SeqCst) {
                 let _guard = lock(&self.lock);
                 self.done.notify_one();
             }
         }
     }
 
-    fn wait_for_epoch_after(&self, seen: usize) {
+    /// The epoch of an open job other than `seen`; any when the team ends.
+    fn wait_for_job_after(&self, seen: usize) -> usize {
+        let news = |epoch: usize| epoch != seen && epoch % 2 == 1 || self.stop.load(SeqCst);
         for _ in 0..self.spins {
-            if self.epoch.load(Acquire) != seen {
-                return;
+            let epoch = self.epoch.load(Acquire);
+            if epoch != seen && news(epoch) {
+                return epoch;
             }
             std::hint::spin_loop();
         }
         let mut guard = lock(&self.lock);
         self.sleeping.fetch_add(1, SeqCst);
-        while self.epoch.load(SeqCst) == seen {
+        let epoch = loop {
+            let epoch = self.epoch.load(SeqCst);
+            if news(epoch) {
+                break epoch;
+            }
             guard = self
                 .wake
                 .wait(guard)
                 .unwrap_or_else(PoisonError::into_inner);
-        }
+        };
         self.sleeping.fetch_sub(1, SeqCst);
+        epoch
     }
 
     /// Returns when no helper is at work any more.
     fn wait(&self) {
         for _ in 0..self.spins {
-            if self.pending.load(Acquire) == 0 {
+            if self.inside.load(SeqCst) == 0 {
                 return;
             }
             std::hint::spin_loop();
         }
         let mut guard = lock(&self.lock);
         self.caller_sleeps.store(true, SeqCst);
-        while self.pending.load(SeqCst) != 0 {
+        while self.inside.load(SeqCst) != 0 {
             guard = self
                 .done
                 .wait(guard)

@@ -97,6 +97,59 @@ impl ThreadParams {
     }
 }
 
+/// How many threads can run at the same time: the CPUs that this process may use, and in a container
+/// the share that it was given. As [`std::thread::available_parallelism`], without its allocations.
+pub fn cores() -> usize {
+    let cpus = usable_cpus().max(1);
+    quota().map_or(cpus, |quota| quota.clamp(1, cpus))
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn usable_cpus() -> usize {
+    // SAFETY: a set of plain bits, for which all zeros is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is to a set of the size that is given; 0 is this thread.
+    if unsafe { libc::sched_getaffinity(0, size_of_val(&set), &mut set) } == 0 {
+        // SAFETY: reads the bits.
+        return unsafe { libc::CPU_COUNT(&set) } as usize;
+    }
+    online_cpus()
+}
+
+#[cfg(all(unix, not(any(target_os = "linux", target_os = "android"))))]
+fn usable_cpus() -> usize {
+    online_cpus()
+}
+
+#[cfg(unix)]
+fn online_cpus() -> usize {
+    // SAFETY: takes a number, answers with one.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }).unwrap_or(1)
+}
+
+#[cfg(not(unix))]
+fn usable_cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
+}
+
+/// CPUs' worth of time that a container may use (cgroup v2: microseconds in each period, "max" for
+/// all), rounded up.
+fn quota() -> Option<usize> {
+    use std::io::Read;
+    if !cfg!(target_os = "linux") {
+        return None;
+    }
+    let mut text = [0; 64];
+    let mut file = std::fs::File::open("/sys/fs/cgroup/cpu.max").ok()?;
+    let length = file.read(&mut text).ok()?;
+    let mut numbers = std::str::from_utf8(&text[..length])
+        .ok()?
+        .split_whitespace();
+    let mut number = || numbers.next()?.parse::<usize>().ok();
+    let (time, period) = (number()?, number()?);
+    (period > 0).then(|| time.div_ceil(period))
+}
+
 /// Stack of a helper. Its tasks keep a few kilobytes there; pages that are not touched cost nothing.
 pub const STACK_BYTES: usize = 512 << 10;
 
@@ -200,6 +253,13 @@ mod system {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cores_are_those_of_the_standard_library() {
+        // It also knows older kinds of quotas, which only make its number smaller.
+        let known = std::thread::available_parallelism().unwrap().get();
+        assert!(cores() >= known && cores() <= 1 << 16);
+    }
 
     #[test]
     fn cpu_sets_hold_what_was_put_in() {

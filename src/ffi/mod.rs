@@ -23,6 +23,7 @@ mod tokenizer;
 mod session;
 
 pub use model::*;
+pub use params::MOR_ZERO_TERMINATED;
 pub use session::*;
 pub use status::*;
 pub use tokenizer::*;

@@ -418,9 +418,7 @@ unsafe fn build(
             memory,
         });
         // Both are parts of the object, of which the content is dropped first.
-        (*pointer)
-            .content
-            .set_cancel_flag(&*(&raw const (*pointer).cancel));
+        (*pointer).content.set_cancel_flag(&(*pointer).cancel);
     };
     Ok(pointer.cast())
 }
@@ -1122,9 +1120,9 @@ pub unsafe extern "C" fn mor_session_save(
 }
 
 /// Replaces the sequence so far by a saved one, of this or another session of the same model file
-/// and KV type, on this or another machine of the same byte order. The next logits are the same
-/// bits. A state is not trusted: what is damaged or does not fit is refused, and the session is as
-/// before.
+/// and KV type, on this or another machine. The next logits are the same bits that the saved session
+/// would have computed here. A state is not trusted: what is damaged or does not fit is refused, and
+/// the session is as before.
 ///
 /// @param session  the session
 /// @param state    the state
@@ -1176,7 +1174,7 @@ unsafe fn set_cancel(session: *mut mor_session, value: bool) -> mor_status {
         return failure.status();
     }
     // SAFETY: a field of a live object, which is atomic; another call may use the others.
-    let flag = unsafe { &*(&raw const (*pointer).cancel) };
+    let flag = unsafe { &(*pointer).cancel };
     flag.store(value, Ordering::Relaxed);
     mor_status::MOR_OK
 }

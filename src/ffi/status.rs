@@ -148,6 +148,7 @@ impl LastError {
 }
 
 /// What a failing call has to tell.
+#[allow(clippy::large_enum_variant)] // an error is kept in place so that it needs no memory
 pub(super) enum Failure {
     Error(Error),
     /// A status whose sentence says all.

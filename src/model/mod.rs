@@ -3,6 +3,7 @@
 mod hyperparameters;
 mod schedule;
 mod storage;
+mod strict;
 mod weights;
 
 pub use hyperparameters::*;
@@ -119,7 +120,7 @@ impl Model {
             Err(Error::Tokenizer(why)) => Err(why),
             Err(other) => Err(Text::new(other)),
         };
-        Ok(Model(Shared::new(Parts {
+        let model = Model(Shared::new(Parts {
             storage,
             gguf,
             hyperparameters: h,
@@ -133,7 +134,9 @@ impl Model {
             routers,
             auxiliary_routers,
             tokenizer,
-        })?))
+        })?);
+        strict::check(&model)?;
+        Ok(model)
     }
 
     fn find_routers(finder: &Finder, h: &Hyperparameters) -> Result<(Vec<Router>, Vec<Router>)> {

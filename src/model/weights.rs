@@ -45,14 +45,15 @@ pub struct Vector {
 }
 
 impl Vector {
+    /// The values' bytes, out of the file's.
+    pub(crate) fn bytes<'a>(&self, file: &'a [u8]) -> &'a [[u8; 4]] {
+        file[self.offset..][..4 * self.length].as_chunks::<4>().0
+    }
+
     /// The values, out of the file's bytes.
     pub(crate) fn values<'a>(&self, file: &'a [u8]) -> impl ExactSizeIterator<Item = f32> + 'a {
-        let bytes = &file[self.offset..][..4 * self.length];
-        bytes
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .map(|b| f32::from_le_bytes(*b))
+        let bytes = self.bytes(file).iter();
+        bytes.map(|b| f32::from_le_bytes(*b))
     }
 }
 
@@ -197,35 +198,28 @@ impl<'a> Finder<'a> {
         })
     }
 
-    fn linear(&self, stem: &str, rows: usize, columns: usize) -> Result<Linear> {
-        let bias = name(format_args!("{stem}.bias"));
-        Ok(Linear {
-            weight: self.matrix(&name(format_args!("{stem}.weight")), rows, columns)?,
-            bias: if self.has(&bias) {
-                Some(self.vector(&bias, rows)?)
-            } else {
-                None
-            },
-        })
-    }
-
     /// Block `block` at recursion `recursion`: each tensor by its own name first, then by the
     /// name that all recursions share.
     pub fn layer(&self, h: &Hyperparameters, block: usize, recursion: usize) -> Result<Layer> {
-        let stem = |part: &str| {
-            let own = name(format_args!("blk.{block}.rec.{recursion}.{part}"));
-            if recursion > 0 && self.has(&name(format_args!("{own}.weight"))) {
+        let find = |part: &str, leaf: &str| {
+            let own = name(format_args!("blk.{block}.rec.{recursion}.{part}.{leaf}"));
+            if recursion > 0 && self.has(&own) {
                 own
             } else {
-                name(format_args!("blk.{block}.{part}"))
+                name(format_args!("blk.{block}.{part}.{leaf}"))
             }
         };
-        let norm = |part: &str| {
-            let name = name(format_args!("{}.weight", stem(part)));
-            self.vector(&name, h.hidden_size)
+        let norm = |part: &str| self.vector(&find(part, "weight"), h.hidden_size);
+        let linear = |part: &str, rows: usize, columns: usize| -> Result<Linear> {
+            let bias = find(part, "bias");
+            Ok(Linear {
+                weight: self.matrix(&find(part, "weight"), rows, columns)?,
+                bias: match self.has(&bias) {
+                    true => Some(self.vector(&bias, rows)?),
+                    false => None,
+                },
+            })
         };
-        let linear =
-            |part: &str, rows: usize, columns: usize| self.linear(&stem(part), rows, columns);
         Ok(Layer {
             attn_norm: norm("attn_norm")?,
             q: linear("attn_q", h.query_size(), h.hidden_size)?,

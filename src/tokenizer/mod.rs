@@ -16,7 +16,7 @@ mod vocabulary;
 mod words;
 
 use crate::error::{Error, Result};
-use crate::memory::{reserved_string, try_push};
+use crate::memory::try_push;
 
 use bpe::Bpe;
 use special::Specials;

@@ -14,6 +14,15 @@ pub fn data(name: &str) -> Vec<u8> {
     std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
+/// Says that a test does not run. Written to the stream itself, for what `println!` prints in a test
+/// that passes is never seen.
+pub fn skip(what: &str, missing: &str) {
+    use std::io::Write;
+    // One call, so that the lines of several threads do not mix.
+    let line = format!("SKIPPED {what}: {missing}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
+}
+
 /// xorshift64*: the same numbers everywhere, no dependency.
 pub struct Random(pub u64);
 

@@ -169,6 +169,130 @@ fn layers_that_are_written_out_but_equal_collapse() {
     }
 }
 
+/// Which parts of a layer are meant.
+type Choice = fn(&str) -> bool;
+
+/// Sharing and recursions given, no documents: what is stored is taken at face value, whatever
+/// deeper recursions have of their own.
+#[test]
+fn own_layers_of_deeper_recursions_are_found_without_documents() {
+    for case in [
+        "recursive_cycle",
+        "recursive_sequence",
+        "recursive_middle_cycle",
+        "recursive_middle_sequence",
+    ] {
+        let original = Checkpoint::read(case);
+        let mut options = narrow_heads();
+        options.overrides.kind = Some(Kind::Recursive);
+        options.overrides.sharing = Sharing::parse(original.sharing());
+        options.overrides.num_recursion = Some(original.recursions() as u32);
+        let parts: [(&str, Choice); 4] = [
+            ("norms", |part| part.ends_with("layernorm")),
+            ("attention", |part| part.starts_with("self_attn")),
+            ("all but one", |part| part != "self_attn.q_proj"),
+            ("all", |_| true),
+        ];
+        for (what, own) in parts {
+            let mut copy = Copy::of(case).without("config.json").without("mor.yaml");
+            write_out_all_layers(&mut copy);
+            let c = &mut copy.checkpoint;
+            for r in 1..original.recursions() {
+                for j in 0..original.block() {
+                    for (part, _) in PARTS {
+                        let name = format!("{}.{part}.weight", original.names(r, j)[0]);
+                        if !own(part) {
+                            c.tensors.remove(&name);
+                            continue;
+                        }
+                        // Another number for each, so that no two are equal.
+                        let bytes = &mut c.tensors.get_mut(&name).unwrap().1;
+                        let value = (r * 100 + j) as f32 / 1000.0;
+                        bytes[..4].copy_from_slice(&value.to_le_bytes());
+                    }
+                }
+            }
+            let mut options = options.clone();
+            // A cycle of layers that are all there and all different may as well be one recursion.
+            if what == "all" && original.sharing() == "cycle" {
+                let layers = original.config["num_hidden_layers"].as_u64().unwrap();
+                options.overrides.layers = Some(layers as u32);
+            }
+            let converted = copy.convert(&options).unwrap();
+            // The documents are still in the original, which says how to look tensors up.
+            let checkpoint = Checkpoint {
+                tensors: copy.checkpoint.tensors,
+                ..Checkpoint::read(case)
+            };
+            let gguf = converted.gguf();
+            check_every_tensor(case, &gguf, &converted.bytes, &checkpoint);
+            let own_tensors = gguf.tensors().iter().filter(|t| t.name.contains(".rec."));
+            let parts = PARTS.iter().filter(|(part, _)| own(part)).count();
+            assert_eq!(
+                own_tensors.count(),
+                parts * (original.recursions() - 1) * original.block(),
+                "{case}: {what}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_names_cannot_tell_is_asked_for() {
+    let mut copy = Copy::of("recursive_cycle")
+        .without("config.json")
+        .without("mor.yaml");
+    let mut options = narrow_heads();
+    options.overrides.kind = Some(Kind::Recursive);
+    let error = copy.convert(&options).unwrap_err();
+    assert!(
+        error.ends_with("do not show how they are shared; give the sharing and the number of recursions (--sharing, --recursions)"),
+        "{error}"
+    );
+    // The first layer of the second recursion is whole, the others have parts only.
+    let original = Checkpoint::read("recursive_cycle");
+    options.overrides.sharing = Some(Sharing::Cycle);
+    options.overrides.num_recursion = Some(original.recursions() as u32);
+    write_out_all_layers(&mut copy);
+    for r in 1..original.recursions() {
+        for j in 0..original.block() {
+            let name = format!("{}.mlp.up_proj.weight", original.names(r, j)[0]);
+            if (r, j) != (1, 0) {
+                copy.checkpoint.tensors.remove(&name);
+            }
+        }
+    }
+    let error = copy.convert(&options).unwrap_err();
+    assert!(error.contains("give the number of layers"), "{error}");
+    options.overrides.layers = Some(original.config["num_hidden_layers"].as_u64().unwrap() as u32);
+    copy.check("recursive_cycle", &options);
+}
+
+#[test]
+fn a_head_that_is_said_to_be_there_and_is_not_is_told() {
+    let mut copy = Copy::of("vanilla");
+    let untied = copy.convert(&options(TensorType::F32)).unwrap();
+    let told = |c: &Converted| c.notes.iter().any(|n| n.contains("no lm_head.weight"));
+    assert!(!told(&untied), "{:?}", untied.notes);
+    copy.checkpoint.tensors.remove("lm_head.weight").unwrap();
+    let tied = copy.convert(&options(TensorType::F32)).unwrap();
+    assert!(told(&tied), "{:?}", tied.notes);
+}
+
+/// The least that a recursion takes is one token.
+#[test]
+fn a_capacity_may_be_0() {
+    let copy = Copy::of("expert_middle_cycle");
+    copy.replace_in("mor.yaml", "0.3333333333333333", "0.0");
+    let converted = copy.convert(&options(TensorType::F32)).unwrap();
+    let m = converted.gguf().metadata;
+    let capacities = m.f64s("mor.router.capacities").unwrap().unwrap();
+    assert_eq!(capacities[2], 0.0);
+    mor::Model::from_bytes(converted.bytes).unwrap();
+    copy.replace_in("mor.yaml", "1.0,0.6", "1.5,0.6");
+    assert!(copy.error().contains("a capacity is 1.5"));
+}
+
 #[test]
 fn a_tensor_of_another_recursion_becomes_an_alias() {
     let mut copy = Copy::of("expert_own_attention");
@@ -392,30 +516,50 @@ fn a_converted_file_requantizes_to_the_same_as_its_checkpoint() {
     }
 }
 
-/// A tiny file of some architecture, with a matrix, a norm and a vector in half precision.
+/// A tiny file of some architecture whose weights are all 1. Its norms and biases are in half
+/// precision, which this library's own files never have.
 fn foreign_file(path: &std::path::Path, architecture: &str) {
     use mor::gguf::{GgufWriter, Metadata, TensorPlan, Value};
     let mut metadata = Metadata::default();
     metadata.insert("general.architecture", Value::String(architecture.into()));
     metadata.insert("general.name", Value::String("tiny".into()));
     metadata.insert("general.file_type", Value::U32(1));
-    metadata.insert(format!("{architecture}.block_count"), Value::U32(1));
-    let tensors = [
-        ("token_embd.weight", TensorType::F16, vec![32u64, 2]),
-        ("blk.0.attn_norm.weight", TensorType::F32, vec![32]),
-        ("blk.0.attn_q.bias", TensorType::F16, vec![33]),
-    ];
-    let plans = tensors.map(|(name, ty, dims)| TensorPlan {
+    for (key, value) in [
+        ("block_count", 1),
+        ("context_length", 8),
+        ("embedding_length", 32),
+        ("feed_forward_length", 64),
+        ("attention.head_count", 2),
+        ("vocab_size", 2),
+    ] {
+        metadata.insert(format!("{architecture}.{key}"), Value::U32(value));
+    }
+    let epsilon = format!("{architecture}.attention.layer_norm_rms_epsilon");
+    metadata.insert(epsilon, Value::F32(1e-5));
+    let plans = [
+        ("token_embd.weight", vec![32u64, 2]),
+        ("output_norm.weight", vec![32]),
+        ("blk.0.attn_norm.weight", vec![32]),
+        ("blk.0.attn_q.weight", vec![32, 32]),
+        ("blk.0.attn_q.bias", vec![32]),
+        ("blk.0.attn_k.weight", vec![32, 32]),
+        ("blk.0.attn_v.weight", vec![32, 32]),
+        ("blk.0.attn_output.weight", vec![32, 32]),
+        ("blk.0.ffn_norm.weight", vec![32]),
+        ("blk.0.ffn_gate.weight", vec![32, 64]),
+        ("blk.0.ffn_up.weight", vec![32, 64]),
+        ("blk.0.ffn_down.weight", vec![64, 32]),
+    ]
+    .map(|(name, dims)| TensorPlan {
         name: name.into(),
-        ty,
+        ty: TensorType::F16,
         dims,
     });
     let mut writer = GgufWriter::create(path, &metadata, &plans).unwrap();
     for plan in &plans {
         let weights: u64 = plan.dims.iter().product();
-        // 1.0 in half precision throughout; as F32 the pairs are some other finite number.
-        let size = if plan.ty == TensorType::F16 { 2 } else { 4 };
-        let bytes = [0x00, 0x3c].repeat(weights as usize * size / 2);
+        // 1.0 in half precision.
+        let bytes = [0x00, 0x3c].repeat(weights as usize);
         writer.write_tensor_bytes(&bytes).unwrap();
         writer.next_tensor().unwrap();
     }
@@ -432,8 +576,13 @@ fn a_llama_file_keeps_its_metadata_and_its_architecture() {
     let gguf = converted.gguf();
     assert_eq!(gguf.metadata.require_str("general.name").unwrap(), "tiny");
     assert_eq!(gguf.metadata.require_u32("general.file_type").unwrap(), 2);
-    let types: Vec<TensorType> = gguf.tensors().iter().map(|t| t.ty).collect();
-    assert_eq!(types, [TensorType::Q4_0, TensorType::F32, TensorType::F32]);
+    for tensor in gguf.tensors() {
+        let wanted = match tensor.dims.len() {
+            1 => TensorType::F32,
+            _ => TensorType::Q4_0,
+        };
+        assert_eq!(tensor.ty, wanted, "{}", tensor.name);
+    }
     assert!(decoded(&gguf, &converted.bytes, "token_embd.weight") == 1f32.to_le_bytes().repeat(64));
     let mut renamed = options(TensorType::F32);
     renamed.overrides.name = Some("other".into());

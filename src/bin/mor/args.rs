@@ -1,11 +1,21 @@
 //! The command line as types.
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand, ValueEnum};
 use mor::KvType;
 use mor::convert::{
     Balancing, Gating, Kind, KvStrategy, Overrides, RouterFunction, Selection, Sharing,
 };
+use mor::quant::TensorType;
 use std::path::PathBuf;
+
+/// Takes the names of one of the library's enumerations.
+macro_rules! one_of {
+    ($type:ty) => {
+        PossibleValuesParser::new(<$type>::ALL.iter().map(|value| value.name()))
+            .try_map(|name| <$type>::parse(&name).ok_or("it has no such value"))
+    };
+}
 
 /// Runs Mixture-of-Recursions language models.
 #[derive(Parser)]
@@ -41,11 +51,11 @@ pub struct EngineArgs {
     /// Threads [default: one per core]
     #[arg(short, long)]
     pub threads: Option<usize>,
-    /// How keys and values are stored
+    /// How keys and values are stored [default: f16; eval and generate-tokens: f32]
     #[arg(long, value_enum)]
     pub kv: Option<Kv>,
     /// Cut of the routers, 0 to 1: higher is faster and coarser [default: as trained]
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub cut: Option<f32>,
     /// Most recursions that a token takes
     #[arg(long, value_name = "D")]
@@ -73,19 +83,34 @@ impl From<Kv> for KvType {
 #[derive(clap::Args)]
 pub struct SamplingArgs {
     /// Temperature; 0 always takes the likeliest token
-    #[arg(long, default_value_t = 0.8)]
+    #[arg(long, default_value_t = 0.8, allow_negative_numbers = true)]
     pub temp: f32,
     /// Draw from the K likeliest tokens only; 0 is off
     #[arg(long, value_name = "K", default_value_t = 40)]
     pub top_k: usize,
     /// Draw from the likeliest tokens that add up to P only; 1 is off
-    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    #[arg(
+        long,
+        value_name = "P",
+        default_value_t = 0.95,
+        allow_negative_numbers = true
+    )]
     pub top_p: f32,
     /// Draw from tokens at least P times as likely as the likeliest only; 0 is off
-    #[arg(long, value_name = "P", default_value_t = 0.05)]
+    #[arg(
+        long,
+        value_name = "P",
+        default_value_t = 0.05,
+        allow_negative_numbers = true
+    )]
     pub min_p: f32,
     /// Divide the logits of the last 64 tokens by R; 1 is off
-    #[arg(long, value_name = "R", default_value_t = 1.0)]
+    #[arg(
+        long,
+        value_name = "R",
+        default_value_t = 1.0,
+        allow_negative_numbers = true
+    )]
     pub repeat_penalty: f32,
     /// Start of the random sequence [default: the clock]
     #[arg(long)]
@@ -97,10 +122,10 @@ pub struct RunArgs {
     /// GGUF file [default: the model inside this program]
     pub model: Option<PathBuf>,
     /// The text to continue
-    #[arg(short, long, value_name = "TEXT")]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: String,
     /// Most tokens to write
-    #[arg(short, default_value_t = 128)]
+    #[arg(short, default_value_t = 128, value_parser = tokens, allow_negative_numbers = true)]
     pub n: usize,
     /// Tokens that prompt and answer may take [default: as trained, at most 4096]
     #[arg(short, long)]
@@ -109,7 +134,7 @@ pub struct RunArgs {
     #[arg(long)]
     pub depths: bool,
     /// End when this text comes up; may be given more than once
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub stop: Vec<String>,
     #[command(flatten)]
     pub sampling: SamplingArgs,
@@ -122,10 +147,10 @@ pub struct ChatArgs {
     /// GGUF file [default: the model inside this program]
     pub model: Option<PathBuf>,
     /// A first message that sets the tone
-    #[arg(long)]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub system: Option<String>,
     /// Most tokens of an answer
-    #[arg(short, default_value_t = 512)]
+    #[arg(short, default_value_t = 512, value_parser = tokens, allow_negative_numbers = true)]
     pub n: usize,
     /// Tokens that the conversation may take [default: as trained, at most 4096]
     #[arg(short, long)]
@@ -176,13 +201,14 @@ pub struct PlanArgs {
 pub struct EvalArgs {
     /// GGUF file
     pub model: PathBuf,
-    /// Token ids separated by white space, one sequence a line
+    /// Token ids separated by white space, one sequence a line; blank lines are skipped
     #[arg(long, value_name = "FILE")]
     pub tokens: PathBuf,
     /// Who decides which tokens go on: the causal cut, or the paper's top-k over the whole line
     #[arg(long, value_enum, default_value = "threshold")]
     pub routing: RoutingArg,
-    /// Where logits_<line> [T, V] f32 and depth_<line> [T] i64 go
+    /// Where logits_<line> [T, V] f32 and depth_<line> [T] i64 go; lines are counted from 0, blank
+    /// ones too
     #[arg(short, long, value_name = "OUT.safetensors")]
     pub output: PathBuf,
     /// Rows of one pass over the weights [default: 64; capacity routing takes a whole line]
@@ -202,11 +228,11 @@ pub enum RoutingArg {
 pub struct GenerateTokensArgs {
     /// GGUF file
     pub model: PathBuf,
-    /// Token ids separated by white space, one sequence a line
+    /// Token ids separated by white space, one sequence a line; blank lines are skipped
     #[arg(long, value_name = "FILE")]
     pub tokens: PathBuf,
     /// Tokens to write after each line
-    #[arg(short)]
+    #[arg(short, value_parser = tokens, allow_negative_numbers = true)]
     pub n: usize,
     #[command(flatten)]
     pub engine: EngineArgs,
@@ -235,9 +261,9 @@ pub struct ConvertArgs {
     /// The file to write
     #[arg(short, long, value_name = "OUT.gguf")]
     pub output: PathBuf,
-    /// Type of the matrices: f32, f16, bf16, q8_0, q4_0, q4_1 [default: f16]
-    #[arg(long = "type", value_name = "TYPE")]
-    pub ty: Option<String>,
+    /// Type of the matrices: f32, f16, bf16, q8_0, q4_0 or q4_1
+    #[arg(long = "type", value_name = "TYPE", default_value = "f16", value_parser = matrix_type)]
+    pub ty: TensorType,
     /// tokenizer.json, or a GGUF file with the right vocabulary
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
@@ -252,39 +278,42 @@ pub struct OverrideArgs {
     /// Name of the model
     #[arg(long)]
     pub name: Option<String>,
-    /// vanilla, recursive, expert or token
-    #[arg(long)]
-    pub kind: Option<String>,
-    /// none, cycle, sequence, middle_cycle or middle_sequence
-    #[arg(long)]
-    pub sharing: Option<String>,
-    /// N_r
+    /// How the model decides which tokens go through a recursion
+    #[arg(long, value_parser = one_of!(Kind))]
+    pub kind: Option<Kind>,
+    /// How layers are shared
+    #[arg(long, value_parser = one_of!(Sharing))]
+    pub sharing: Option<Sharing>,
+    /// How often the shared block can run
     #[arg(long, value_name = "N")]
     pub recursions: Option<u32>,
+    /// Layers that a token of full depth passes, num_hidden_layers in config.json
+    #[arg(long, value_name = "N")]
+    pub layers: Option<u32>,
     /// Factor on the router's weight
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub alpha: Option<f32>,
-    /// sigmoid, tanh, softmax or none
-    #[arg(long, value_name = "FUNCTION")]
-    pub router_function: Option<String>,
-    /// aux_loss or aux_router (expert-choice)
-    #[arg(long)]
-    pub selection: Option<String>,
-    /// loss or loss_free (token-choice)
-    #[arg(long)]
-    pub balancing: Option<String>,
+    /// What turns a router's score into a weight
+    #[arg(long, value_name = "FUNCTION", value_parser = one_of!(RouterFunction))]
+    pub router_function: Option<RouterFunction>,
+    /// What decides causally (expert-choice)
+    #[arg(long, value_parser = one_of!(Selection))]
+    pub selection: Option<Selection>,
+    /// How the depths were balanced (token-choice)
+    #[arg(long, value_parser = one_of!(Balancing))]
+    pub balancing: Option<Balancing>,
     /// What the router's input is divided by
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub temperature: Option<f32>,
-    /// weighted or none
-    #[arg(long)]
-    pub gating: Option<String>,
+    /// Whether the router's weight scales what a recursion adds
+    #[arg(long, value_parser = one_of!(Gating))]
+    pub gating: Option<Gating>,
     /// Share of the text that each recursion takes, separated by commas
     #[arg(long, value_delimiter = ',')]
     pub capacities: Option<Vec<f64>>,
-    /// recursion_wise or shared
-    #[arg(long, value_name = "STRATEGY")]
-    pub kv_strategy: Option<String>,
+    /// What deeper recursions attend to
+    #[arg(long, value_name = "STRATEGY", value_parser = one_of!(KvStrategy))]
+    pub kv_strategy: Option<KvStrategy>,
     /// Query heads
     #[arg(long)]
     pub heads: Option<u32>,
@@ -307,47 +336,43 @@ pub struct OverrideArgs {
 
 impl OverrideArgs {
     /// The library's form of it.
-    pub fn to_overrides(&self) -> crate::Result<Overrides> {
-        Ok(Overrides {
+    pub fn to_overrides(&self) -> Overrides {
+        Overrides {
             name: self.name.clone(),
-            kind: named("--kind", &self.kind, Kind::parse)?,
-            sharing: named("--sharing", &self.sharing, Sharing::parse)?,
+            kind: self.kind,
+            sharing: self.sharing,
             num_recursion: self.recursions,
+            layers: self.layers,
             alpha: self.alpha,
-            router_function: named(
-                "--router-function",
-                &self.router_function,
-                RouterFunction::parse,
-            )?,
-            sampling: named("--selection", &self.selection, Selection::parse)?,
-            balancing: named("--balancing", &self.balancing, Balancing::parse)?,
+            router_function: self.router_function,
+            sampling: self.selection,
+            balancing: self.balancing,
             temperature: self.temperature,
-            gating: named("--gating", &self.gating, Gating::parse)?,
+            gating: self.gating,
             capacities: self.capacities.clone(),
-            kv_sharing: named("--kv-strategy", &self.kv_strategy, KvStrategy::parse)?,
+            kv_sharing: self.kv_strategy,
             heads: self.heads,
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
             rope_theta: self.rope_theta,
             rms_eps: self.rms_eps,
             context_length: self.context_length,
-        })
+        }
     }
 }
 
-/// One of a list of names.
-fn named<T>(
-    option: &str,
-    value: &Option<String>,
-    parse: impl Fn(&str) -> Option<T>,
-) -> crate::Result<Option<T>> {
-    match value {
-        None => Ok(None),
-        Some(text) => match parse(text) {
-            Some(value) => Ok(Some(value)),
-            None => {
-                Err(format!("{option} does not know '{text}'; see 'mor convert --help'").into())
-            }
-        },
-    }
+/// A number of tokens.
+fn tokens(text: &str) -> Result<usize, String> {
+    text.parse()
+        .map_err(|_| "a whole number of tokens is needed, 0 or more".to_string())
+}
+
+/// A type that matrices can be written in.
+fn matrix_type(name: &str) -> Result<TensorType, String> {
+    let known = || TensorType::ALL.into_iter().filter(|ty| ty.can_encode());
+    let named = TensorType::parse(name).filter(|ty| ty.can_encode());
+    named.ok_or_else(|| {
+        let known: Vec<_> = known().map(|ty| ty.name().to_lowercase()).collect();
+        format!("it cannot be written; possible are {}", known.join(", "))
+    })
 }

@@ -2,38 +2,31 @@
 
 use crate::Result;
 use crate::args::ConvertArgs;
-use crate::terminal::{Progress, mebibytes};
+use crate::input;
+use crate::terminal::{Progress, counted, mebibytes, one_line, tell};
 use mor::convert::{ConvertOptions, convert as run};
-use mor::quant::TensorType;
 
 /// Makes a GGUF file.
 pub fn convert(args: &ConvertArgs) -> Result<()> {
-    let ty = args.ty.as_deref().unwrap_or("f16");
-    let ty = TensorType::parse(ty)
-        .filter(|ty| ty.can_encode())
-        .ok_or_else(|| {
-            let known = TensorType::ALL.iter().filter(|ty| ty.can_encode());
-            let known: Vec<_> = known.map(|ty| ty.name().to_lowercase()).collect();
-            format!(
-                "'{ty}' cannot be written; possible are {}",
-                known.join(", ")
-            )
-        })?;
+    input::readable(&args.input)?;
+    if let Some(tokenizer) = &args.tokenizer {
+        input::readable(tokenizer)?;
+    }
     let options = ConvertOptions {
-        ty,
+        ty: args.ty,
         tokenizer: args.tokenizer.clone(),
-        overrides: args.overrides.to_overrides()?,
+        overrides: args.overrides.to_overrides(),
     };
     let mut listener = Listener { progress: None };
     let summary = run(&args.input, &args.output, &options, &mut listener)?;
     drop(listener);
-    eprintln!(
-        "wrote and verified {}: {} tensors, {} from {}",
+    tell(format_args!(
+        "wrote and verified {}: {}, {} from {}",
         args.output.display(),
-        summary.tensors,
+        counted(summary.tensors, "tensor"),
         mebibytes(summary.output_bytes),
         mebibytes(summary.input_bytes),
-    );
+    ));
     Ok(())
 }
 
@@ -52,9 +45,10 @@ impl mor::convert::Progress for Listener {
         }
     }
     fn note(&mut self, text: &str) {
+        let text = one_line(text);
         match &self.progress {
-            Some(progress) => progress.note(text),
-            None => eprintln!("{text}"),
+            Some(progress) => progress.suspend(|| tell(format_args!("{text}"))),
+            None => tell(format_args!("{text}")),
         }
     }
 }

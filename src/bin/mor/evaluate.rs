@@ -2,19 +2,25 @@
 
 use crate::Result;
 use crate::args::{EvalArgs, GenerateTokensArgs, RoutingArg};
-use crate::input;
-use crate::terminal::Progress;
-use mor::{KvType, Routing, SamplerParams, SessionParams};
+use crate::input::{self, TokenLine};
+use crate::terminal::{Progress, stdout};
+use mor::convert::Output;
+use mor::{KvType, Routing, SamplerParams, Session, SessionParams};
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::Write;
+
+/// Results by name: type, shape, bytes.
+type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
 /// Scores each line of tokens.
 pub fn eval(args: &EvalArgs) -> Result<()> {
     let model = input::open(Some(&args.model))?;
     let lines = input::token_lines(&args.tokens)?;
-    let vocab = model.hyperparameters().vocab_size;
-    let longest = lines.iter().map(Vec::len).max().unwrap_or(0);
+    // Before the work, so that a wrong name costs none.
+    let output = Output::new(&args.output)?;
+    let longest = longest(&lines);
     let batch = match args.routing {
         RoutingArg::Threshold => args.batch.unwrap_or(64),
         RoutingArg::Capacity => longest,
@@ -31,57 +37,87 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         RoutingArg::Threshold => Routing::Threshold,
         RoutingArg::Capacity => Routing::Capacity,
     });
-    let mut tensors: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> = BTreeMap::new();
-    let progress = Progress::new("scoring", lines.len() as u64);
-    for (line, tokens) in lines.iter().enumerate() {
-        session.rewind(0)?;
-        let mut logits = Vec::with_capacity(tokens.len() * vocab * 4);
-        session.score(tokens, |_, row| {
-            logits.extend(row.iter().flat_map(|l| l.to_le_bytes()));
-            Ok(())
-        })?;
-        let depths = session.depths().iter();
-        let depths = depths.flat_map(|d| i64::from(*d).to_le_bytes()).collect();
-        let t = tokens.len();
-        tensors.insert(
-            format!("logits_{line}"),
-            (Dtype::F32, vec![t, vocab], logits),
-        );
-        tensors.insert(format!("depth_{line}"), (Dtype::I64, vec![t], depths));
-        progress.advance(1);
+    let progress = Progress::new("scoring", lines.iter().map(|l| l.ids.len() as u64).sum());
+    let mut tensors = Tensors::new();
+    for line in &lines {
+        score(&mut session, line, &mut tensors, &progress)?;
     }
-    let views = tensors
-        .iter()
-        .map(|(name, (dtype, shape, bytes))| {
-            Ok((name, TensorView::new(*dtype, shape.clone(), bytes)?))
-        })
-        .collect::<Result<Vec<_>>>()?;
-    safetensors::serialize_to_file(views, None, &args.output)
-        .map_err(|e| format!("cannot write '{}': {e}", args.output.display()).into())
+    drop(progress);
+    write(&tensors, output).map_err(|e| {
+        let path = args.output.display();
+        format!("cannot write '{path}': {e}").into()
+    })
+}
+
+/// Adds one line's logits and depths to the results.
+fn score(
+    session: &mut Session,
+    line: &TokenLine,
+    tensors: &mut Tensors,
+    progress: &Progress,
+) -> Result<()> {
+    let (number, t) = (line.number, line.ids.len());
+    let vocab = session.model().hyperparameters().vocab_size;
+    let mut logits = Vec::with_capacity(t * vocab * 4);
+    session.rewind(0)?;
+    session.score(&line.ids, |_, row| {
+        logits.extend(row.iter().flat_map(|l| l.to_le_bytes()));
+        progress.advance(1);
+        Ok(())
+    })?;
+    let depths = session.depths().iter();
+    let depths = depths.flat_map(|d| i64::from(*d).to_le_bytes()).collect();
+    tensors.insert(
+        format!("logits_{number}"),
+        (Dtype::F32, vec![t, vocab], logits),
+    );
+    tensors.insert(format!("depth_{number}"), (Dtype::I64, vec![t], depths));
+    Ok(())
+}
+
+fn write(tensors: &Tensors, output: Output) -> Result<()> {
+    let views = tensors.iter().map(|(name, (dtype, shape, bytes))| {
+        Ok((name, TensorView::new(*dtype, shape.clone(), bytes)?))
+    });
+    let views = views.collect::<Result<Vec<_>>>()?;
+    // The crate makes a file that only its owner may read; this one gets the usual permissions.
+    let usual = File::create(output.temporary())?.metadata()?.permissions();
+    safetensors::serialize_to_file(views, None, output.temporary())?;
+    std::fs::set_permissions(output.temporary(), usual)?;
+    Ok(output.keep()?)
 }
 
 /// Continues each line of tokens greedily.
 pub fn generate_tokens(args: &GenerateTokensArgs) -> Result<()> {
     let model = input::open(Some(&args.model))?;
     let lines = input::token_lines(&args.tokens)?;
-    let longest = lines.iter().map(Vec::len).max().unwrap_or(0);
     let params = SessionParams {
-        context: longest.saturating_add(args.n),
+        context: longest(&lines).saturating_add(args.n),
         ..Default::default()
     };
     let mut session = input::session(&model, &args.engine, KvType::F32, params)?;
     session.set_sampler(SamplerParams::greedy())?;
-    let mut out = std::io::stdout().lock();
-    for tokens in &lines {
+    let batch = session.plan().params().batch;
+    let work = lines.iter().map(|l| (l.ids.len() + args.n) as u64).sum();
+    let (progress, mut out) = (Progress::new("writing", work), stdout());
+    for TokenLine { ids, .. } in &lines {
         session.rewind(0)?;
-        session.prefill(tokens)?;
-        let mut words: Vec<String> = tokens.iter().map(u32::to_string).collect();
+        for chunk in ids.chunks(batch) {
+            session.prefill(chunk)?;
+            progress.advance(chunk.len() as u64);
+        }
+        let mut words: Vec<String> = ids.iter().map(u32::to_string).collect();
         for _ in 0..args.n {
             let token = session.sample()?;
             words.push(token.to_string());
             session.prefill(&[token])?;
+            progress.advance(1);
         }
-        writeln!(out, "{}", words.join(" "))?;
+        progress.suspend(|| writeln!(out, "{}", words.join(" ")))?;
     }
     Ok(())
+}
+
+fn longest(lines: &[TokenLine]) -> usize {
+    lines.iter().map(|line| line.ids.len()).max().unwrap_or(0)
 }

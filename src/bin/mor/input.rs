@@ -3,6 +3,7 @@
 use crate::Result;
 use crate::args::EngineArgs;
 use mor::{KvType, Model, Session, SessionParams};
+use std::io::ErrorKind;
 use std::path::Path;
 
 /// The bytes of the default model, aligned for the engine.
@@ -15,7 +16,10 @@ static DEFAULT_MODEL: &Aligned<[u8]> =
 /// The model at `path`, or the one that the program carries.
 pub fn open(path: Option<&Path>) -> Result<Model> {
     Ok(match path {
-        Some(path) => Model::open(path)?,
+        Some(path) => {
+            readable(path)?;
+            Model::open(path)?
+        }
         None => Model::from_static(&DEFAULT_MODEL.0)?,
     })
 }
@@ -24,8 +28,12 @@ pub fn open(path: Option<&Path>) -> Result<Model> {
 const DEFAULT_CONTEXT: usize = 4096;
 
 /// `context`, or as many tokens as the model was trained for, within reason.
-pub fn context(model: &Model, context: Option<usize>) -> usize {
-    context.unwrap_or_else(|| model.hyperparameters().context_length.min(DEFAULT_CONTEXT))
+pub fn context(model: &Model, context: Option<usize>) -> Result<usize> {
+    match context {
+        Some(0) => Err("a context of 0 tokens holds nothing; give more with -c".into()),
+        Some(context) => Ok(context),
+        None => Ok(model.hyperparameters().context_length.min(DEFAULT_CONTEXT)),
+    }
 }
 
 /// A session as the arguments want it.
@@ -49,15 +57,23 @@ pub fn session(
     Ok(session)
 }
 
-/// Token ids separated by white space, one sequence a line; empty lines are passed over.
-pub fn token_lines(path: &Path) -> Result<Vec<Vec<u32>>> {
+/// A line of a file of token ids.
+pub struct TokenLine {
+    /// Its number in the file, from 0.
+    pub number: usize,
+    /// One or more.
+    pub ids: Vec<u32>,
+}
+
+/// Token ids separated by white space, one sequence a line; blank lines are passed over.
+pub fn token_lines(path: &Path) -> Result<Vec<TokenLine>> {
     let text = read_text(path)?;
     let mut lines = Vec::new();
     for (number, line) in text.lines().enumerate() {
         let ids = line.split_whitespace().map(|word| {
             word.parse::<u32>().map_err(|_| {
                 format!(
-                    "'{}', line {}: '{word}' is no token id",
+                    "'{}', line {}: '{word}' is no token id; give whole numbers separated by white space",
                     path.display(),
                     number + 1
                 )
@@ -65,18 +81,50 @@ pub fn token_lines(path: &Path) -> Result<Vec<Vec<u32>>> {
         });
         let ids = ids.collect::<std::result::Result<Vec<_>, _>>()?;
         if !ids.is_empty() {
-            lines.push(ids);
+            lines.push(TokenLine { number, ids });
         }
     }
     if lines.is_empty() {
-        return Err(format!("'{}' holds no token ids", path.display()).into());
+        return Err(format!(
+            "'{}' holds no token ids; give at least one line of them",
+            path.display()
+        )
+        .into());
     }
     Ok(lines)
 }
 
 /// A whole text file.
 pub fn read_text(path: &Path) -> Result<String> {
-    let bytes =
-        std::fs::read(path).map_err(|e| format!("cannot read '{}': {e}", path.display()))?;
-    String::from_utf8(bytes).map_err(|_| format!("'{}' is no UTF-8 text", path.display()).into())
+    let bytes = std::fs::read(path).map_err(|e| unreadable(path, &e))?;
+    String::from_utf8(bytes).map_err(|_| {
+        let path = path.display();
+        format!("'{path}' is no UTF-8 text; convert it to UTF-8 first").into()
+    })
+}
+
+/// Fails, with a sentence that says what to do, when there is no such file or folder or it may not
+/// be read.
+pub fn readable(path: &Path) -> Result<()> {
+    let read = match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => std::fs::read_dir(path).map(drop),
+        // To open a pipe would wait for its writer.
+        Ok(metadata) if metadata.is_file() => std::fs::File::open(path).map(drop),
+        Ok(_) => {
+            let path = path.display();
+            return Err(format!("'{path}' is a device, a pipe or a socket; give a file").into());
+        }
+        Err(error) => Err(error),
+    };
+    read.map_err(|e| unreadable(path, &e).into())
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> String {
+    let advice = match error.kind() {
+        ErrorKind::NotFound => "; check the spelling of its path",
+        ErrorKind::PermissionDenied => "; ask its owner for permission",
+        ErrorKind::IsADirectory => "; give a file",
+        _ => "",
+    };
+    format!("cannot read '{}': {error}{advice}", path.display())
 }

@@ -3,24 +3,27 @@
 use crate::Result;
 use crate::args::{InspectArgs, PlanArgs};
 use crate::input;
-use crate::terminal::{grouped, mebibytes};
-use mor::gguf::Value;
+use crate::terminal::{counted, grouped, mebibytes, stdout};
+use mor::gguf::{Array, Value};
 use mor::model::{Hyperparameters, KvStrategy, LayerRun, RouterKind};
 use mor::{Model, Plan, SessionParams};
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::io::Write;
 
 /// Shows what a model file holds.
 pub fn inspect(args: &InspectArgs) -> Result<()> {
     let model = input::open(args.model.as_deref())?;
+    let mut out = stdout();
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&as_json(&model))?);
+        writeln!(out, "{}", serde_json::to_string_pretty(&as_json(&model))?)?;
         return Ok(());
     }
     let h = model.hyperparameters();
     let name = h.name.as_deref().unwrap_or("(unnamed)");
-    println!("{name}: {}", h.kind());
-    println!(
+    writeln!(out, "{name}: {}", h.kind())?;
+    writeln!(
+        out,
         "  hidden {}  heads {} (key heads {}, size {})  feed-forward {}  vocabulary {}  context {}",
         h.hidden_size,
         h.heads,
@@ -29,53 +32,57 @@ pub fn inspect(args: &InspectArgs) -> Result<()> {
         h.feed_forward_size,
         grouped(h.vocab_size as u64),
         grouped(h.context_length as u64)
-    );
-    println!("  types {}", types(&model).join(", "));
+    )?;
+    writeln!(out, "  types {}", types(&model).join(", "))?;
     if let Some(router) = &h.router {
         let who = match router.kind {
             RouterKind::Expert => "before each recursion, a router decides which tokens go on",
             RouterKind::Token => "one router gives each token its depth",
         };
-        println!(
+        writeln!(
+            out,
             "  routing: {who} ({}, alpha {}, cut {})",
             router.function.name(),
             router.alpha,
             router.cut
-        );
+        )?;
         let kv = match h.kv {
             KvStrategy::RecursionWise => "each recursion keeps those of the tokens active in it",
             KvStrategy::Shared => "recursion 0 keeps those of all tokens, deeper ones read them",
         };
-        println!("  keys and values: {kv}");
+        writeln!(out, "  keys and values: {kv}")?;
     }
-    println!("\nschedule (stored block, by recursion)");
+    writeln!(out, "\nschedule (stored block, by recursion)")?;
     for line in schedule_lines(&model) {
-        println!("  {line}");
+        writeln!(out, "  {line}")?;
     }
     let (stored, unshared) = (model.weight_bytes(), model.unshared_weight_bytes());
-    println!(
+    writeln!(
+        out,
         "\nlayers   {:>4} stored   {:>4} logical (a token of full depth)",
         h.stored_blocks,
         h.logical_layers()
-    );
-    println!(
+    )?;
+    writeln!(
+        out,
         "weights  {} stored, {} without sharing: {:.2} times as much",
         mebibytes(stored),
         mebibytes(unshared),
         unshared as f64 / stored as f64
-    );
-    println!("\nmetadata");
+    )?;
+    writeln!(out, "\nmetadata")?;
     for (key, value) in model.gguf().metadata.iter() {
-        println!("  {key} = {}", shown(value));
+        writeln!(out, "  {key} = {}", shown(value))?;
     }
     if args.tensors {
-        println!("\ntensors");
+        writeln!(out, "\ntensors")?;
         for tensor in model.gguf().tensors() {
             let ty = tensor.ty.name();
-            println!(
+            writeln!(
+                out,
                 "  {:<40} {ty:<5} {:?} {} bytes",
                 tensor.name, tensor.dims, tensor.bytes
-            );
+            )?;
         }
     }
     Ok(())
@@ -136,8 +143,11 @@ fn types(model: &Model) -> Vec<String> {
 fn shown(value: &Value) -> String {
     const MOST: usize = 100;
     let mut text = match value {
-        Value::Array(array) => format!("{} values", grouped(array.len() as u64)),
         Value::String(text) => text.escape_debug().to_string(),
+        Value::Array(array) => match numbers(array) {
+            Some(numbers) => return numbers.to_string(),
+            None => counted(array.len(), "value"),
+        },
         other => plain(other).to_string(),
     };
     if let Some((at, _)) = text.char_indices().nth(MOST) {
@@ -161,8 +171,30 @@ fn plain(value: &Value) -> serde_json::Value {
         Value::U64(v) => json!(v),
         Value::I64(v) => json!(v),
         Value::F64(v) => json!(v),
-        Value::Array(array) => json!({ "length": array.len() }),
+        Value::Array(array) => numbers(array).unwrap_or(json!({ "length": array.len() })),
     }
+}
+
+/// A short array of numbers in full; texts and long arrays are only counted.
+fn numbers(array: &Array) -> Option<serde_json::Value> {
+    const MOST: usize = 16;
+    if array.len() > MOST {
+        return None;
+    }
+    Some(match array {
+        Array::U8(v) => json!(v),
+        Array::I8(v) => json!(v),
+        Array::U16(v) => json!(v),
+        Array::I16(v) => json!(v),
+        Array::U32(v) => json!(v),
+        Array::I32(v) => json!(v),
+        Array::F32(v) => json!(v),
+        Array::Bool(v) => json!(v),
+        Array::String(_) => return None,
+        Array::U64(v) => json!(v),
+        Array::I64(v) => json!(v),
+        Array::F64(v) => json!(v),
+    })
 }
 
 fn as_json(model: &Model) -> serde_json::Value {
@@ -195,7 +227,7 @@ fn as_json(model: &Model) -> serde_json::Value {
 pub fn plan(args: &PlanArgs) -> Result<()> {
     let model = input::open(args.model.as_deref())?;
     let mut params = SessionParams {
-        context: input::context(&model, args.context),
+        context: input::context(&model, args.context)?,
         sequences: args.sequences,
         kv: args.kv.into(),
         ..Default::default()
@@ -205,6 +237,7 @@ pub fn plan(args: &PlanArgs) -> Result<()> {
     }
     let plan = Plan::new(&model, &params)?;
     let lines = plan.lines();
+    let mut out = stdout();
     if args.json {
         let lines: serde_json::Map<_, _> = lines
             .iter()
@@ -221,32 +254,36 @@ pub fn plan(args: &PlanArgs) -> Result<()> {
             "kv_bytes_per_token_at_full_depth": plan.kv_bytes_per_token(),
             "lines": lines,
         });
-        println!("{}", serde_json::to_string_pretty(&object)?);
+        writeln!(out, "{}", serde_json::to_string_pretty(&object)?)?;
         return Ok(());
     }
-    println!(
-        "{} sequences of {} tokens, {} threads, {} rows a pass",
-        plan.params().sequences,
-        grouped(plan.params().context as u64),
-        plan.params().threads,
-        plan.params().batch
-    );
+    writeln!(
+        out,
+        "{} of {}, {}, {} a pass",
+        counted(plan.params().sequences, "sequence"),
+        counted(plan.params().context, "token"),
+        counted(plan.params().threads, "thread"),
+        counted(plan.params().batch, "row")
+    )?;
     for (name, bytes) in &lines {
-        println!("  {name:<26} {:>16}", grouped(*bytes as u64));
+        writeln!(out, "  {name:<26} {:>16}", grouped(*bytes as u64))?;
     }
-    println!(
+    writeln!(
+        out,
         "  {:<26} {:>16} bytes",
         "session",
         grouped(plan.bytes() as u64)
-    );
-    println!(
+    )?;
+    writeln!(
+        out,
         "  {:<26} {:>16} bytes, mapped from the file",
         "weights",
         grouped(model.weight_bytes())
-    );
-    println!(
+    )?;
+    writeln!(
+        out,
         "\nKV pages are taken as tokens come: {} bytes a token of full depth, less for those that leave early.",
         grouped(plan.kv_bytes_per_token() as u64)
-    );
+    )?;
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! `mor`: run, look at, convert and measure Mixture-of-Recursions models from a terminal.
 
 mod args;
+mod chat;
 mod convert;
 mod evaluate;
 mod input;
@@ -11,44 +12,52 @@ mod terminal;
 
 use args::{Args, Command};
 use clap::Parser;
+use std::io::Write;
 use std::process::ExitCode;
+use terminal::{one_line, stdout, tell};
 
 /// What the commands return: an error of the library, or a sentence.
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {
-    let result = match Args::parse().command {
+    let (result, code) = match Args::try_parse() {
+        Ok(args) => (command(args.command), ExitCode::SUCCESS),
+        Err(usage) => explain(&usage),
+    };
+    // What is still buffered is written now, while an error can be told.
+    match result.and_then(|()| Ok(stdout().flush()?)) {
+        Ok(()) => code,
+        // A reader that closed the pipe has what it wanted.
+        Err(error) if is_broken_pipe(&*error) => code,
+        Err(error) => {
+            tell(format_args!("mor: {}", one_line(&error.to_string())));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn command(command: Command) -> Result<()> {
+    match command {
         Command::Run(args) => run::run(&args),
-        Command::Chat(args) => run::chat(&args),
+        Command::Chat(args) => chat::chat(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Plan(args) => inspect::plan(&args),
         Command::Convert(args) => convert::convert(&args),
         Command::Eval(args) => evaluate::eval(&args),
         Command::GenerateTokens(args) => evaluate::generate_tokens(&args),
         Command::Perplexity(args) => perplexity::perplexity(&args),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        // A reader that closed the pipe has what it wanted.
-        Err(error) if is_broken_pipe(&*error) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("mor: {}", one_line(&error.to_string()));
-            ExitCode::FAILURE
-        }
     }
 }
 
-/// Names out of a file may hold line ends and terminal commands; what is shown must not.
-fn one_line(sentence: &str) -> String {
-    let mut line = String::new();
-    for c in sentence.chars() {
-        if c.is_control() {
-            line.extend(c.escape_debug());
-        } else {
-            line.push(c);
-        }
+/// Help that was asked for goes to standard output, wrong usage is told.
+fn explain(usage: &clap::Error) -> (Result<()>, ExitCode) {
+    let text = usage.render();
+    if usage.use_stderr() {
+        let _ = write!(anstream::stderr(), "{}", text.ansi());
+        return (Ok(()), ExitCode::from(2));
     }
-    line
+    let written = write!(stdout(), "{}", text.ansi());
+    (written.map_err(Into::into), ExitCode::SUCCESS)
 }
 
 fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {

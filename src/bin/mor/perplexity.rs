@@ -4,10 +4,11 @@
 use crate::Result;
 use crate::args::PerplexityArgs;
 use crate::input;
-use crate::terminal::Progress;
+use crate::terminal::{Progress, counted, stdout};
 use mor::tokenizer::EncodeOptions;
 use mor::{KvType, SessionParams, Tokenizer};
 use serde_json::json;
+use std::io::Write;
 
 /// Measures the perplexity of a text.
 pub fn perplexity(args: &PerplexityArgs) -> Result<()> {
@@ -38,32 +39,42 @@ pub fn perplexity(args: &PerplexityArgs) -> Result<()> {
     };
     let mut session = input::session(&model, &args.engine, KvType::F16, params)?;
     let (mut sum, mut count) = (0.0f64, 0usize);
-    let progress = Progress::new("scoring", (tokens.len() / context) as u64);
+    let batch = session.plan().params().batch;
+    let windows = tokens.chunks_exact(context);
+    let progress = Progress::new("scoring", (windows.len() * context) as u64);
     let first = context / 2;
-    for window in tokens.chunks_exact(context) {
+    for window in windows {
         let mut window = window.to_vec();
         if let (true, Some(bos)) = (tokenizer.add_bos(), tokenizer.bos()) {
             window[0] = bos;
         }
         session.rewind(0)?;
         // Nothing is asked of the logits before the second half, so none are computed.
-        session.prefill(&window[..first])?;
+        for chunk in window[..first].chunks(batch) {
+            session.prefill(chunk)?;
+            progress.advance(chunk.len() as u64);
+        }
         let rest = &window[first..];
         session.score(rest, |i, logits| {
             if let Some(next) = rest.get(i + 1) {
                 sum += negative_log_likelihood(logits, *next as usize);
                 count += 1;
             }
+            progress.advance(1);
             Ok(())
         })?;
-        progress.advance(1);
     }
     drop(progress);
     let perplexity = (sum / count as f64).exp();
     if args.json {
-        println!("{}", json!({ "perplexity": perplexity, "tokens": count }));
+        let object = json!({ "perplexity": perplexity, "tokens": count });
+        writeln!(stdout(), "{object}")?;
     } else {
-        println!("perplexity {perplexity:.4} over {count} tokens in windows of {context}");
+        let tokens = counted(count, "token");
+        writeln!(
+            stdout(),
+            "perplexity {perplexity:.4} over {tokens} in windows of {context}"
+        )?;
     }
     Ok(())
 }

@@ -1,14 +1,12 @@
-//! `mor run` and `mor chat`.
+//! `mor run`, and what `mor chat` shares with it.
 
 use crate::Result;
-use crate::args::{ChatArgs, RunArgs, SamplingArgs};
+use crate::args::{RunArgs, SamplingArgs};
 use crate::input;
-use crate::terminal::{Progress, depth_style, grouped, mebibytes};
-use mor::chat::{ChatTemplate, Message};
+use crate::terminal::{Progress, Stdout, counted, depth_style, grouped, mebibytes, stdout, tell};
 use mor::generate::{Finish, GenerateParams, Piece};
 use mor::tokenizer::{EncodeOptions, Utf8Stream};
-use mor::{KvType, Model, SamplerParams, Session, SessionParams, Tokenizer};
-use rustyline::error::ReadlineError;
+use mor::{KvType, SamplerParams, Session, SessionParams, Tokenizer};
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -18,7 +16,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
     let model = input::open(args.model.as_deref())?;
     let tokenizer = model.tokenizer()?;
     let params = SessionParams {
-        context: input::context(&model, args.context),
+        context: input::context(&model, args.context)?,
         ..Default::default()
     };
     let mut session = input::session(&model, &args.engine, KvType::F16, params)?;
@@ -31,7 +29,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
     let mut times = Times::default();
     prefill(&mut session, &prompt, &mut times)?;
     let mut out = Output::new(args.depths);
-    out.echo(&session, tokenizer, 0)?;
+    out.echo(&session, tokenizer, &args.prompt)?;
     let stop: Vec<&str> = args.stop.iter().map(String::as_str).collect();
     let params = GenerateParams {
         max_tokens: args.n,
@@ -40,89 +38,13 @@ pub fn run(args: &RunArgs) -> Result<()> {
     let finish = generate(&mut session, &params, &mut out, &mut times)?;
     out.end_line()?;
     if finish == Finish::ContextFull {
-        eprintln!("mor: the context is full; -c makes it larger");
+        tell(format_args!("mor: the context is full; -c makes it larger"));
     }
     summary(&mut session, &times, args.depths);
     Ok(())
 }
 
-/// Talks, line by line.
-pub fn chat(args: &ChatArgs) -> Result<()> {
-    let model = input::open(args.model.as_deref())?;
-    let tokenizer = model.tokenizer()?;
-    let template = template(&model, tokenizer)?;
-    let params = SessionParams {
-        context: input::context(&model, args.context),
-        ..Default::default()
-    };
-    let mut session = input::session(&model, &args.engine, KvType::F16, params)?;
-    session.set_sampler(sampler(&args.sampling))?;
-    let mut conversation: Vec<(&str, String)> = Vec::new();
-    if let Some(system) = &args.system {
-        conversation.push(("system", system.clone()));
-    }
-    let params = GenerateParams {
-        max_tokens: args.n,
-        stop: &[],
-    };
-    let mut editor = rustyline::DefaultEditor::new()?;
-    loop {
-        let line = match editor.readline("> ") {
-            Ok(line) => line,
-            Err(ReadlineError::Eof | ReadlineError::Interrupted) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        };
-        if line.trim().is_empty() {
-            continue;
-        }
-        // History is a convenience; a line that it does not take is still answered.
-        let _ = editor.add_history_entry(&line);
-        conversation.push(("user", line));
-        let messages: Vec<Message> = conversation
-            .iter()
-            .map(|(role, content)| Message { role, content })
-            .collect();
-        let text = template.render(&messages, true)?;
-        let options = EncodeOptions {
-            add_special: false,
-            parse_special: true,
-        };
-        let tokens = tokenizer.encode(&text, options)?;
-        let mut times = Times::default();
-        // What the session has already seen of it stays; at least one token must run.
-        let same = |(a, b): &(&u32, &u32)| a == b;
-        let seen = session
-            .tokens()
-            .iter()
-            .zip(&tokens)
-            .take_while(same)
-            .count();
-        let seen = seen.min(tokens.len().saturating_sub(1));
-        session.rewind(seen)?;
-        prefill(&mut session, &tokens[seen..], &mut times)?;
-        let mut out = Output::new(args.depths);
-        let finish = generate(&mut session, &params, &mut out, &mut times)?;
-        out.end_line()?;
-        conversation.push(("assistant", out.text));
-        if finish == Finish::ContextFull {
-            eprintln!("mor: the context is full; begin anew, or give more with -c");
-        }
-        summary(&mut session, &times, args.depths);
-    }
-}
-
-/// The file's template; for a model that was never taught to chat, each message as a paragraph.
-fn template(model: &Model, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
-    const PARAGRAPHS: &str =
-        "{% for message in messages %}{{ message.content }}{{ '\\n\\n' }}{% endfor %}";
-    if let Some(template) = ChatTemplate::from_metadata(&model.gguf().metadata, tokenizer)? {
-        return Ok(template);
-    }
-    eprintln!("mor: the model has no chat template; each message is a paragraph that it continues");
-    Ok(ChatTemplate::new(PARAGRAPHS, String::new(), String::new())?)
-}
-
-fn sampler(args: &SamplingArgs) -> SamplerParams {
+pub fn sampler(args: &SamplingArgs) -> SamplerParams {
     let clock = || {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         now.map_or(0, |t| t.as_nanos() as u64)
@@ -140,14 +62,15 @@ fn sampler(args: &SamplingArgs) -> SamplerParams {
 
 /// Tokens and time of one exchange.
 #[derive(Default)]
-struct Times {
+pub struct Times {
     prompt_tokens: usize,
     prompt: Duration,
     generated_tokens: usize,
     generation: Duration,
 }
 
-fn prefill(session: &mut Session, tokens: &[u32], times: &mut Times) -> Result<()> {
+/// Runs a prompt.
+pub fn prefill(session: &mut Session, tokens: &[u32], times: &mut Times) -> Result<()> {
     let (start, params) = (Instant::now(), session.plan().params());
     let needed = session.tokens().len() + tokens.len();
     if needed > params.context {
@@ -165,7 +88,8 @@ fn prefill(session: &mut Session, tokens: &[u32], times: &mut Times) -> Result<(
     Ok(())
 }
 
-fn generate(
+/// Writes until the model or the parameters end it.
+pub fn generate(
     session: &mut Session,
     params: &GenerateParams,
     out: &mut Output,
@@ -187,30 +111,39 @@ fn generate(
 }
 
 /// Standard output, coloured by depth when that is wanted.
-struct Output {
-    stream: anstream::Stdout,
+pub struct Output {
+    stream: Stdout,
     depths: bool,
     /// What was generated.
-    text: String,
+    pub text: String,
 }
 
 impl Output {
-    fn new(depths: bool) -> Self {
+    pub fn new(depths: bool) -> Self {
         Output {
-            stream: anstream::stdout(),
+            stream: stdout(),
             depths,
             text: String::new(),
         }
     }
 
-    /// Shows the session's tokens from `start` on.
-    fn echo(&mut self, session: &Session, tokenizer: &Tokenizer, start: usize) -> Result<()> {
+    /// Shows the prompt, which is all that the session holds, as it was typed: with the names of
+    /// special tokens, but without those that the file puts around every text.
+    fn echo(&mut self, session: &Session, tokenizer: &Tokenizer, prompt: &str) -> Result<()> {
+        let added = |token: Option<u32>, asked: bool| usize::from(asked && token.is_some());
+        let first = added(tokenizer.bos(), tokenizer.add_bos());
+        let last = session.tokens().len() - added(tokenizer.eos(), tokenizer.add_eos());
         let mut text = Utf8Stream::new();
-        for (token, depth) in session.tokens().iter().zip(session.depths()).skip(start) {
+        for i in first..last {
+            let mut bytes = tokenizer.token_bytes(session.tokens()[i], true)?;
+            if i == first && !prompt.starts_with(' ') {
+                // SentencePiece's own space.
+                bytes = bytes.strip_prefix(b" ").unwrap_or(bytes);
+            }
             let mut written = Ok(());
-            text.push(tokenizer.token_bytes(*token, false)?, |piece| {
+            text.push(bytes, |piece| {
                 if written.is_ok() {
-                    written = self.write(piece, *depth);
+                    written = self.write(piece, session.depths()[i]);
                 }
             });
             written?;
@@ -234,13 +167,13 @@ impl Output {
         self.stream.flush()
     }
 
-    fn end_line(&mut self) -> std::io::Result<()> {
+    pub fn end_line(&mut self) -> std::io::Result<()> {
         self.stream.write_all(b"\n")
     }
 }
 
 /// What the run took, on standard error.
-fn summary(session: &mut Session, times: &Times, depths: bool) {
+pub fn summary(session: &mut Session, times: &Times, depths: bool) {
     let rate = |tokens: usize, time: Duration| tokens as f64 / time.as_secs_f64().max(1e-9);
     let model = session.model().clone();
     let h = model.hyperparameters();
@@ -256,18 +189,18 @@ fn summary(session: &mut Session, times: &Times, depths: bool) {
             format!("{style}{depth}{style:#}: {count}")
         });
         let counts: Vec<_> = counts.collect();
-        anstream::eprintln!("tokens by depth  {}", counts.join("  "));
+        tell(format_args!("tokens by depth  {}", counts.join("  ")));
     }
-    eprintln!(
-        "prompt {} tokens, {:.1} tokens/s | generation {} tokens, {:.1} tokens/s | mean depth {mean:.2} of {} | weights {} | session {} (KV in use {}; {} bytes)",
-        times.prompt_tokens,
+    tell(format_args!(
+        "prompt {}, {:.1} tokens/s | generation {}, {:.1} tokens/s | mean depth {mean:.2} of {} | weights {} | session {} (KV in use {}; {} bytes)",
+        counted(times.prompt_tokens, "token"),
         rate(times.prompt_tokens, times.prompt),
-        times.generated_tokens,
+        counted(times.generated_tokens, "token"),
         rate(times.generated_tokens, times.generation),
         h.recursions,
         mebibytes(model.weight_bytes()),
         mebibytes(session_bytes),
         mebibytes(kv_bytes),
         grouped(kv_bytes),
-    );
+    ));
 }

@@ -1,9 +1,51 @@
-//! What a terminal shows and a pipe does not.
+//! What is written where, and what a terminal shows and a pipe does not.
 
 use anstyle::{Ansi256Color, Style};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::io::IsTerminal;
+use std::fmt::Arguments;
+use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
+
+/// Standard output, coloured on a terminal only. An error says that it is meant; a closed pipe keeps
+/// its kind, by which the program knows it.
+pub struct Stdout(anstream::Stdout);
+
+/// Standard output.
+pub fn stdout() -> Stdout {
+    Stdout(anstream::stdout())
+}
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map_err(unwritable)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().map_err(unwritable)
+    }
+}
+
+fn unwritable(error: io::Error) -> io::Error {
+    let sentence = format!("cannot write to standard output: {error}");
+    io::Error::new(error.kind(), sentence)
+}
+
+/// Writes a line to standard error. Who does not listen there has nowhere else to be told.
+pub fn tell(line: Arguments) {
+    let _ = writeln!(anstream::stderr(), "{line}");
+}
+
+/// Names out of a file may hold line ends and terminal commands; what is shown must not.
+pub fn one_line(sentence: &str) -> String {
+    let mut line = String::new();
+    for c in sentence.chars() {
+        if c.is_control() {
+            line.extend(c.escape_debug());
+        } else {
+            line.push(c);
+        }
+    }
+    line
+}
 
 /// A progress bar on standard error that appears after a second of work, and only on a terminal.
 pub struct Progress {
@@ -34,9 +76,9 @@ impl Progress {
         }
     }
 
-    /// A line that stays above the bar.
-    pub fn note(&self, text: &str) {
-        self.bar.suspend(|| eprintln!("{text}"));
+    /// Writes something, for which the bar makes room.
+    pub fn suspend<T>(&self, write: impl FnOnce() -> T) -> T {
+        self.bar.suspend(write)
     }
 }
 
@@ -64,6 +106,12 @@ pub fn grouped(n: u64) -> String {
         out.push(digit);
     }
     out
+}
+
+/// `1 token`, `1,234 tokens`
+pub fn counted(n: usize, what: &str) -> String {
+    let plural = if n == 1 { "" } else { "s" };
+    format!("{} {what}{plural}", grouped(n as u64))
 }
 
 /// `4.5 MiB`

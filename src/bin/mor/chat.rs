@@ -1,0 +1,218 @@
+//! `mor chat`: line by line, until the user ends it.
+
+use crate::Result;
+use crate::args::ChatArgs;
+use crate::input;
+use crate::run::{Output, Times, generate, prefill, sampler, summary};
+use crate::terminal::{one_line, tell};
+use mor::chat::{ChatTemplate, Message};
+use mor::generate::{Finish, GenerateParams};
+use mor::tokenizer::EncodeOptions;
+use mor::{Canceller, Error, KvType, Model, Session, SessionParams, Tokenizer};
+use rustyline::error::ReadlineError;
+use std::io::{ErrorKind, IsTerminal};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+const HELP: &str = "\
+/clear   forget the conversation and begin anew
+/exit    end, as Ctrl-D does
+/help    show this list
+Ctrl-C   end the answer";
+
+/// Talks, line by line.
+pub fn chat(args: &ChatArgs) -> Result<()> {
+    let model = input::open(args.model.as_deref())?;
+    let mut chat = Chat::new(&model, args)?;
+    let mut editor = rustyline::DefaultEditor::new()?;
+    if std::io::stdin().is_terminal() {
+        tell(format_args!("/help shows the commands"));
+    }
+    loop {
+        let line = match editor.readline("> ") {
+            Ok(line) => line,
+            Err(ReadlineError::Eof | ReadlineError::Interrupted) => return Ok(()),
+            Err(ReadlineError::Io(error)) if error.kind() == ErrorKind::InvalidData => {
+                tell(format_args!(
+                    "mor: the line is no UTF-8 text and is skipped"
+                ));
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        match line.trim() {
+            "" => {}
+            "/exit" => return Ok(()),
+            "/help" => tell(format_args!("{HELP}")),
+            "/clear" => chat.clear(),
+            word if is_command(word) => tell(format_args!(
+                "mor: there is no command {word}; /help shows those that there are"
+            )),
+            _ => {
+                // History is a convenience; a line that it does not take is still answered.
+                let _ = editor.add_history_entry(&line);
+                chat.answer(line)?;
+            }
+        }
+    }
+}
+
+/// A slash and one word of letters: no message looks like that, but a path or a fraction may begin
+/// with a slash.
+fn is_command(line: &str) -> bool {
+    let word = line.strip_prefix('/').unwrap_or_default();
+    !word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase())
+}
+
+/// A conversation.
+struct Chat<'a> {
+    args: &'a ChatArgs,
+    tokenizer: &'a Tokenizer,
+    template: ChatTemplate,
+    session: Session<'static>,
+    /// Who said what.
+    turns: Vec<(&'static str, String)>,
+    interrupt: Interrupt,
+}
+
+impl<'a> Chat<'a> {
+    fn new(model: &'a Model, args: &'a ChatArgs) -> Result<Self> {
+        let tokenizer = model.tokenizer()?;
+        let params = SessionParams {
+            context: input::context(model, args.context)?,
+            ..Default::default()
+        };
+        let mut session = input::session(model, &args.engine, KvType::F16, params)?;
+        session.set_sampler(sampler(&args.sampling))?;
+        let interrupt = Interrupt::new(session.canceller()?)?;
+        let template = template(model, tokenizer)?;
+        let mut chat = Chat {
+            args,
+            tokenizer,
+            template,
+            session,
+            turns: Vec::new(),
+            interrupt,
+        };
+        chat.clear();
+        Ok(chat)
+    }
+
+    /// Forgets all but the first message that sets the tone.
+    fn clear(&mut self) {
+        self.turns.clear();
+        let system = self.args.system.iter();
+        self.turns
+            .extend(system.map(|text| ("system", text.clone())));
+    }
+
+    /// Answers a message. What only this message is to blame for is told, and the message taken
+    /// back.
+    fn answer(&mut self, message: String) -> Result<()> {
+        self.turns.push(("user", message));
+        self.interrupt.arm();
+        let answer = self.reply();
+        self.interrupt.disarm();
+        match answer {
+            Ok(text) => {
+                self.turns.push(("assistant", text));
+                return Ok(());
+            }
+            Err(error) => match error.downcast_ref::<Error>() {
+                Some(Error::Cancelled) => tell(format_args!("mor: the message is taken back")),
+                Some(full @ (Error::ContextFull { .. } | Error::KvFull { .. })) => {
+                    tell(format_args!("mor: {full}; /clear begins anew"));
+                }
+                Some(Error::Template(_)) => {
+                    tell(format_args!("mor: {}", one_line(&error.to_string())));
+                }
+                _ => return Err(error),
+            },
+        }
+        self.turns.pop();
+        Ok(())
+    }
+
+    fn reply(&mut self) -> Result<String> {
+        let turns = self.turns.iter();
+        let messages: Vec<Message> = turns
+            .map(|(role, content)| Message { role, content })
+            .collect();
+        let text = self.template.render(&messages, true)?;
+        let options = EncodeOptions {
+            add_special: false,
+            parse_special: true,
+        };
+        let tokens = self.tokenizer.encode(&text, options)?;
+        // What the session has already seen of it stays; at least one token must run.
+        let same = self.session.tokens().iter().zip(&tokens);
+        let seen = same.take_while(|(a, b)| a == b).count();
+        let seen = seen.min(tokens.len().saturating_sub(1));
+        self.session.rewind(seen)?;
+        let mut times = Times::default();
+        prefill(&mut self.session, &tokens[seen..], &mut times)?;
+        let mut out = Output::new(self.args.depths);
+        let params = GenerateParams {
+            max_tokens: self.args.n,
+            stop: &[],
+        };
+        let finish = generate(&mut self.session, &params, &mut out, &mut times)?;
+        out.end_line()?;
+        match finish {
+            Finish::Cancelled => tell(format_args!("mor: the answer was ended")),
+            Finish::ContextFull => tell(format_args!(
+                "mor: the context is full; /clear begins anew, -c makes it larger"
+            )),
+            _ => {}
+        }
+        summary(&mut self.session, &times, self.args.depths);
+        Ok(out.text)
+    }
+}
+
+/// What Ctrl-C does: it ends the answer that is being given, and the program when there is none.
+/// (While a line is typed on a terminal, Ctrl-C is a key and comes from the line editor.)
+struct Interrupt {
+    answering: Arc<AtomicBool>,
+    canceller: Canceller,
+}
+
+impl Interrupt {
+    fn new(canceller: Canceller) -> Result<Self> {
+        /// As shells report a program that Ctrl-C ended.
+        const INTERRUPTED: i32 = 130;
+        let answering = Arc::new(AtomicBool::new(false));
+        let (seen, cancel) = (Arc::clone(&answering), canceller.clone());
+        ctrlc::set_handler(move || match seen.load(Ordering::SeqCst) {
+            true => cancel.cancel(),
+            false => std::process::exit(INTERRUPTED),
+        })?;
+        Ok(Interrupt {
+            answering,
+            canceller,
+        })
+    }
+
+    fn arm(&self) {
+        // One that came when the last answer was just done.
+        self.canceller.reset();
+        self.answering.store(true, Ordering::SeqCst);
+    }
+
+    fn disarm(&self) {
+        self.answering.store(false, Ordering::SeqCst);
+    }
+}
+
+/// The file's template; for a model that was never taught to chat, each message as a paragraph.
+fn template(model: &Model, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
+    const PARAGRAPHS: &str =
+        "{% for message in messages %}{{ message.content }}{{ '\\n\\n' }}{% endfor %}";
+    if let Some(template) = ChatTemplate::from_metadata(&model.gguf().metadata, tokenizer)? {
+        return Ok(template);
+    }
+    tell(format_args!(
+        "mor: the model has no chat template; each message is a paragraph that it continues"
+    ));
+    Ok(ChatTemplate::new(PARAGRAPHS, String::new(), String::new())?)
+}

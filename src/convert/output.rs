@@ -1,0 +1,125 @@
+//! A file that takes its name when it is complete.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// Most symbolic links that are followed, as on Linux.
+const MAX_LINKS: usize = 40;
+
+/// A file in the making: it is written under a hidden name beside its place, and what stands in
+/// its place stays until [`Output::keep`]. Dropped before, it is removed.
+#[derive(Debug)]
+pub struct Output {
+    /// As the caller spelled it, for sentences.
+    asked: PathBuf,
+    target: PathBuf,
+    temporary: PathBuf,
+    kept: bool,
+}
+
+impl Output {
+    /// Follows symbolic links and refuses what no file may take the place of. Nothing is created.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when something that is no regular file (a device, a pipe, a
+    /// folder) has that name, or when its folder does not exist.
+    pub fn new(path: &Path) -> Result<Output> {
+        let target = resolve(path)?;
+        let name = target.file_name().ok_or_else(|| {
+            Error::argument(format_args!(
+                "cannot write '{}': it names no file",
+                path.display()
+            ))
+        })?;
+        let folder = match target.parent() {
+            Some(folder) if folder != Path::new("") => folder,
+            _ => Path::new("."),
+        };
+        if !folder.is_dir() {
+            return Err(Error::argument(format_args!(
+                "cannot write '{}': there is no folder '{}'; make it first",
+                path.display(),
+                folder.display()
+            )));
+        }
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".{}.unverified", std::process::id()));
+        Ok(Output {
+            asked: path.to_owned(),
+            temporary: target.with_file_name(hidden),
+            target,
+            kept: false,
+        })
+    }
+
+    /// Where to write until the file is complete.
+    pub fn temporary(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// Gives the file its name.
+    pub fn keep(mut self) -> Result<()> {
+        // Once more, for the work may have taken long.
+        let target = resolve(&self.asked)?;
+        if target != self.target {
+            return Err(Error::argument(format_args!(
+                "'{}' leads elsewhere than when its writing began",
+                self.asked.display()
+            )));
+        }
+        std::fs::rename(&self.temporary, &self.target).map_err(|e| Error::io(&self.asked, e))?;
+        self.kept = true;
+        Ok(())
+    }
+
+    /// The error of writing, with the file's own name instead of the temporary one.
+    pub fn named(&self, error: Error) -> Error {
+        match error {
+            Error::Io { source, .. } => Error::io(&self.asked, source),
+            other => other,
+        }
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        if !self.kept {
+            // Often it was never made; and nobody is left who could be told.
+            let _ = std::fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// What `path` leads to, which is a regular file or nothing.
+fn resolve(path: &Path) -> Result<PathBuf> {
+    let refuse = |why: &str| {
+        Err(Error::argument(format_args!(
+            "cannot write '{}': it is {why}; name a regular file or one that does not exist yet",
+            path.display()
+        )))
+    };
+    let mut target = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        let kind = match std::fs::symlink_metadata(&target) {
+            Ok(metadata) => metadata.file_type(),
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(target),
+            Err(e) => return Err(Error::io(path, e)),
+        };
+        if kind.is_file() {
+            return Ok(target);
+        }
+        if kind.is_dir() {
+            return refuse("a folder");
+        }
+        if !kind.is_symlink() {
+            return refuse("a device, a pipe or a socket");
+        }
+        let link = std::fs::read_link(&target).map_err(|e| Error::io(path, e))?;
+        // A relative link counts from the folder that it stands in.
+        target = target.parent().unwrap_or(Path::new("")).join(link);
+    }
+    refuse("a circle of symbolic links")
+}

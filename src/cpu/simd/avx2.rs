@@ -1,0 +1,203 @@
+//! AVX2: two registers are sixteen lanes.
+
+use super::{LANES, Simd};
+use std::arch::x86_64::*;
+
+#[derive(Clone, Copy)]
+pub(in crate::cpu) struct Avx2;
+
+/// Lanes 0 to 7 and 8 to 15.
+type Pair<T> = [T; 2];
+
+/// Four products of unsigned and signed bytes in each lane, added up. Pairs of products must fit 16
+/// bits.
+#[inline(always)]
+unsafe fn dot(acc: __m256i, unsigned: __m256i, signed: __m256i) -> __m256i {
+    // SAFETY: inlined into functions that enable AVX2.
+    unsafe {
+        let pairs = _mm256_maddubs_epi16(unsigned, signed);
+        _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+    }
+}
+
+// SAFETY: all bodies are inlined into their callers, which enable the instruction set.
+#[allow(unsafe_op_in_unsafe_fn)] // every line is an intrinsic of the set that the trait demands
+unsafe impl Simd for Avx2 {
+    type I = Pair<__m256i>;
+    type F = Pair<__m256>;
+    const SIGNED_BIAS: i32 = 0;
+
+    #[inline(always)]
+    unsafe fn splat(value: i32) -> Self::I {
+        [_mm256_set1_epi32(value); 2]
+    }
+    #[inline(always)]
+    unsafe fn and([a, b]: Self::I, [c, d]: Self::I) -> Self::I {
+        [_mm256_and_si256(a, c), _mm256_and_si256(b, d)]
+    }
+    #[inline(always)]
+    unsafe fn or([a, b]: Self::I, [c, d]: Self::I) -> Self::I {
+        [_mm256_or_si256(a, c), _mm256_or_si256(b, d)]
+    }
+    #[inline(always)]
+    unsafe fn shl<const N: u32>([a, b]: Self::I) -> Self::I {
+        let n = _mm_cvtsi32_si128(N as i32);
+        [_mm256_sll_epi32(a, n), _mm256_sll_epi32(b, n)]
+    }
+    #[inline(always)]
+    unsafe fn shr<const N: u32>(a: Self::I) -> Self::I {
+        Self::shr_by(a, N)
+    }
+    #[inline(always)]
+    unsafe fn shr_by([a, b]: Self::I, n: u32) -> Self::I {
+        let n = _mm_cvtsi32_si128(n as i32);
+        [_mm256_srl_epi32(a, n), _mm256_srl_epi32(b, n)]
+    }
+    #[inline(always)]
+    unsafe fn sign_extend_byte([a, b]: Self::I) -> Self::I {
+        let (a, b) = (_mm256_slli_epi32::<24>(a), _mm256_slli_epi32::<24>(b));
+        [_mm256_srai_epi32::<24>(a), _mm256_srai_epi32::<24>(b)]
+    }
+    #[inline(always)]
+    unsafe fn dot(acc: Self::I, w: Self::I, x: i32) -> Self::I {
+        let x = _mm256_set1_epi32(x);
+        [dot(acc[0], w[0], x), dot(acc[1], w[1], x)]
+    }
+    #[inline(always)]
+    unsafe fn dot_signed(acc: Self::I, [a, b]: Self::I, x: i32) -> Self::I {
+        let x = _mm256_set1_epi32(x);
+        // |w| · (x with w's sign): 128 · 127 twice is less than 2^15. x is never -128, whose
+        // negative would not fit.
+        [
+            dot(acc[0], _mm256_abs_epi8(a), _mm256_sign_epi8(x, a)),
+            dot(acc[1], _mm256_abs_epi8(b), _mm256_sign_epi8(x, b)),
+        ]
+    }
+    #[inline(always)]
+    unsafe fn to_float([a, b]: Self::I) -> Self::F {
+        [_mm256_cvtepi32_ps(a), _mm256_cvtepi32_ps(b)]
+    }
+    #[inline(always)]
+    unsafe fn splat_float(value: f32) -> Self::F {
+        [_mm256_set1_ps(value); 2]
+    }
+    #[inline(always)]
+    unsafe fn load(floats: &[f32; LANES]) -> Self::F {
+        let start = floats.as_ptr();
+        [_mm256_loadu_ps(start), _mm256_loadu_ps(start.add(8))]
+    }
+    #[inline(always)]
+    unsafe fn load_half(halves: &[[u8; 2]; LANES]) -> Self::F {
+        let start = halves.as_ptr();
+        [
+            _mm256_cvtph_ps(_mm_loadu_si128(start.cast())),
+            _mm256_cvtph_ps(_mm_loadu_si128(start.add(8).cast())),
+        ]
+    }
+    #[inline(always)]
+    unsafe fn add([a, b]: Self::F, [c, d]: Self::F) -> Self::F {
+        [_mm256_add_ps(a, c), _mm256_add_ps(b, d)]
+    }
+    #[inline(always)]
+    unsafe fn mul([a, b]: Self::F, [c, d]: Self::F) -> Self::F {
+        [_mm256_mul_ps(a, c), _mm256_mul_ps(b, d)]
+    }
+    #[inline(always)]
+    unsafe fn gather_half(rows: &[*const u8; LANES], offset: usize) -> Self::F {
+        [
+            _mm256_cvtph_ps(eight_halves(rows, 0, offset)),
+            _mm256_cvtph_ps(eight_halves(rows, 8, offset)),
+        ]
+    }
+    #[inline(always)]
+    unsafe fn gather_4(rows: &[*const u8; LANES], offset: usize) -> Self::I {
+        [
+            _mm256_set_m128i(four_words(rows, 4, offset), four_words(rows, 0, offset)),
+            _mm256_set_m128i(four_words(rows, 12, offset), four_words(rows, 8, offset)),
+        ]
+    }
+    #[inline(always)]
+    unsafe fn gather_16(rows: &[*const u8; LANES], offset: usize) -> [Self::I; 4] {
+        let (low, high) = (eight_rows(rows, 0, offset), eight_rows(rows, 8, offset));
+        [
+            [low[0], high[0]],
+            [low[1], high[1]],
+            [low[2], high[2]],
+            [low[3], high[3]],
+        ]
+    }
+    #[inline(always)]
+    unsafe fn store(a: Self::F, out: &mut [f32; LANES]) {
+        _mm256_storeu_ps(out.as_mut_ptr(), a[0]);
+        _mm256_storeu_ps(out.as_mut_ptr().add(8), a[1]);
+    }
+    #[inline(always)]
+    unsafe fn prefetch(address: *const u8) {
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+}
+
+/// Two bytes of each of eight rows. One insertion into a register each; a detour by memory would have
+/// to wait for it.
+#[inline(always)]
+#[allow(unsafe_op_in_unsafe_fn)] // as above
+pub(super) unsafe fn eight_halves(
+    rows: &[*const u8; LANES],
+    first: usize,
+    offset: usize,
+) -> __m128i {
+    _mm_set_epi16(
+        rows[first + 7].add(offset).cast::<i16>().read_unaligned(),
+        rows[first + 6].add(offset).cast::<i16>().read_unaligned(),
+        rows[first + 5].add(offset).cast::<i16>().read_unaligned(),
+        rows[first + 4].add(offset).cast::<i16>().read_unaligned(),
+        rows[first + 3].add(offset).cast::<i16>().read_unaligned(),
+        rows[first + 2].add(offset).cast::<i16>().read_unaligned(),
+        rows[first + 1].add(offset).cast::<i16>().read_unaligned(),
+        rows[first].add(offset).cast::<i16>().read_unaligned(),
+    )
+}
+
+/// Four bytes of each of four rows.
+#[inline(always)]
+#[allow(unsafe_op_in_unsafe_fn)] // as above
+pub(super) unsafe fn four_words(rows: &[*const u8; LANES], first: usize, offset: usize) -> __m128i {
+    _mm_set_epi32(
+        rows[first + 3].add(offset).cast::<i32>().read_unaligned(),
+        rows[first + 2].add(offset).cast::<i32>().read_unaligned(),
+        rows[first + 1].add(offset).cast::<i32>().read_unaligned(),
+        rows[first].add(offset).cast::<i32>().read_unaligned(),
+    )
+}
+
+/// Rows i and 4 + i, so that a transposition stays inside 128 bits.
+#[inline(always)]
+#[allow(unsafe_op_in_unsafe_fn)] // as above
+unsafe fn two_rows(rows: &[*const u8; LANES], i: usize, offset: usize) -> __m256i {
+    _mm256_set_m128i(
+        _mm_loadu_si128(rows[4 + i].add(offset).cast()),
+        _mm_loadu_si128(rows[i].add(offset).cast()),
+    )
+}
+
+/// 16 bytes of each of eight rows: bytes 0 to 3 in the first result, and so on.
+#[inline(always)]
+#[allow(unsafe_op_in_unsafe_fn)] // as above
+unsafe fn eight_rows(rows: &[*const u8; LANES], first: usize, offset: usize) -> [__m256i; 4] {
+    let (a, b) = (
+        two_rows(rows, first, offset),
+        two_rows(rows, first + 1, offset),
+    );
+    let (c, d) = (
+        two_rows(rows, first + 2, offset),
+        two_rows(rows, first + 3, offset),
+    );
+    let (ab0, ab1) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+    let (cd0, cd1) = (_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+    [
+        _mm256_unpacklo_epi64(ab0, cd0),
+        _mm256_unpackhi_epi64(ab0, cd0),
+        _mm256_unpacklo_epi64(ab1, cd1),
+        _mm256_unpackhi_epi64(ab1, cd1),
+    ]
+}

@@ -1,0 +1,347 @@
+//! The C interface as a Rust program can test it: every export is guarded and declared, memory is
+//! what the plan says, and every refused allocation is an error that leaves nothing behind. What a
+//! C compiler and the sanitizers can say is in `tests/c`.
+#![cfg(feature = "ffi")]
+
+mod common;
+
+use common::allocator::{Allocator, Refuse, here, refusing};
+use mor::ffi::{mor_status::*, *};
+use std::collections::BTreeSet;
+use std::ffi::{CStr, CString, c_void};
+use std::path::Path;
+use std::ptr::{null, null_mut};
+
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn default_model() -> CString {
+    let path = root().join("models/austen-mor-5m-q8_0.gguf");
+    CString::new(path.to_str().unwrap()).unwrap()
+}
+
+fn text(pointer: *const std::ffi::c_char) -> &'static str {
+    unsafe { CStr::from_ptr(pointer) }.to_str().unwrap()
+}
+
+/// Each `extern "C" fn` that C can call: its name and its body's first line.
+fn exports() -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(root().join("src/ffi")).unwrap() {
+        let source = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+        for part in source.split("#[unsafe(no_mangle)]").skip(1) {
+            let head = part.split("fn ").nth(1).unwrap();
+            let name = head.split('(').next().unwrap();
+            let body = part.split("{\n").nth(1).unwrap();
+            found.push((name.to_owned(), body.trim().to_owned()));
+        }
+        // An export by another road would be missed above.
+        for road in ["export_name", "link_section", "#[no_mangle]"] {
+            assert!(!source.contains(road), "{road}");
+        }
+    }
+    found
+}
+
+#[test]
+fn every_export_stops_panics_and_is_declared() {
+    let exports = exports();
+    for (name, body) in &exports {
+        assert!(body.starts_with("boundary!("), "{name} begins with {body}");
+    }
+    let names: BTreeSet<&str> = exports.iter().map(|(name, _)| name.as_str()).collect();
+    assert!(names.len() > 40 && names.iter().all(|name| name.starts_with("mor_")));
+    let header = std::fs::read_to_string(root().join("include/mor.h")).unwrap();
+    // A declaration stands at the beginning of a line, with its parameters behind it.
+    let declared: BTreeSet<&str> = header
+        .lines()
+        .filter(|line| {
+            line.starts_with("enum mor_status mor_")
+                || line.contains(" *mor_")
+                || line.starts_with("void mor_")
+        })
+        .filter(|line| !line.starts_with(' '))
+        .filter_map(|line| line.split('(').next()?.rsplit([' ', '*']).next())
+        .collect();
+    assert_eq!(names, declared);
+}
+
+#[test]
+fn statuses_have_sentences() {
+    for status in MOR_OK as i32..=MOR_ERROR_INTERNAL as i32 {
+        assert_ne!(text(mor_status_text(status)), "unknown status");
+    }
+    for status in [-1, MOR_ERROR_INTERNAL as i32 + 1, i32::MAX, i32::MIN] {
+        assert_eq!(text(mor_status_text(status)), "unknown status");
+    }
+    assert_eq!(text(mor_version()), env!("CARGO_PKG_VERSION"));
+}
+
+/// A model, a tokenizer and a session.
+struct Objects(*mut mor_model, *mut mor_tokenizer, *mut mor_session);
+
+/// Loads, creates and runs one token; what was made before a failure is freed.
+fn make(path: &CStr, copy: bool, threads: u32) -> Result<Objects, mor_status> {
+    let mut objects = Objects(null_mut(), null_mut(), null_mut());
+    let mut error: mor_error = unsafe { std::mem::zeroed() };
+    let mut steps = || -> mor_status {
+        unsafe {
+            let mut params: mor_model_params = std::mem::zeroed();
+            mor_model_params_init(&mut params, size_of_val(&params));
+            params.copy = copy.into();
+            let mut status = mor_model_load(path.as_ptr(), &params, &mut objects.0, &mut error);
+            if status == MOR_OK {
+                status = mor_tokenizer_create(objects.0, null(), &mut objects.1, &mut error);
+            }
+            if status == MOR_OK {
+                let mut params: mor_session_params = std::mem::zeroed();
+                mor_session_params_init(&mut params, size_of_val(&params));
+                (params.threads, params.context) = (threads, 64);
+                status = mor_session_create(objects.0, &params, &mut objects.2, &mut error);
+            }
+            status
+        }
+    };
+    match steps() {
+        MOR_OK => Ok(objects),
+        status => {
+            assert_eq!(error.status, status);
+            assert!(!text(error.text.as_ptr()).is_empty());
+            Err(status)
+        }
+    }
+}
+
+impl Drop for Objects {
+    fn drop(&mut self) {
+        unsafe {
+            mor_model_free(self.0);
+            assert_eq!(mor_tokenizer_free(self.1), MOR_OK);
+            assert_eq!(mor_session_free(self.2), MOR_OK);
+        }
+    }
+}
+
+#[test]
+fn every_refused_allocation_is_an_error_and_leaks_nothing() {
+    let path = default_model();
+    for (copy, threads) in [(false, 1), (true, 2)] {
+        let mut points = 0;
+        for n in 1.. {
+            let before = here().live;
+            let (outcome, refused) = refusing(Refuse::Nth(n), || make(&path, copy, threads));
+            let outcome = outcome.map(drop);
+            assert_eq!(here().live, before, "allocation {n} refused: a leak");
+            if refused == 0 {
+                assert_eq!(outcome, Ok(()));
+                break;
+            }
+            assert_eq!(outcome, Err(MOR_ERROR_OUT_OF_MEMORY), "allocation {n}");
+            // The next attempt works.
+            assert!(make(&path, copy, threads).is_ok());
+            points = n;
+        }
+        assert!(points > 100);
+        println!("copy {copy}, {threads} threads: {points} allocations refused one by one");
+    }
+}
+
+/// The address space of this process, in bytes.
+#[cfg(target_os = "linux")]
+fn address_space() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: usize = pages.split(' ').next().unwrap().parse().unwrap();
+    pages * unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize
+}
+
+/// In a process of its own, for other tests map memory meanwhile.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_session_takes_its_plan_and_nothing_else() {
+    const CHILD: &str = "MOR_TEST_ALONE";
+    if std::env::var_os(CHILD).is_none() {
+        let name = "a_session_takes_its_plan_and_nothing_else";
+        let program = std::env::current_exe().unwrap();
+        let mut child = std::process::Command::new(program);
+        let child = child.args([name, "--exact", "--test-threads=1"]);
+        assert!(child.env(CHILD, "1").status().unwrap().success());
+        return;
+    }
+    let path = default_model();
+    let mut model = null_mut();
+    unsafe {
+        let status = mor_model_load(path.as_ptr(), null(), &mut model, null_mut());
+        assert_eq!(status, MOR_OK);
+        for (context, batch) in [(16, 1), (100, 7), (256, 64)] {
+            let mut params: mor_session_params = std::mem::zeroed();
+            mor_session_params_init(&mut params, size_of_val(&params));
+            (params.context, params.batch, params.threads) = (context, batch, 1);
+            let mut plan: mor_session_plan_info = std::mem::zeroed();
+            plan.struct_size = size_of_val(&plan);
+            let status = mor_session_plan(model, &params, &mut plan, null_mut());
+            assert_eq!(status, MOR_OK);
+            let page = libc::sysconf(libc::_SC_PAGESIZE) as usize;
+            let mut session = null_mut();
+            let space = address_space();
+            let heap = here();
+            let status = mor_session_create(model, &params, &mut session, null_mut());
+            assert_eq!(status, MOR_OK);
+            // One map, of whole pages; from the heap nothing.
+            assert_eq!(here(), heap);
+            let taken = address_space() - space;
+            assert_eq!(taken, plan.bytes.next_multiple_of(page));
+            assert_eq!(mor_session_free(session), MOR_OK);
+            assert_eq!(address_space(), space);
+            // In the caller's memory: no byte more, and one byte less is refused.
+            let alignment = plan.alignment;
+            let layout = std::alloc::Layout::from_size_align(plan.bytes + 64, alignment).unwrap();
+            let memory = std::alloc::alloc(layout);
+            memory.write_bytes(0xA5, layout.size());
+            let space = address_space();
+            let heap = here();
+            let mut create = |bytes| {
+                let memory = memory.cast::<c_void>();
+                mor_session_create_in(model, &params, memory, bytes, &mut session, null_mut())
+            };
+            assert_eq!(create(plan.bytes - 1), MOR_ERROR_BUFFER_TOO_SMALL);
+            assert_eq!(create(plan.bytes), MOR_OK);
+            let tokens = [1u32; 16];
+            let status = mor_session_prefill(session, tokens.as_ptr(), tokens.len());
+            assert_eq!(status, MOR_OK);
+            assert_eq!(here(), heap);
+            assert_eq!(address_space(), space);
+            assert_eq!(mor_session_free(session), MOR_OK);
+            let behind = std::slice::from_raw_parts(memory.add(plan.bytes), 64);
+            assert!(behind.iter().all(|b| *b == 0xA5));
+            std::alloc::dealloc(memory, layout);
+        }
+        mor_model_free(model);
+    }
+}
+
+/// Structs of earlier and later versions of a program, and wrong ones.
+#[test]
+fn structs_say_their_size() {
+    unsafe {
+        let mut params: mor_session_params = std::mem::zeroed();
+        let size = size_of_val(&params);
+        assert_eq!(mor_session_params_init(&mut params, size), MOR_OK);
+        assert_eq!((params.struct_size, params.batch), (size, 64));
+        for wrong in [0, 1, size - 1, 4097, usize::MAX] {
+            let status = mor_session_params_init(&mut params, wrong);
+            assert_eq!(status, MOR_ERROR_INVALID_ARGUMENT);
+        }
+        assert_eq!(
+            mor_session_params_init(null_mut(), size),
+            MOR_ERROR_INVALID_ARGUMENT
+        );
+        // A later version's struct: fields that are not known here must be zero.
+        #[repr(C)]
+        struct Later {
+            known: mor_sampler_params,
+            more: [u64; 2],
+        }
+        let mut later: Later = std::mem::zeroed();
+        let pointer = (&raw mut later).cast::<mor_sampler_params>();
+        assert_eq!(mor_sampler_params_init(pointer, size_of::<Later>()), MOR_OK);
+        assert_eq!(later.known.struct_size, size_of::<Later>());
+        let objects = make(&default_model(), false, 1).unwrap();
+        assert_eq!(mor_session_set_sampler(objects.2, pointer), MOR_OK);
+        later.more[1] = 1;
+        let pointer = (&raw mut later).cast::<mor_sampler_params>();
+        assert_eq!(
+            mor_session_set_sampler(objects.2, pointer),
+            MOR_ERROR_INVALID_ARGUMENT
+        );
+        let sentence = text(mor_session_last_error(objects.2));
+        assert!(sentence.contains("does not know"), "{sentence}");
+    }
+}
+
+#[test]
+fn a_callback_can_cancel_and_nothing_else() {
+    struct Seen {
+        session: *mut mor_session,
+        pieces: usize,
+    }
+    unsafe extern "C" fn each(seen: *mut c_void, _: *const mor_piece) -> bool {
+        unsafe {
+            let seen = &mut *seen.cast::<Seen>();
+            seen.pieces += 1;
+            assert_eq!(mor_session_prefill(seen.session, &1, 1), MOR_ERROR_BUSY);
+            assert_eq!(mor_session_free(seen.session), MOR_ERROR_BUSY);
+            if seen.pieces == 3 {
+                assert_eq!(mor_session_cancel(seen.session), MOR_OK);
+            }
+        }
+        true
+    }
+    let objects = make(&default_model(), false, 1).unwrap();
+    unsafe {
+        let session = objects.2;
+        assert_eq!(
+            mor_session_generate(session, null(), null_mut()),
+            MOR_ERROR_NOT_READY
+        );
+        assert_eq!(mor_session_prefill(session, [5, 6].as_ptr(), 2), MOR_OK);
+        assert_eq!(text(mor_session_last_error(session)), "");
+        let mut seen = Seen { session, pieces: 0 };
+        let mut params: mor_generate_params = std::mem::zeroed();
+        mor_generate_params_init(&mut params, size_of_val(&params));
+        params.callback = Some(each);
+        params.user_data = (&raw mut seen).cast();
+        let mut finish = mor_finish::MOR_FINISH_END;
+        assert_eq!(mor_session_generate(session, &params, &mut finish), MOR_OK);
+        assert_eq!(finish, mor_finish::MOR_FINISH_CANCELLED);
+        // The third piece, and the rest of the text, if any was held back.
+        assert!((3..=4).contains(&seen.pieces));
+        let mut length = 0;
+        assert_eq!(mor_session_length(session, &mut length), MOR_OK);
+        assert_eq!(length, 5);
+    }
+}
+
+/// The model's handle goes first; what was made of it lives on.
+#[test]
+fn a_session_outlives_the_handle_of_its_model() {
+    let mut objects = make(&default_model(), true, 2).unwrap();
+    unsafe {
+        mor_model_free(std::mem::replace(&mut objects.0, null_mut()));
+        let (mut token, mut logits) = (0, null());
+        assert_eq!(mor_session_step(objects.2, 9, &mut logits), MOR_OK);
+        assert_eq!(mor_session_sample(objects.2, &mut token), MOR_OK);
+        let (mut bytes, mut count) = (null(), 0);
+        let status = mor_tokenizer_token_bytes(objects.1, token, 0, &mut bytes, &mut count);
+        assert_eq!(status, MOR_OK);
+    }
+}
+
+/// The same objects by either language.
+#[test]
+fn c_and_rust_compute_the_same_bits() {
+    let objects = make(&default_model(), false, 2).unwrap();
+    let model = mor::Model::open(root().join("models/austen-mor-5m-q8_0.gguf")).unwrap();
+    let params = mor::SessionParams {
+        context: 64,
+        threads: 1,
+        ..Default::default()
+    };
+    let mut session = mor::Session::new(&model, &params).unwrap();
+    for token in [3, 99, 1000, 7] {
+        let expected = session.step(token).unwrap();
+        let mut logits = null();
+        let status = unsafe { mor_session_step(objects.2, token, &mut logits) };
+        assert_eq!(status, MOR_OK);
+        let logits = unsafe { std::slice::from_raw_parts(logits, expected.len()) };
+        assert!(
+            logits
+                .iter()
+                .zip(expected)
+                .all(|(a, b)| a.to_bits() == b.to_bits())
+        );
+    }
+}

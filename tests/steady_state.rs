@@ -1,0 +1,303 @@
+//! After load nothing is allocated and nothing is freed, on any thread, whatever mix of calls comes.
+//! One test in a program of its own: it counts the allocations of all threads.
+#![cfg(feature = "ffi")]
+
+mod common;
+
+use common::Random;
+use common::allocator::{Allocator, everywhere};
+use mor::ffi::{mor_status::*, *};
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::ptr::{null, null_mut};
+
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
+
+const STEPS: usize = 10_000;
+const CONTEXT: usize = 96;
+
+/// Everything that a host would keep, made before the counting begins.
+struct Host {
+    model: *mut mor_model,
+    tokenizer: *mut mor_tokenizer,
+    session: *mut mor_session,
+    info: mor_model_info,
+    random: Random,
+    tokens: Vec<u32>,
+    text: Vec<u8>,
+    state: Vec<u8>,
+    saved: usize,
+    /// How often each kind of call ran.
+    calls: [usize; 16],
+}
+
+impl Host {
+    fn new(path: &str) -> Self {
+        let path = CString::new(path).unwrap();
+        let (mut model, mut tokenizer, mut session) = (null_mut(), null_mut(), null_mut());
+        let mut info: mor_model_info = unsafe { std::mem::zeroed() };
+        info.struct_size = size_of_val(&info);
+        let mut params: mor_session_params = unsafe { std::mem::zeroed() };
+        unsafe {
+            let none = null_mut();
+            assert_eq!(
+                mor_model_load(path.as_ptr(), null(), &mut model, none),
+                MOR_OK
+            );
+            assert_eq!(mor_model_describe(model, &mut info), MOR_OK);
+            assert_eq!(
+                mor_tokenizer_create(model, null(), &mut tokenizer, none),
+                MOR_OK
+            );
+            mor_session_params_init(&mut params, size_of_val(&params));
+            (params.context, params.batch, params.threads) = (CONTEXT, 8, 2);
+            assert_eq!(
+                mor_session_create(model, &params, &mut session, none),
+                MOR_OK
+            );
+            // The largest state: a full context in which every token took every recursion.
+            let mut plan: mor_session_plan_info = std::mem::zeroed();
+            plan.struct_size = size_of_val(&plan);
+            assert_eq!(mor_session_plan(model, &params, &mut plan, none), MOR_OK);
+            Host {
+                model,
+                tokenizer,
+                session,
+                info,
+                random: Random(7),
+                tokens: vec![0; 256],
+                text: vec![0; 4096],
+                state: vec![0; plan.kv_bytes + CONTEXT * 8 + 8 * info.hidden_size as usize + 256],
+                saved: 0,
+                calls: [0; 16],
+            }
+        }
+    }
+
+    fn length(&self) -> usize {
+        let mut length = 0;
+        unsafe { mor_session_length(self.session, &mut length) };
+        length
+    }
+
+    fn some_tokens(&mut self, count: usize) {
+        // Early ids: every vocabulary has them, and they are no control tokens of SmolLM2's.
+        for i in 0..count {
+            self.tokens[i] = 300 + self.random.below(3000) as u32;
+        }
+    }
+
+    /// One random call; every outcome must be one of those that it may have.
+    fn step(&mut self) {
+        let session = self.session;
+        // Often enough room, sometimes not.
+        if self.length() + 8 > CONTEXT && self.random.below(10) > 0 {
+            let to = self.random.below(40);
+            assert_eq!(unsafe { mor_session_rewind(session, to) }, MOR_OK);
+        }
+        let kind = self.random.below(16);
+        self.calls[kind] += 1;
+        unsafe {
+            match kind {
+                0..=2 => {
+                    self.some_tokens(1);
+                    let mut logits = null();
+                    let status = mor_session_step(session, self.tokens[0], &mut logits);
+                    assert!(matches!(status, MOR_OK | MOR_ERROR_CONTEXT_FULL));
+                }
+                3 => {
+                    let count = 1 + self.random.below(12);
+                    self.some_tokens(count);
+                    let status = mor_session_prefill(session, self.tokens.as_ptr(), count);
+                    assert!(matches!(status, MOR_OK | MOR_ERROR_CONTEXT_FULL));
+                }
+                4 => {
+                    let mut params: mor_sampler_params = std::mem::zeroed();
+                    mor_sampler_params_init(&mut params, size_of_val(&params));
+                    params.temperature = [0.0, 0.7, 1.5][self.random.below(3)];
+                    params.top_k = [0, 1, 40][self.random.below(3)];
+                    params.top_p = [1.0, 0.9][self.random.below(2)];
+                    params.min_p = [0.0, 0.05][self.random.below(2)];
+                    params.repeat_penalty = [1.0, 1.2][self.random.below(2)];
+                    params.seed = self.random.next();
+                    assert_eq!(mor_session_set_sampler(session, &params), MOR_OK);
+                    let mut token = 0;
+                    let status = mor_session_sample(session, &mut token);
+                    assert!(matches!(status, MOR_OK | MOR_ERROR_NOT_READY));
+                }
+                5 | 6 => {
+                    self.some_tokens(3);
+                    mor_session_prefill(session, self.tokens.as_ptr(), 3);
+                    self.generate();
+                }
+                7 => self.tokenize(),
+                8 => {
+                    let mut size = 0;
+                    assert_eq!(mor_session_save_size(session, &mut size), MOR_OK);
+                    let buffer = self.state.as_mut_ptr().cast::<c_void>();
+                    let capacity = self.state.len();
+                    assert_eq!(
+                        mor_session_save(session, buffer, capacity, &mut self.saved),
+                        MOR_OK
+                    );
+                    assert_eq!(size, self.saved);
+                }
+                9 => {
+                    let state = self.state.as_ptr().cast();
+                    let status = mor_session_restore(session, state, self.saved);
+                    let expected = match self.saved {
+                        0 => MOR_ERROR_STATE,
+                        _ => MOR_OK,
+                    };
+                    assert_eq!(status, expected);
+                }
+                10 => {
+                    let to = self.random.below(self.length() + 1);
+                    assert_eq!(mor_session_rewind(session, to), MOR_OK);
+                }
+                11 => {
+                    self.some_tokens(5);
+                    assert_eq!(mor_session_cancel(session), MOR_OK);
+                    let status = mor_session_prefill(session, self.tokens.as_ptr(), 5);
+                    // A text that does not fit is refused before it can be cancelled.
+                    assert!(matches!(
+                        status,
+                        MOR_ERROR_CANCELLED | MOR_ERROR_CONTEXT_FULL
+                    ));
+                    mor_session_reset_cancel(session);
+                }
+                12 => {
+                    let limit = 1 + self.random.below(self.info.recursions as usize) as u32;
+                    assert_eq!(mor_session_set_depth_limit(session, limit), MOR_OK);
+                    let cut = [0.0, 0.5, 0.6][self.random.below(3)];
+                    assert_eq!(mor_session_set_cut(session, cut), MOR_OK);
+                    let budget = [0, 1, 100_000][self.random.below(3)];
+                    assert_eq!(mor_session_set_time_budget(session, budget), MOR_OK);
+                }
+                13 => {
+                    let mut counts = [0; 65];
+                    let status =
+                        mor_session_depth_histogram(session, counts.as_mut_ptr(), counts.len());
+                    assert_eq!(status, MOR_OK);
+                    assert_eq!(counts.iter().sum::<u64>(), self.length() as u64);
+                    let length = self.length();
+                    let tokens = self.tokens.as_mut_ptr();
+                    assert_eq!(mor_session_tokens(session, 0, length, tokens), MOR_OK);
+                    let depths = self.text.as_mut_ptr();
+                    assert_eq!(mor_session_depths(session, 0, length, depths), MOR_OK);
+                }
+                // Mistakes cost nothing either.
+                14 => {
+                    let outside = [self.info.vocab_size];
+                    let status = mor_session_prefill(session, outside.as_ptr(), 1);
+                    assert_eq!(status, MOR_ERROR_INVALID_ARGUMENT);
+                    let sentence = CStr::from_ptr(mor_session_last_error(session));
+                    assert!(sentence.to_bytes().starts_with(b"token "));
+                    let status = mor_session_set_cut(session, f32::NAN);
+                    assert_eq!(status, MOR_ERROR_INVALID_ARGUMENT);
+                }
+                _ => {
+                    let mut logits = null();
+                    let status = mor_session_logits(session, &mut logits, null_mut());
+                    assert!(matches!(status, MOR_OK | MOR_ERROR_NOT_READY));
+                }
+            }
+        }
+    }
+
+    unsafe fn generate(&mut self) {
+        unsafe extern "C" fn each(seen: *mut c_void, piece: *const mor_piece) -> bool {
+            unsafe {
+                *seen.cast::<usize>() += (*piece).text_bytes;
+                // Found where it is said to end.
+                *(*piece).text.add((*piece).text_bytes) == 0
+            }
+        }
+        let mut seen = 0usize;
+        let stop = [c"the".as_ptr(), c"\n\n".as_ptr()];
+        unsafe {
+            let mut params: mor_generate_params = std::mem::zeroed();
+            mor_generate_params_init(&mut params, size_of_val(&params));
+            params.max_tokens = self.random.below(4);
+            (params.stop, params.stop_count) = (stop.as_ptr(), stop.len());
+            params.callback = Some(each);
+            params.user_data = (&raw mut seen).cast();
+            let mut finish = mor_finish::MOR_FINISH_CANCELLED;
+            let status = mor_session_generate(self.session, &params, &mut finish);
+            assert!(matches!(status, MOR_OK | MOR_ERROR_NOT_READY));
+            assert!(status != MOR_OK || finish != mor_finish::MOR_FINISH_CANCELLED);
+        }
+    }
+
+    unsafe fn tokenize(&mut self) {
+        const TEXT: &CStr =
+            c"It is a truth, 1234 of them: na\xc3\xafve \xe6\xbc\xa2\xe5\xad\x97!\n";
+        let mut count = 0;
+        let flags = MOR_ENCODE_ADD_SPECIAL | MOR_ENCODE_PARSE_SPECIAL;
+        let tokens = self.tokens.as_mut_ptr();
+        unsafe {
+            let status = mor_tokenizer_encode(
+                self.tokenizer,
+                TEXT.as_ptr(),
+                MOR_ZERO_TERMINATED,
+                flags,
+                tokens,
+                self.tokens.len(),
+                &mut count,
+            );
+            assert_eq!(status, MOR_OK);
+            let mut bytes = 0;
+            let buffer = self.text.as_mut_ptr().cast::<c_char>();
+            let capacity = self.text.len();
+            let status = mor_tokenizer_decode(
+                self.tokenizer,
+                tokens,
+                count,
+                0,
+                buffer,
+                capacity,
+                &mut bytes,
+            );
+            assert_eq!(status, MOR_OK);
+            assert_eq!(CStr::from_ptr(buffer), TEXT);
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        unsafe {
+            mor_model_free(self.model);
+            assert_eq!(mor_session_free(self.session), MOR_OK);
+            assert_eq!(mor_tokenizer_free(self.tokenizer), MOR_OK);
+        }
+    }
+}
+
+#[test]
+fn ten_thousand_mixed_calls_allocate_and_free_nothing() {
+    let mut models = vec![format!(
+        "{}/models/austen-mor-5m-q8_0.gguf",
+        env!("CARGO_MANIFEST_DIR")
+    )];
+    // The real Llama file, where there is one (see tests/smollm2.rs).
+    models.extend(std::env::var("MOR_TEST_SMOLLM2"));
+    for path in models {
+        let before = everywhere();
+        let mut host = Host::new(&path);
+        let loaded = everywhere();
+        for _ in 0..STEPS {
+            host.step();
+        }
+        let after = everywhere();
+        assert!(host.calls.iter().all(|n| *n > STEPS / 32));
+        assert_eq!(after, loaded, "{path}");
+        assert!(
+            loaded.allocations > before.allocations,
+            "the counter counts"
+        );
+        drop(host);
+        assert_eq!(everywhere().live, before.live, "{path}: all is given back");
+        println!("{STEPS} calls on {path}: 0 allocations, 0 frees");
+    }
+}
