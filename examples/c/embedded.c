@@ -21,7 +21,7 @@
 
 /* Sized by a plan made during development; checked against the plan at run time. */
 #define MODEL_BYTES (6u << 20)
-#define SESSION_BYTES (1u << 20)
+#define SESSION_BYTES (1280u << 10)
 
 /* The file may lie at any address. */
 static unsigned char model_file[MODEL_BYTES];
