@@ -185,10 +185,6 @@ impl Work<'_> {
     ) {
         let weight = &self.linear.weight;
         let all = weight.rows;
-        // SAFETY: element (r, output) belongs to the one task that has this output.
-        let set = |r: usize, output: usize, value: f32| unsafe {
-            self.y.slice(r * all + output, 1)[0] = value;
-        };
         if is_float(weight.ty) {
             // SAFETY: any bytes are floats.
             let row = unsafe { scratch.align_to_mut::<f32>() }.1;
@@ -196,7 +192,8 @@ impl Work<'_> {
             for output in outputs.clone() {
                 dequantize_into(weight.ty, weight.row(file, output), row);
                 for (r, x) in input.x.chunks_exact(weight.columns).take(n).enumerate() {
-                    set(r, output, ops::dot(level, row, x));
+                    // SAFETY: element (r, output) belongs to the one task that has this output.
+                    unsafe { self.y.slice(r * all + output, 1)[0] = ops::dot(level, row, x) };
                 }
             }
         } else {
@@ -207,7 +204,7 @@ impl Work<'_> {
                 n,
                 outputs: outputs.clone(),
                 scratch,
-                set: &set,
+                y: &self.y,
             };
             job.run(level);
         }
@@ -232,8 +229,8 @@ struct Tiles<'a> {
     n: usize,
     outputs: std::ops::Range<usize>,
     scratch: &'a mut [u8],
-    /// Takes row, output and result.
-    set: &'a dyn Fn(usize, usize, f32),
+    /// [n, rows of the matrix]
+    y: &'a Disjoint<'a, f32>,
 }
 
 impl Tiles<'_> {
@@ -287,7 +284,7 @@ unsafe fn tiles_scalar<T: Format>(tiles: Tiles) {
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn tiles_avx2<T: Format>(tiles: Tiles) {
     // SAFETY: passed on.
-    unsafe { run_tiles::<super::simd::Avx2, T, 2>(tiles) }
+    unsafe { run_tiles::<super::simd::Avx2, T, 4>(tiles) }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -316,7 +313,8 @@ unsafe fn run_tiles<S: Simd, T: Format, const R: usize>(tiles: Tiles) {
         let out = Out {
             first,
             count: (last + 1 - first).min(LANES),
-            set: tiles.set,
+            all: weight.rows,
+            y: tiles.y,
         };
         let input = tiles.input;
         // SAFETY: the rows are whole, and the activations have `n` rows, as `run` has checked.
@@ -344,7 +342,9 @@ unsafe fn run_tiles<S: Simd, T: Format, const R: usize>(tiles: Tiles) {
 struct Out<'a> {
     first: usize,
     count: usize,
-    set: &'a dyn Fn(usize, usize, f32),
+    /// Outputs of the matrix.
+    all: usize,
+    y: &'a Disjoint<'a, f32>,
 }
 
 impl Out<'_> {
@@ -353,9 +353,9 @@ impl Out<'_> {
         let mut lanes = [0.0; LANES];
         // SAFETY: the caller has the instruction set.
         unsafe { S::store(sum, &mut lanes) };
-        for (lane, value) in lanes[..self.count].iter().enumerate() {
-            (self.set)(r, self.first + lane, *value);
-        }
+        // SAFETY: these outputs of every row belong to this task.
+        let y = unsafe { self.y.slice(r * self.all + self.first, self.count) };
+        y.copy_from_slice(&lanes[..self.count]);
     }
 }
 
@@ -434,54 +434,71 @@ unsafe fn add_group<S: Simd, T: Format, const R: usize>(
     first_row: usize,
     index: usize,
 ) {
-    let bias = T::BIAS + if T::SIGNED { S::SIGNED_BIAS } else { 0 };
-    for (r, sum) in sums.iter_mut().enumerate() {
-        let row = first_row + r;
-        // SAFETY: `Tiles::run` has checked that the activations have this row and group.
-        unsafe {
-            let bytes = input
-                .bytes
-                .as_ptr()
-                .add(row * input.columns + GROUP * index);
-            let at = row * (input.columns / GROUP) + index;
-            let scale = *input.scales.get_unchecked(at);
-            let halves = [
-                *input.sums.get_unchecked(2 * at),
-                *input.sums.get_unchecked(2 * at + 1),
-            ];
-            if T::HALVES {
-                for (half, x_sum) in halves.iter().enumerate() {
-                    let mut whole = S::splat(-bias * x_sum);
-                    for k in 4 * half..4 * half + 4 {
-                        whole = dot::<S, T>(whole, group.numbers[k], bytes, k);
-                    }
-                    *sum = S::add(*sum, scaled::<S>(whole, group.scales[half], scale));
-                }
-            } else {
-                let mut whole = S::splat(-bias * (halves[0] + halves[1]));
-                for k in 0..8 {
-                    whole = dot::<S, T>(whole, group.numbers[k], bytes, k);
-                }
-                *sum = S::add(*sum, scaled::<S>(whole, group.scales[0], scale));
-            }
-            if let Some(minimum) = group.minimum {
-                let x = scale * (halves[0] + halves[1]) as f32;
+    // SAFETY: `Tiles::run` has checked that the activations have these rows and this group.
+    unsafe {
+        if T::HALVES {
+            add_part::<S, T, R>(sums, group, input, first_row, index, [0, 1]);
+            add_part::<S, T, R>(sums, group, input, first_row, index, [1, 2]);
+        } else {
+            add_part::<S, T, R>(sums, group, input, first_row, index, [0, 2]);
+        }
+        if let Some(minimum) = group.minimum {
+            for (r, sum) in sums.iter_mut().enumerate() {
+                let at = (first_row + r) * (input.columns / GROUP) + index;
+                let scale = *input.scales.get_unchecked(at);
+                let x = scale * sum_of_halves(input, at, [0, 2]) as f32;
                 *sum = S::add(*sum, S::mul(minimum, S::splat_float(x)));
             }
         }
     }
 }
 
-/// Adds the products of columns 4k to 4k + 3.
+/// The sum of the whole numbers in the given halves of a group.
 #[inline(always)]
-unsafe fn dot<S: Simd, T: Format>(whole: S::I, numbers: S::I, bytes: *const i8, k: usize) -> S::I {
-    // SAFETY: the group has 32 bytes of activations.
+unsafe fn sum_of_halves(input: &Activations, at: usize, [from, to]: [usize; 2]) -> i32 {
+    let mut sum = 0;
+    for half in from..to {
+        // SAFETY: the caller's group is there.
+        sum += unsafe { *input.sums.get_unchecked(2 * at + half) };
+    }
+    sum
+}
+
+/// Adds the columns of a group that have one scale: `halves` of sixteen.
+#[inline(always)]
+unsafe fn add_part<S: Simd, T: Format, const R: usize>(
+    sums: &mut [S::F; R],
+    group: &Group<S>,
+    input: &Activations,
+    first_row: usize,
+    index: usize,
+    halves: [usize; 2],
+) {
+    let bias = T::BIAS + if T::SIGNED { S::SIGNED_BIAS } else { 0 };
+    let start = first_row * (input.columns / GROUP) + index;
+    // SAFETY: as the caller says.
     unsafe {
-        let x = bytes.add(4 * k).cast::<i32>().read_unaligned();
-        if T::SIGNED {
-            S::dot_signed(whole, numbers, x)
-        } else {
-            S::dot(whole, numbers, x)
+        let bytes = input.bytes.as_ptr().add(GROUP * start);
+        let mut wholes = [S::splat(0); R];
+        for (r, whole) in wholes.iter_mut().enumerate() {
+            let at = start + r * (input.columns / GROUP);
+            *whole = S::splat(-bias * sum_of_halves(input, at, halves));
+        }
+        for k in 4 * halves[0]..4 * halves[1] {
+            let numbers = group.numbers[k];
+            for (r, whole) in wholes.iter_mut().enumerate() {
+                let x = bytes.add(r * input.columns + 4 * k).cast::<i32>();
+                *whole = if T::SIGNED {
+                    S::dot_signed(*whole, numbers, x.read_unaligned())
+                } else {
+                    S::dot(*whole, numbers, x.read_unaligned())
+                };
+            }
+        }
+        for (r, sum) in sums.iter_mut().enumerate() {
+            let at = start + r * (input.columns / GROUP);
+            let scale = *input.scales.get_unchecked(at);
+            *sum = S::add(*sum, scaled::<S>(wholes[r], group.scales[halves[0]], scale));
         }
     }
 }
