@@ -1,0 +1,212 @@
+// mor.hpp, every member, in both of its modes:  bindings MODEL
+#include <mor.hpp>
+
+#include <cstdio>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace {
+
+void expect(bool truth, const char *what, int line) {
+    if (truth) return;
+    std::fprintf(stderr, "bindings.cpp:%d: %s\n", line, what);
+    std::exit(1);
+}
+#define EXPECT(truth) expect((truth), #truth, __LINE__)
+
+// The two modes, made alike for this test: the value of what succeeds, the status of what fails.
+#if MOR_HPP_EXCEPTIONS
+#define VALUE(call) (call)
+#define DO(call) (call)
+template <class F>
+mor_status status_of(F &&f) {
+    try {
+        f();
+        return MOR_OK;
+    } catch (const mor::error &error) {
+        EXPECT(*error.what() != '\0');
+        return error.status();
+    }
+}
+#else
+template <class T>
+T value_of(mor::result<T> result, int line) {
+    if (!result) expect(false, result.error().what(), line);
+    return std::move(result).value();
+}
+#define VALUE(call) value_of((call), __LINE__)
+#define DO(call) EXPECT(bool(call))
+template <class F>
+mor_status status_of(F &&f) {
+    auto result = f();
+    EXPECT(*result.error().what() != '\0');
+    EXPECT(bool(result) == (result.error().status() == MOR_OK));
+    return result.error().status();
+}
+#endif
+#define STATUS(call) status_of([&] { return call; })
+
+static_assert(!std::is_copy_constructible_v<mor::model>);
+static_assert(!std::is_copy_assignable_v<mor::session>);
+static_assert(std::is_nothrow_move_constructible_v<mor::session>);
+static_assert(std::is_nothrow_move_assignable_v<mor::tokenizer>);
+
+std::vector<std::byte> read(const char *path) {
+    std::vector<std::byte> bytes;
+    std::FILE *file = std::fopen(path, "rb");
+    EXPECT(file != nullptr);
+    std::fseek(file, 0, SEEK_END);
+    bytes.resize(static_cast<std::size_t>(std::ftell(file)));
+    std::rewind(file);
+    EXPECT(std::fread(bytes.data(), 1, bytes.size(), file) == bytes.size());
+    std::fclose(file);
+    return bytes;
+}
+
+int run(const char *path) {
+    EXPECT(!mor::version().empty());
+    EXPECT(STATUS(mor::model::load("/nowhere/model.gguf")) == MOR_ERROR_IO);
+    std::vector<std::byte> bytes = read(path);
+    EXPECT(STATUS(mor::model::load_memory(mor::span<const std::byte>(bytes.data(), 100))) ==
+           MOR_ERROR_FORMAT);
+    EXPECT(STATUS(mor::model::load_descriptor(-1)) == MOR_ERROR_IO);
+
+    // A view that does not end with a zero byte.
+    std::string longer = std::string(path) + "xyz";
+    auto model = VALUE(mor::model::load(std::string_view(longer).substr(0, longer.size() - 3)));
+    auto from_memory = VALUE(mor::model::load_memory(bytes));
+    EXPECT(VALUE(from_memory.describe()).parameters == VALUE(model.describe()).parameters);
+    auto architecture = VALUE(model.metadata("general.architecture"));
+    EXPECT(architecture == "mor");
+    char small[4];
+    EXPECT(VALUE(model.metadata("general.architecture", mor::span<char>(small))) == "mor");
+    EXPECT(STATUS(model.metadata("no.such.key")) == MOR_ERROR_INVALID_ARGUMENT);
+
+    auto tokenizer = VALUE(mor::tokenizer::create(model));
+    EXPECT(VALUE(tokenizer.describe()).vocab_size > 0);
+    auto tokens = VALUE(tokenizer.encode("It is a truth"));
+    EXPECT(VALUE(tokenizer.decode(tokens)) == "It is a truth");
+    EXPECT(VALUE(tokenizer.encode("")).empty());
+    std::uint32_t few[32];
+    EXPECT(VALUE(tokenizer.encode("It is a truth", 0, few)).size() == tokens.size());
+    char text[64];
+    EXPECT(VALUE(tokenizer.decode(tokens, 0, text)) == "It is a truth");
+    EXPECT(STATUS(tokenizer.decode(tokens, 0, small)) == MOR_ERROR_BUFFER_TOO_SMALL);
+    EXPECT(!VALUE(tokenizer.token_bytes(tokens[0])).empty());
+    EXPECT(!VALUE(tokenizer.is_end(tokens[0])));
+    EXPECT(STATUS(tokenizer.encode("\xff")) == MOR_ERROR_INVALID_ARGUMENT);
+    const mor::chat_message turns[] = {{"user", "Hello"}};
+    mor_status chat = STATUS(tokenizer.format_chat(turns));
+    EXPECT(chat == MOR_OK || chat == MOR_ERROR_TEMPLATE || chat == MOR_ERROR_UNSUPPORTED);
+
+    mor::session_params params;
+    params.threads = 2;
+    params.context = 64;
+    EXPECT(params.batch == 64);
+    auto plan = VALUE(model.plan(params));
+    std::vector<std::byte> memory(plan.bytes + plan.alignment);
+    auto past = reinterpret_cast<std::uintptr_t>(memory.data()) % plan.alignment;
+    std::byte *start = memory.data() + (plan.alignment - past) % plan.alignment;
+    EXPECT(STATUS(mor::session::create_in(model, params,
+                                          mor::span<std::byte>(start, plan.bytes - 1))) ==
+           MOR_ERROR_BUFFER_TOO_SMALL);
+    auto inside = VALUE(
+        mor::session::create_in(model, params, mor::span<std::byte>(start, plan.bytes)));
+    auto session = VALUE(mor::session::create(model, params));
+
+    EXPECT(STATUS(session.sample()) == MOR_ERROR_NOT_READY);
+    EXPECT(STATUS(session.logits()) == MOR_ERROR_NOT_READY);
+    DO(session.prefill(tokens));
+    DO(inside.prefill(tokens));
+    auto logits = VALUE(session.logits());
+    EXPECT(logits.size() == VALUE(model.describe()).vocab_size);
+    auto same = VALUE(inside.logits());
+    for (std::size_t i = 0; i < logits.size(); i++) EXPECT(logits[i] == same[i]);
+    mor::sampler_params greedy;
+    greedy.temperature = 0;
+    DO(session.set_sampler(greedy));
+    auto token = VALUE(session.sample());
+    EXPECT(VALUE(session.step(token)).size() == logits.size());
+    EXPECT(VALUE(session.length()) == tokens.size() + 1);
+    EXPECT(VALUE(session.tokens()).back() == token);
+    EXPECT(VALUE(session.depths()).size() == tokens.size() + 1);
+    std::uint8_t depth[1];
+    DO(session.depths(tokens.size(), depth));
+    EXPECT(VALUE(session.depths()).back() == depth[0]);
+    DO(session.tokens(0, mor::span<std::uint32_t>(few, tokens.size())));
+    EXPECT(few[0] == tokens[0]);
+    std::uint64_t histogram[256] = {};
+    DO(session.depth_histogram(histogram));
+    EXPECT(VALUE(session.kv_bytes_used()) > 0);
+    auto state = VALUE(session.save());
+    EXPECT(state.size() == VALUE(session.save_size()));
+    DO(inside.restore(state));
+    EXPECT(VALUE(inside.length()) == tokens.size() + 1);
+    std::vector<std::byte> copy(state.size());
+    EXPECT(VALUE(inside.save(copy)).size() == state.size());
+    DO(session.rewind(tokens.size()));
+    DO(session.set_cut(0.5f));
+    DO(session.set_depth_limit(1));
+    DO(session.set_time_budget(1000000));
+    DO(session.set_routing(MOR_ROUTING_THRESHOLD));
+    EXPECT(STATUS(session.set_cut(2.0f)) == MOR_ERROR_INVALID_ARGUMENT);
+
+    session.cancel();
+    EXPECT(STATUS(session.step(token)) == MOR_ERROR_CANCELLED);
+    session.cancel();
+    session.reset_cancel();
+    DO(session.step(token));
+
+    // Callbacks: one that answers, one that does not, one that uses its own session, none.
+    mor::generate_params generate;
+    generate.max_tokens = 5;
+    int calls = 0;
+    EXPECT(VALUE(session.generate(generate, [&](const mor::piece &) { return ++calls < 2; })) ==
+           MOR_FINISH_CALLBACK);
+    EXPECT(calls == 2);
+    auto counter = [&](const mor::piece &piece) { calls += piece.text.size() < 1000; };
+    EXPECT(VALUE(session.generate(generate, counter)) == MOR_FINISH_LENGTH);
+    EXPECT(calls >= 7);
+    mor_status inner = MOR_OK;
+    DO(session.generate(generate, [&](const mor::piece &) { inner = STATUS(session.sample()); }));
+    EXPECT(inner == MOR_ERROR_BUSY);
+    EXPECT(VALUE(session.generate(generate)) == MOR_FINISH_LENGTH);
+    EXPECT(VALUE(session.generate([&](const mor::piece &) { return false; })) ==
+           MOR_FINISH_CALLBACK);
+
+#if MOR_HPP_EXCEPTIONS
+    // A callback's exception arrives as it was, and the session goes on.
+    bool caught = false;
+    try {
+        session.generate(generate, [](const mor::piece &) { throw std::out_of_range("mine"); });
+    } catch (const std::out_of_range &mine) {
+        caught = std::string_view(mine.what()) == "mine";
+    }
+    EXPECT(caught);
+    EXPECT(session.generate(generate) == MOR_FINISH_LENGTH);
+#endif
+
+    // Moved: the old one is empty, and says so; the model may go first.
+    mor::session moved = std::move(session);
+    EXPECT(moved && !session);
+    EXPECT(STATUS(session.length()) == MOR_ERROR_INVALID_ARGUMENT);
+    EXPECT(VALUE(moved.length()) > 0);
+    moved = std::move(inside);
+    { mor::model gone = std::move(model); }
+    DO(moved.step(token));
+    EXPECT(VALUE(tokenizer.decode(tokens)) == "It is a truth");
+
+    std::printf("bindings: ok (%s, %s)\n", MOR_HPP_EXCEPTIONS ? "exceptions" : "results",
+                __cplusplus >= 202002L ? "C++20" : "C++17");
+    return 0;
+}
+
+} // namespace
+
+int main(int argc, char **argv) {
+    if (argc != 2) return 2;
+    return run(argv[1]);
+}
