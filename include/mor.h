@@ -6,9 +6,14 @@
  * In one minute, leaving out what to do about failures:
  *
  *     mor_model *model = NULL;
- *     mor_session *session = NULL;
  *     mor_tokenizer *tokenizer = NULL;
+ *     mor_session *session = NULL;
  *     mor_error error;
+ *     uint32_t tokens[64];
+ *     size_t count = 0;
+ *     mor_generate_params params;
+ *     mor_finish finish;
+ *
  *     if (mor_model_load("model.gguf", NULL, &model, &error) != MOR_OK) puts(error.text);
  *     mor_tokenizer_create(model, NULL, &tokenizer, &error);
  *     mor_session_create(model, NULL, &session, &error);
@@ -16,7 +21,7 @@
  *                          tokens, 64, &count);
  *     mor_session_prefill(session, tokens, count);
  *     mor_generate_params_init(&params, sizeof params);
- *     params.callback = ...;                                  gets the text
+ *     params.callback = print_piece;
  *     mor_session_generate(session, &params, &finish);
  *     mor_session_free(session);
  *     mor_tokenizer_free(tokenizer);
@@ -24,14 +29,18 @@
  *
  * Rules that hold for every function:
  *
- * - It returns a status; 0 (MOR_OK) is success. Results go where `out_` parameters point, on success
- *   only (sizes also when a buffer was too small). No function aborts, throws or prints.
+ * - It returns a status; 0 (MOR_OK) is success. (Functions that return a text, and mor_model_free,
+ *   cannot fail.) Results go where `out_` parameters point, on success only, but for a size, which is
+ *   written also when the buffer was too small. No function aborts, throws or prints.
+ * - Sizes of texts never count the zero byte behind them, capacities of buffers do: a text that needs
+ *   `out_bytes` needs a buffer of `out_bytes + 1`.
  * - A function that makes an object takes a `mor_error *`, or NULL, for the reason of a failure. Others
  *   leave the reason in the object: mor_session_last_error, mor_tokenizer_last_error.
  * - Parameter structs begin with their size. Set them up with their `_init` function, then set fields:
  *   fields that later versions add have defaults. NULL in their place means the defaults.
- * - A NULL, a wrong size, a freed object, an object of another kind, an unknown flag: each is
- *   MOR_ERROR_INVALID_ARGUMENT. A pointer to memory that is not there cannot be checked.
+ * - A NULL, a wrong size, an object of another kind, an unknown flag: each is
+ *   MOR_ERROR_INVALID_ARGUMENT, and so is a session in the caller's memory that was freed. A pointer to
+ *   memory that is not there, which is what other freed objects are, cannot be checked.
  * - A model may be used by any number of threads at once; a session or tokenizer by one at a time
  *   (MOR_ERROR_BUSY otherwise), but for mor_session_cancel. There is no global state.
  * - Text is UTF-8. All numbers are in the machine's byte order.
@@ -73,6 +82,16 @@
  * names. Without it they are no text.
  */
 #define MOR_DECODE_SPECIAL 1
+
+/**
+ * What a session's memory must be aligned to, in bytes.
+ */
+#define MOR_SESSION_ALIGNMENT 64
+
+/**
+ * The most recursions of any model.
+ */
+#define MOR_MAX_RECURSIONS 64
 
 /**
  * What a call came to. The numbers are fixed: new ones are added at the end, none is reused.
@@ -124,11 +143,12 @@ typedef enum mor_status {
    */
   MOR_ERROR_NOT_FINITE = 10,
   /**
-   * A thread could not be started, or the system refused its affinity or niceness.
+   * The system refused a thread for another reason than a lack of memory or room, or its affinity
+   * or niceness.
    */
   MOR_ERROR_THREAD = 11,
   /**
-   * The call was cancelled; the session stands where it stood before the call.
+   * The call was cancelled; the session is as it was before the call.
    */
   MOR_ERROR_CANCELLED = 12,
   /**
@@ -506,18 +526,20 @@ typedef struct mor_session_params {
    */
   size_t struct_size;
   /**
-   * Most tokens of the sequence. 0 (the default): as many as the model was trained for.
+   * Most tokens of the sequence. 0 (the default): as many as the model was trained for
+   * (`mor_model_info.context_length`). More are allowed, but models write worse there.
    */
   size_t context;
   /**
    * Most tokens of one pass over the weights: prompts are taken in pieces of this size. Larger
-   * is faster and takes more memory. Default: 64. Results do not depend on it.
+   * is faster and takes more memory. Default: 64. More than `context` counts as `context`.
+   * Results do not depend on it.
    */
   size_t batch;
   /**
    * Threads that share the work, the caller's included: `threads - 1` are started when the
-   * session is created. Results do not depend on it. 0 (the default): one for each core that
-   * this process may use.
+   * session is created. At most 256. Results do not depend on it. 0 (the default): one for each
+   * core that this process may use.
    */
   uint32_t threads;
   /**
@@ -527,7 +549,9 @@ typedef struct mor_session_params {
   /**
    * Pages of the KV pool, of 16 entries each. 0 (the default): enough for every token to take
    * every recursion. A smaller pool takes less memory and bets on tokens that leave early; when
-   * it is lost, calls fail with `MOR_ERROR_KV_FULL`.
+   * it is lost, calls fail with `MOR_ERROR_KV_FULL`. More than enough counts as enough; the
+   * least that holds one token of full depth is one page for each layer that it passes
+   * (`mor_model_info.logical_layers`).
    */
   size_t kv_pages;
   /**
@@ -575,7 +599,7 @@ typedef struct mor_session_plan_info {
    */
   size_t bytes;
   /**
-   * What the block must be aligned to, in bytes.
+   * What the block must be aligned to, in bytes: `MOR_SESSION_ALIGNMENT`.
    */
   size_t alignment;
   /**
@@ -695,12 +719,14 @@ typedef struct mor_generate_params {
    */
   size_t struct_size;
   /**
-   * Most tokens to write. Default: as many as the context holds.
+   * Most tokens to write. Default: as many as the context holds. With 0 nothing is run and the
+   * generation ends with `MOR_FINISH_LENGTH`.
    */
   size_t max_tokens;
   /**
-   * Texts that end the generation and are not part of it, each UTF-8 of at most 1024 bytes that
-   * ends with a zero byte; or NULL (the default). Read during the call, not kept.
+   * Texts that end the generation and are not part of it, each UTF-8 that ends with a zero byte;
+   * or NULL (the default). One of more than 1024 bytes is refused, an empty one ends nothing.
+   * Read during the call, not kept.
    */
   const char *const *stop;
   /**
@@ -727,8 +753,8 @@ extern "C" {
 const char *mor_version(void);
 
 /**
- * One sentence about a status, for people. Never NULL; a number that is no status gives a sentence
- * too. The text lives as long as the program. What went wrong in a particular call is told better
+ * One sentence about a status (a `mor_status`), for people. Never NULL; a number that is no status
+ * gives a sentence too. The text lives as long as the program. What went wrong in a particular call is told better
  * by the `mor_error` that it took, or by the object's `..._last_error`.
  */
 const char *mor_status_text(int32_t status);
@@ -767,6 +793,7 @@ enum mor_status mor_model_load(const char *path,
  * @param descriptor  a file that can be read and mapped
  * @param offset      where the model begins in it, any number
  * @param bytes       how long it is; 0: up to the file's end
+ * @return as `mor_model_load`
  */
 enum mor_status mor_model_load_descriptor(int32_t descriptor,
                                           uint64_t offset,
@@ -783,6 +810,7 @@ enum mor_status mor_model_load_descriptor(int32_t descriptor,
  *
  * @param data   the bytes of a GGUF file, at any address
  * @param bytes  how many they are
+ * @return as `mor_model_load`
  */
 enum mor_status mor_model_load_memory(const void *data,
                                       size_t bytes,
@@ -791,7 +819,7 @@ enum mor_status mor_model_load_memory(const void *data,
                                       struct mor_error *out_error);
 
 /**
- * Frees a model; NULL is allowed. Sessions and tokenizers made of it keep what they need of it and
+ * Frees a model; NULL is allowed, and an object of another kind is left alone. Sessions and tokenizers made of it keep what they need of it and
  * stay usable; the file is unmapped with the last of them. Must not be called while another call on
  * this model is in progress.
  */
@@ -979,6 +1007,8 @@ enum mor_status mor_session_params_init(struct mor_session_params *params, size_
  * @param params     for what, or NULL
  * @param out_plan   gets the plan; its `struct_size` must be set
  * @param out_error  gets the reason of a failure, or NULL
+ * @return `MOR_ERROR_INVALID_ARGUMENT` for sizes that nobody can have, `MOR_ERROR_UNSUPPORTED` for
+ *         what this system cannot do
  */
 enum mor_status mor_session_plan(const struct mor_model *model,
                                  const struct mor_session_params *params,
@@ -1028,14 +1058,15 @@ enum mor_status mor_session_free(struct mor_session *session);
 
 /**
  * One sentence about the last call on this session that failed, or an empty text when the last call
- * succeeded. It lives in the session and stands until the next call on it. (A call that was refused
- * with `MOR_ERROR_BUSY`, or that got no live session, leaves no text.) Never NULL.
+ * succeeded. It lives in the session and stands until the next call on it, so only the thread whose
+ * turn it is may ask for it. (A call that was refused with `MOR_ERROR_BUSY`, or that got no live
+ * session, leaves no text.) Never NULL.
  */
 const char *mor_session_last_error(const struct mor_session *session);
 
 /**
- * Runs tokens after those so far. On a failure the session holds the tokens that it held before.
- * May take long; `mor_session_cancel` ends it.
+ * Runs tokens after those so far. On a failure the session is as it was before the call, its logits
+ * too. May take long; `mor_session_cancel` ends it.
  *
  * @param session  the session
  * @param tokens   token ids, each below the vocabulary's size
@@ -1165,7 +1196,8 @@ enum mor_status mor_session_depths(struct mor_session *session,
  *
  * @param session     the session
  * @param out_counts  gets a count for each depth from 0 to the model's `recursions`
- * @param capacity    how many counts it holds: at least `recursions + 1`
+ * @param capacity    how many counts it holds: at least `recursions + 1`, for which
+ *                    `MOR_MAX_RECURSIONS + 1` is always enough
  * @return `MOR_ERROR_BUFFER_TOO_SMALL`
  */
 enum mor_status mor_session_depth_histogram(struct mor_session *session,
@@ -1187,6 +1219,7 @@ enum mor_status mor_session_kv_bytes_used(struct mor_session *session, size_t *o
  *
  * @param session  the session
  * @param cut      from 0 to 1; a session begins with the cut that the model was trained for
+ * @return `MOR_ERROR_INVALID_ARGUMENT` for another number, `MOR_ERROR_BUSY`
  */
 enum mor_status mor_session_set_cut(struct mor_session *session, float cut);
 
@@ -1195,20 +1228,23 @@ enum mor_status mor_session_set_cut(struct mor_session *session, float cut);
  *
  * @param session  the session
  * @param limit    from 1 to the model's `recursions`, with which a session begins
+ * @return `MOR_ERROR_INVALID_ARGUMENT` for another limit, `MOR_ERROR_BUSY`
  */
 enum mor_status mor_session_set_depth_limit(struct mor_session *session, uint32_t limit);
 
 /**
- * Sets the time that a token may take, from the call of `mor_session_step` to its logits. The
- * deepest recursions of a token are left out when by the speed measured so far they would not be
- * done in time. The first recursion is never left out, so a budget below what it takes is missed;
+ * Sets the time that a token should take, from the call of `mor_session_step` to its logits: an aim,
+ * not a bound, for no library can keep the system from giving the core to somebody else. The deepest
+ * recursions of a token are left out when by the speed measured so far they would not be done in
+ * time. The first recursion is never left out, so a budget below what it takes is missed;
  * and the first tokens of a session, before its speed is known, may go less deep than they could.
  * Prompts of more than one token are not limited. With a budget, results depend on the clock.
  *
  * @param session      the session
  * @param nanoseconds  the budget; 0, with which a session begins, sets none
  */
-enum mor_status mor_session_set_time_budget(struct mor_session *session, uint64_t nanoseconds);
+enum mor_status mor_session_set_time_budget(struct mor_session *session,
+                                            uint64_t nanoseconds);
 
 /**
  * Sets who decides, from the next call on.
@@ -1224,6 +1260,7 @@ enum mor_status mor_session_set_routing(struct mor_session *session, uint32_t ro
  *
  * @param session  the session
  * @param length   how many tokens stay, at most as many as there are
+ * @return `MOR_ERROR_INVALID_ARGUMENT` when there are fewer, `MOR_ERROR_BUSY`
  */
 enum mor_status mor_session_rewind(struct mor_session *session, size_t length);
 
@@ -1267,7 +1304,8 @@ enum mor_status mor_session_restore(struct mor_session *session, const void *sta
  * Ends the session's call in progress within the time of one layer, or its next call at once. Any
  * thread, any time, also from a signal handler or a callback; never blocks. One cancel ends one
  * `mor_session_prefill` or `mor_session_step`, with `MOR_ERROR_CANCELLED`, or one
- * `mor_session_generate`, with `MOR_FINISH_CANCELLED`.
+ * `mor_session_generate`, with `MOR_OK` and `MOR_FINISH_CANCELLED` (with no call of its callback,
+ * where the cancel came before the first token). Only a NULL or freed session is a failure.
  */
 enum mor_status mor_session_cancel(struct mor_session *session);
 

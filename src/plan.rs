@@ -106,6 +106,7 @@ struct Activations {
     scales: Region,
     sums: Region,
     scratch: Region,
+    last_row: Region,
     logits: Region,
     candidates: Region,
     text: Region,
@@ -174,6 +175,7 @@ impl Plan {
             scales: layout.add::<f32>(&[n, widest.div_ceil(matmul::GROUP)])?,
             sums: layout.add::<i32>(&[n, 2 * widest.div_ceil(matmul::GROUP)])?,
             scratch: layout.add::<u8>(&[params.threads, matmul::scratch_bytes(widest)])?,
+            last_row: layout.add::<f32>(&[hidden])?,
             logits: layout.add::<f32>(&[params.logit_rows, h.vocab_size])?,
             candidates: layout.add::<Candidate>(&[h.vocab_size])?,
             text: layout.add::<u8>(&[generate::text_room(model)])?,
@@ -304,6 +306,7 @@ impl Plan {
                 sums: carver.take(a.sums),
             },
             scratch: carver.take(a.scratch),
+            last_row: carver.take(a.last_row),
             logits: carver.take(a.logits),
             candidates: carver.take(a.candidates),
             text: carver.take(a.text),
@@ -488,6 +491,8 @@ pub(crate) struct Buffers<'a> {
     pub byte_rows: ByteRows<'a>,
     /// [threads, `matmul::scratch_bytes`] weights that are taken apart.
     pub scratch: &'a mut [u8],
+    /// `[hidden]` the last token's residual stream after the last layer.
+    pub last_row: &'a mut [f32],
     /// [logit_rows, vocab]
     pub logits: &'a mut [f32],
     /// `[vocab]` sampling.

@@ -44,10 +44,10 @@ struct Settings {
 pub(crate) enum Last {
     /// No token yet, or the last one was rewound.
     Nothing,
-    /// The residual stream stands in this row of the last pass; the logits are not computed yet.
-    Row(usize),
-    /// As before, and the logits stand in the arena.
-    Logits(usize),
+    /// The token's residual stream stands in the arena; the logits are not computed yet.
+    Row,
+    /// As before, and the logits stand in the arena too.
+    Logits,
 }
 
 /// Cancels calls of a session from other threads. Clones cancel the same session.
@@ -293,8 +293,7 @@ impl<'m> Session<'m> {
     }
 
     /// Runs `tokens` after those so far, in chunks of the planned batch. On an error the session
-    /// holds the tokens that it held before; only their logits must be computed anew, by
-    /// rewinding and running the last one again.
+    /// is as it was before.
     pub fn prefill(&mut self, tokens: &[u32]) -> Result<()> {
         self.run(tokens, |_, _| Ok(()))
     }
@@ -314,16 +313,18 @@ impl<'m> Session<'m> {
 
     fn compute_logits(&mut self) -> Result<()> {
         match self.last {
-            Last::Logits(_) => Ok(()),
+            Last::Logits => Ok(()),
             Last::Nothing => Err(Error::not_ready(
                 "there is no last token to take logits of; run a prompt first",
             )),
-            Last::Row(row) => {
+            Last::Row => {
                 self.model.check_file()?;
                 let mut buffers = self.plan.carve(self.arena);
+                let row = &*buffers.last_row;
+                buffers.x[..row.len()].copy_from_slice(row);
                 let (team, level) = (&mut self.team, self.level);
-                cpu::logits(&self.model, team, level, &mut buffers, row, 1)?;
-                self.last = Last::Logits(row);
+                cpu::logits(&self.model, team, level, &mut buffers, 0, 1)?;
+                self.last = Last::Logits;
                 Ok(())
             }
         }
@@ -395,16 +396,25 @@ impl<'m> Session<'m> {
         mut after: impl FnMut((&mut Team, &mut Buffers), usize) -> Result<()>,
     ) -> Result<()> {
         self.check(tokens)?;
-        let start = self.length;
+        let (start, last) = (self.length, self.last);
         for chunk in tokens.chunks(self.plan.params().batch) {
             if let Err(error) = self.run_chunk(chunk, &mut after) {
                 self.truncate(start);
+                // The last token's row was not touched; logits may have been.
+                if last != Last::Nothing {
+                    self.last = Last::Row;
+                }
                 if matches!(error, Error::Cancelled) {
                     self.take_cancel();
                 }
                 return Err(error);
             }
         }
+        let row = (tokens.len() - 1) % self.plan.params().batch;
+        let hidden = self.model.hyperparameters().hidden_size;
+        let b = self.plan.carve(self.arena);
+        b.last_row.copy_from_slice(&b.x[row * hidden..][..hidden]);
+        self.last = Last::Row;
         Ok(())
     }
 
@@ -444,7 +454,6 @@ impl<'m> Session<'m> {
         buffers.depths[self.length..][..n].copy_from_slice(&buffers.depth[..n]);
         after((&mut self.team, &mut buffers), n)?;
         self.length += n;
-        self.last = Last::Row(n - 1);
         Ok(())
     }
 
@@ -455,17 +464,17 @@ impl<'m> Session<'m> {
         if tokens.is_empty() {
             return Err(Error::argument("there are no tokens to run"));
         }
-        if let Some(token) = tokens.iter().find(|t| **t as usize >= vocab) {
-            return Err(Error::argument(format_args!(
-                "token {token} is outside the vocabulary of {vocab}"
-            )));
-        }
-        let needed = self.length + tokens.len();
+        let needed = self.length.saturating_add(tokens.len());
         if needed > params.context {
             return Err(Error::ContextFull {
                 needed,
                 context: params.context,
             });
+        }
+        if let Some(token) = tokens.iter().find(|t| **t as usize >= vocab) {
+            return Err(Error::argument(format_args!(
+                "token {token} is outside the vocabulary of {vocab}"
+            )));
         }
         let routed = self.model.hyperparameters().router.is_some();
         if self.settings.routing == Routing::Capacity

@@ -73,11 +73,8 @@ impl Session<'_> {
     /// # Errors
     /// [`Error::BufferTooSmall`] when `out` has less than [`Session::save_bytes`] bytes.
     pub fn save(&mut self, out: &mut [u8]) -> Result<usize> {
-        let last = match self.last {
-            Last::Nothing => None,
-            Last::Row(row) | Last::Logits(row) => Some(row),
-        };
-        let layout = self.layout(self.depths(), last.is_some());
+        let row = self.last != Last::Nothing;
+        let layout = self.layout(self.depths(), row);
         let (needed, capacity) = (layout.bytes(), out.len());
         let out = out
             .get_mut(..needed)
@@ -89,7 +86,7 @@ impl Session<'_> {
         put(8, &(needed as u64).to_le_bytes());
         put(16, &fingerprint(&self.model).to_le_bytes());
         put(24, &kv_number(self.plan.params().kv).to_le_bytes());
-        put(28, &u32::from(last.is_some()).to_le_bytes());
+        put(28, &u32::from(row).to_le_bytes());
         put(32, &(self.length as u64).to_le_bytes());
         put(40, &self.sampler.state().to_le_bytes());
         let b = self.plan.carve(self.arena);
@@ -97,9 +94,8 @@ impl Session<'_> {
             put(layout.tokens + 4 * i, &token.to_le_bytes());
         }
         put(layout.depths, &b.depths[..self.length]);
-        if let Some(row) = last {
-            let hidden = self.model.hyperparameters().hidden_size;
-            for (i, x) in b.x[row * hidden..][..hidden].iter().enumerate() {
+        if row {
+            for (i, x) in b.last_row.iter().enumerate() {
                 put(layout.row + 4 * i, &x.to_le_bytes());
             }
         }
@@ -128,14 +124,13 @@ impl Session<'_> {
     pub fn restore(&mut self, state: &[u8]) -> Result<()> {
         let saved = Saved::check(state, self)?;
         self.truncate(0);
-        let hidden = self.model.hyperparameters().hidden_size;
         let length = saved.depths.len();
         let mut b = self.plan.carve(self.arena);
         for (token, bytes) in b.tokens.iter_mut().zip(saved.tokens) {
             *token = u32::from_le_bytes(*bytes);
         }
         b.depths[..length].copy_from_slice(saved.depths);
-        for (x, bytes) in b.x[..hidden].iter_mut().zip(saved.row) {
+        for (x, bytes) in b.last_row.iter_mut().zip(saved.row) {
             *x = f32::from_le_bytes(*bytes);
         }
         let mut rest = saved.kv;
@@ -155,7 +150,7 @@ impl Session<'_> {
         self.length = length;
         self.last = match saved.row {
             [] => Last::Nothing,
-            _ => Last::Row(0),
+            _ => Last::Row,
         };
         self.sampler.set_state(saved.sampler);
         Ok(())

@@ -226,6 +226,14 @@ fn a_cancel_ends_one_call_and_loses_nothing() {
     assert_eq!((session.tokens().len(), session.kv_bytes_used()), (31, kv));
     canceller.cancel();
     assert!(matches!(session.step(1), Err(Error::Cancelled)));
+    assert!(
+        bits(session.logits().unwrap()) == logits,
+        "as it was before"
+    );
+    let mut state = vec![0; session.save_bytes()];
+    session.save(&mut state).unwrap();
+    session.restore(&state).unwrap();
+    assert!(bits(session.logits().unwrap()) == logits);
     session.rewind(30).unwrap();
     assert!(bits(session.step(40).unwrap()) == logits);
     canceller.cancel();

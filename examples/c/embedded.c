@@ -191,8 +191,8 @@ int main(int argc, char **argv)
         fwrite(text, 1, bytes, stdout);
     }
 
-    uint64_t depths[256]; /* a depth is a uint8_t */
-    status = mor_session_depth_histogram(session, depths, 256);
+    uint64_t depths[MOR_MAX_RECURSIONS + 1];
+    status = mor_session_depth_histogram(session, depths, MOR_MAX_RECURSIONS + 1);
     if (failed(status, "the depths", mor_session_last_error(session)))
         goto end;
     printf("\ntokens by depth:  0: %" PRIu64 "  1: %" PRIu64 "  2: %" PRIu64 "  3: %" PRIu64 "\n",

@@ -11,7 +11,7 @@
 #include <stdlib.h>
 
 /* A depth is a uint8_t, so no model has more recursions than this. */
-#define MAX_DEPTHS 256
+#define MAX_DEPTHS (MOR_MAX_RECURSIONS + 1)
 
 /* Tells what failed. The reason stands in the mor_error of a call that makes an object, and in the
  * object's last error after any other call; without one, the status has a sentence of its own. */

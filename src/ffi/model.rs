@@ -169,6 +169,7 @@ pub unsafe extern "C" fn mor_model_load(
 /// @param descriptor  a file that can be read and mapped
 /// @param offset      where the model begins in it, any number
 /// @param bytes       how long it is; 0: up to the file's end
+/// @return as `mor_model_load`
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mor_model_load_descriptor(
     descriptor: i32,
@@ -200,6 +201,7 @@ pub unsafe extern "C" fn mor_model_load_descriptor(
 ///
 /// @param data   the bytes of a GGUF file, at any address
 /// @param bytes  how many they are
+/// @return as `mor_model_load`
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mor_model_load_memory(
     data: *const c_void,
@@ -304,7 +306,7 @@ fn duplicate(_: i32) -> Result<std::fs::File, Failure> {
     Err(Error::unsupported("file descriptors on this system").into())
 }
 
-/// Frees a model; NULL is allowed. Sessions and tokenizers made of it keep what they need of it and
+/// Frees a model; NULL is allowed, and an object of another kind is left alone. Sessions and tokenizers made of it keep what they need of it and
 /// stay usable; the file is unmapped with the last of them. Must not be called while another call on
 /// this model is in progress.
 #[unsafe(no_mangle)]

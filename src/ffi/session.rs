@@ -7,6 +7,7 @@ use super::params::{
 };
 use super::status::{Failure, LastError, mor_error, mor_status, report};
 use crate::cpu::thread::CpuSet;
+use crate::error::Error;
 use crate::generate::{Finish, MAX_STOP_BYTES, Piece};
 use crate::model::anonymous;
 use crate::plan::ARENA_ALIGNMENT;
@@ -94,20 +95,24 @@ pub enum mor_kv_type {
 pub struct mor_session_params {
     /// Size of this struct as the caller knows it; `mor_session_params_init` sets it.
     pub struct_size: usize,
-    /// Most tokens of the sequence. 0 (the default): as many as the model was trained for.
+    /// Most tokens of the sequence. 0 (the default): as many as the model was trained for
+    /// (`mor_model_info.context_length`). More are allowed, but models write worse there.
     pub context: usize,
     /// Most tokens of one pass over the weights: prompts are taken in pieces of this size. Larger
-    /// is faster and takes more memory. Default: 64. Results do not depend on it.
+    /// is faster and takes more memory. Default: 64. More than `context` counts as `context`.
+    /// Results do not depend on it.
     pub batch: usize,
     /// Threads that share the work, the caller's included: `threads - 1` are started when the
-    /// session is created. Results do not depend on it. 0 (the default): one for each core that
-    /// this process may use.
+    /// session is created. At most 256. Results do not depend on it. 0 (the default): one for each
+    /// core that this process may use.
     pub threads: u32,
     /// A `mor_kv_type`. Default: `MOR_KV_F16`.
     pub kv_type: u32,
     /// Pages of the KV pool, of 16 entries each. 0 (the default): enough for every token to take
     /// every recursion. A smaller pool takes less memory and bets on tokens that leave early; when
-    /// it is lost, calls fail with `MOR_ERROR_KV_FULL`.
+    /// it is lost, calls fail with `MOR_ERROR_KV_FULL`. More than enough counts as enough; the
+    /// least that holds one token of full depth is one page for each layer that it passes
+    /// (`mor_model_info.logical_layers`).
     pub kv_pages: usize,
     /// The CPUs that helper threads may run on, by the system's numbers (below 1024), or NULL (the
     /// default) for any. The caller's own thread is left alone. Linux and Android only. Read during
@@ -204,6 +209,10 @@ pub unsafe extern "C" fn mor_session_params_init(
     })
 }
 
+/// What a session's memory must be aligned to, in bytes.
+pub const MOR_SESSION_ALIGNMENT: usize = 64;
+const _: () = assert!(MOR_SESSION_ALIGNMENT == ARENA_ALIGNMENT);
+
 /// What a session will take. Set `struct_size` to `sizeof(mor_session_plan_info)` before the call.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -213,7 +222,7 @@ pub struct mor_session_plan_info {
     /// Bytes of the session's one block of memory: all that it takes, at once, when it is created,
     /// but for the stacks of its helper threads.
     pub bytes: usize,
-    /// What the block must be aligned to, in bytes.
+    /// What the block must be aligned to, in bytes: `MOR_SESSION_ALIGNMENT`.
     pub alignment: usize,
     /// Of `bytes`: the pages of the KV cache.
     pub kv_bytes: usize,
@@ -260,6 +269,8 @@ unsafe impl Params for mor_session_plan_info {
 /// @param params     for what, or NULL
 /// @param out_plan   gets the plan; its `struct_size` must be set
 /// @param out_error  gets the reason of a failure, or NULL
+/// @return `MOR_ERROR_INVALID_ARGUMENT` for sizes that nobody can have, `MOR_ERROR_UNSUPPORTED` for
+///         what this system cannot do
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mor_session_plan(
     model: *const mor_model,
@@ -373,8 +384,9 @@ pub unsafe extern "C" fn mor_session_create_in(
             if bytes < needed {
                 return Err(too_small(needed, bytes));
             }
-            // SAFETY: the memory is the session's until it is freed, by the manual.
-            let session = unsafe { build(object, plan, start, bytes, None) }?;
+            // SAFETY: the memory is the session's until it is freed, by the manual; of it only what
+            // is needed is ever touched.
+            let session = unsafe { build(object, plan, start, needed, None) }?;
             // SAFETY: checked above.
             unsafe { put(out_session, session) };
             Ok(())
@@ -451,8 +463,9 @@ pub unsafe extern "C" fn mor_session_free(session: *mut mor_session) -> mor_stat
 }
 
 /// One sentence about the last call on this session that failed, or an empty text when the last call
-/// succeeded. It lives in the session and stands until the next call on it. (A call that was refused
-/// with `MOR_ERROR_BUSY`, or that got no live session, leaves no text.) Never NULL.
+/// succeeded. It lives in the session and stands until the next call on it, so only the thread whose
+/// turn it is may ask for it. (A call that was refused with `MOR_ERROR_BUSY`, or that got no live
+/// session, leaves no text.) Never NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mor_session_last_error(session: *const mor_session) -> *const c_char {
     boundary!(c"".as_ptr(), {
@@ -464,8 +477,8 @@ pub unsafe extern "C" fn mor_session_last_error(session: *const mor_session) -> 
     })
 }
 
-/// Runs tokens after those so far. On a failure the session holds the tokens that it held before.
-/// May take long; `mor_session_cancel` ends it.
+/// Runs tokens after those so far. On a failure the session is as it was before the call, its logits
+/// too. May take long; `mor_session_cancel` ends it.
 ///
 /// @param session  the session
 /// @param tokens   token ids, each below the vocabulary's size
@@ -481,6 +494,11 @@ pub unsafe extern "C" fn mor_session_prefill(
 ) -> mor_status {
     boundary!(mor_status::MOR_ERROR_INTERNAL, {
         let work = |session: &mut Session| {
+            let (length, context) = (session.tokens().len(), session.plan().params().context);
+            if count > context - length {
+                let needed = length.saturating_add(count);
+                return Err(Error::ContextFull { needed, context }.into());
+            }
             // SAFETY: the caller's duty, see the manual.
             let tokens = unsafe { slice(tokens, count, "tokens") }?;
             Ok(session.prefill(tokens)?)
@@ -690,10 +708,12 @@ pub type mor_piece_fn =
 pub struct mor_generate_params {
     /// Size of this struct as the caller knows it; `mor_generate_params_init` sets it.
     pub struct_size: usize,
-    /// Most tokens to write. Default: as many as the context holds.
+    /// Most tokens to write. Default: as many as the context holds. With 0 nothing is run and the
+    /// generation ends with `MOR_FINISH_LENGTH`.
     pub max_tokens: usize,
-    /// Texts that end the generation and are not part of it, each UTF-8 of at most 1024 bytes that
-    /// ends with a zero byte; or NULL (the default). Read during the call, not kept.
+    /// Texts that end the generation and are not part of it, each UTF-8 that ends with a zero byte;
+    /// or NULL (the default). One of more than 1024 bytes is refused, an empty one ends nothing.
+    /// Read during the call, not kept.
     pub stop: *const *const c_char,
     /// How many there are.
     pub stop_count: usize,
@@ -907,11 +927,16 @@ fn part<T>(all: &[T], first: usize, count: usize) -> Result<&[T], Failure> {
     })
 }
 
+/// The most recursions of any model.
+pub const MOR_MAX_RECURSIONS: usize = 64;
+const _: () = assert!(MOR_MAX_RECURSIONS == crate::model::MAX_RECURSIONS);
+
 /// How many of the tokens so far ran each number of recursions.
 ///
 /// @param session     the session
 /// @param out_counts  gets a count for each depth from 0 to the model's `recursions`
-/// @param capacity    how many counts it holds: at least `recursions + 1`
+/// @param capacity    how many counts it holds: at least `recursions + 1`, for which
+///                    `MOR_MAX_RECURSIONS + 1` is always enough
 /// @return `MOR_ERROR_BUFFER_TOO_SMALL`
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mor_session_depth_histogram(
@@ -964,6 +989,7 @@ pub unsafe extern "C" fn mor_session_kv_bytes_used(
 ///
 /// @param session  the session
 /// @param cut      from 0 to 1; a session begins with the cut that the model was trained for
+/// @return `MOR_ERROR_INVALID_ARGUMENT` for another number, `MOR_ERROR_BUSY`
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mor_session_set_cut(session: *mut mor_session, cut: f32) -> mor_status {
     boundary!(mor_status::MOR_ERROR_INTERNAL, {
@@ -976,6 +1002,7 @@ pub unsafe extern "C" fn mor_session_set_cut(session: *mut mor_session, cut: f32
 ///
 /// @param session  the session
 /// @param limit    from 1 to the model's `recursions`, with which a session begins
+/// @return `MOR_ERROR_INVALID_ARGUMENT` for another limit, `MOR_ERROR_BUSY`
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mor_session_set_depth_limit(
     session: *mut mor_session,
@@ -988,9 +1015,10 @@ pub unsafe extern "C" fn mor_session_set_depth_limit(
     })
 }
 
-/// Sets the time that a token may take, from the call of `mor_session_step` to its logits. The
-/// deepest recursions of a token are left out when by the speed measured so far they would not be
-/// done in time. The first recursion is never left out, so a budget below what it takes is missed;
+/// Sets the time that a token should take, from the call of `mor_session_step` to its logits: an aim,
+/// not a bound, for no library can keep the system from giving the core to somebody else. The deepest
+/// recursions of a token are left out when by the speed measured so far they would not be done in
+/// time. The first recursion is never left out, so a budget below what it takes is missed;
 /// and the first tokens of a session, before its speed is known, may go less deep than they could.
 /// Prompts of more than one token are not limited. With a budget, results depend on the clock.
 ///
@@ -1056,6 +1084,7 @@ pub unsafe extern "C" fn mor_session_set_routing(
 ///
 /// @param session  the session
 /// @param length   how many tokens stay, at most as many as there are
+/// @return `MOR_ERROR_INVALID_ARGUMENT` when there are fewer, `MOR_ERROR_BUSY`
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mor_session_rewind(
     session: *mut mor_session,
@@ -1148,7 +1177,8 @@ pub unsafe extern "C" fn mor_session_restore(
 /// Ends the session's call in progress within the time of one layer, or its next call at once. Any
 /// thread, any time, also from a signal handler or a callback; never blocks. One cancel ends one
 /// `mor_session_prefill` or `mor_session_step`, with `MOR_ERROR_CANCELLED`, or one
-/// `mor_session_generate`, with `MOR_FINISH_CANCELLED`.
+/// `mor_session_generate`, with `MOR_OK` and `MOR_FINISH_CANCELLED` (with no call of its callback,
+/// where the cancel came before the first token). Only a NULL or freed session is a failure.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mor_session_cancel(session: *mut mor_session) -> mor_status {
     boundary!(mor_status::MOR_ERROR_INTERNAL, {

@@ -31,9 +31,10 @@ pub enum mor_status {
     MOR_ERROR_KV_FULL = 9,
     /// The model computed a value that is not finite: its weights are damaged.
     MOR_ERROR_NOT_FINITE = 10,
-    /// A thread could not be started, or the system refused its affinity or niceness.
+    /// The system refused a thread for another reason than a lack of memory or room, or its affinity
+    /// or niceness.
     MOR_ERROR_THREAD = 11,
-    /// The call was cancelled; the session stands where it stood before the call.
+    /// The call was cancelled; the session is as it was before the call.
     MOR_ERROR_CANCELLED = 12,
     /// Another thread (or a callback of this one) is inside a call on this object.
     MOR_ERROR_BUSY = 13,
@@ -77,8 +78,8 @@ impl From<&Error> for mor_status {
     }
 }
 
-/// One sentence about a status, for people. Never NULL; a number that is no status gives a sentence
-/// too. The text lives as long as the program. What went wrong in a particular call is told better
+/// One sentence about a status (a `mor_status`), for people. Never NULL; a number that is no status
+/// gives a sentence too. The text lives as long as the program. What went wrong in a particular call is told better
 /// by the `mor_error` that it took, or by the object's `..._last_error`.
 #[unsafe(no_mangle)]
 pub extern "C" fn mor_status_text(status: i32) -> *const c_char {

@@ -58,8 +58,8 @@ impl Storage {
         let io = |source| Error::io(path, source);
         let metadata = file.metadata().map_err(io)?;
         if metadata.is_dir() {
-            return Err(Error::argument(format_args!(
-                "'{}' is a folder; convert a checkpoint folder with 'mor convert' first",
+            return Err(Error::unsupported(format_args!(
+                "'{}' is a folder, not a GGUF file; a checkpoint folder must be converted first (mor convert)",
                 path.display()
             )));
         }
