@@ -128,7 +128,8 @@ pub(super) unsafe fn slice_mut<'a, T>(
     Ok(unsafe { std::slice::from_raw_parts_mut(pointer, count) })
 }
 
-fn check_range<T>(pointer: *const T, count: usize, what: &str) -> Result<(), Failure> {
+/// Refuses NULL, what is not aligned, and a range that no memory can have.
+pub(super) fn check_range<T>(pointer: *const T, count: usize, what: &str) -> Result<(), Failure> {
     if pointer.is_null() {
         return Err(null(what));
     }

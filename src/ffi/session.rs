@@ -371,15 +371,14 @@ pub unsafe extern "C" fn mor_session_create_in(
             check_out(out_session, "out_session")?;
             // SAFETY: the caller's duty, see the manual.
             let (object, plan) = unsafe { plan(model, params) }?;
-            if memory.is_null() {
-                return Err(params::null("memory"));
-            }
+            check_out(memory, "memory")?;
             let start = memory.cast::<u8>();
             if start.align_offset(ARENA_ALIGNMENT) != 0 {
                 return Err(Failure::argument(format_args!(
                     "memory must begin at a multiple of {ARENA_ALIGNMENT}"
                 )));
             }
+            params::check_range(start, bytes, "memory")?;
             let needed = HEAD + plan.bytes();
             if bytes < needed {
                 return Err(too_small(needed, bytes));
