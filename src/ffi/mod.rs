@@ -1,7 +1,7 @@
 //! The C interface: nothing but translation. Each file is one object of `include/mor.h`, which is
 //! generated from here (`cargo build --features header`); the comments are the C manual.
 //!
-//! What every export does: its whole body stands in [`boundary!`], so that no panic leaves it; every
+//! What every export does: its whole body stands in the macro `boundary`, so that no panic leaves it; every
 //! pointer is checked for NULL and every handle for its mark; results are written on success only.
 //! What cannot be checked (a dangling pointer, a buffer shorter than it was said to be) is the
 //! caller's duty, and each `unsafe` here rests on it.
