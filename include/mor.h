@@ -1065,6 +1065,21 @@ enum mor_status mor_session_free(struct mor_session *session);
 const char *mor_session_last_error(const struct mor_session *session);
 
 /**
+ * Ends the session's call in progress within the time of one layer, or its next call at once. Any
+ * thread, any time, also from a signal handler or a callback; never blocks. One cancel ends one
+ * `mor_session_prefill` or `mor_session_step`, with `MOR_ERROR_CANCELLED`, or one
+ * `mor_session_generate`, with `MOR_OK` and `MOR_FINISH_CANCELLED` (with no call of its callback,
+ * where the cancel came before the first token). Only a NULL or freed session is a failure.
+ */
+enum mor_status mor_session_cancel(struct mor_session *session);
+
+/**
+ * Takes back a cancel that no call has met yet: call it before a new request, so that a cancel that
+ * came too late for the last one does not end it.
+ */
+enum mor_status mor_session_reset_cancel(struct mor_session *session);
+
+/**
  * Runs tokens after those so far. On a failure the session is as it was before the call, its logits
  * too. May take long; `mor_session_cancel` ends it.
  *
@@ -1299,21 +1314,6 @@ enum mor_status mor_session_save(struct mor_session *session,
  * @return `MOR_ERROR_STATE`, `MOR_ERROR_CONTEXT_FULL`, `MOR_ERROR_KV_FULL`
  */
 enum mor_status mor_session_restore(struct mor_session *session, const void *state, size_t bytes);
-
-/**
- * Ends the session's call in progress within the time of one layer, or its next call at once. Any
- * thread, any time, also from a signal handler or a callback; never blocks. One cancel ends one
- * `mor_session_prefill` or `mor_session_step`, with `MOR_ERROR_CANCELLED`, or one
- * `mor_session_generate`, with `MOR_OK` and `MOR_FINISH_CANCELLED` (with no call of its callback,
- * where the cancel came before the first token). Only a NULL or freed session is a failure.
- */
-enum mor_status mor_session_cancel(struct mor_session *session);
-
-/**
- * Takes back a cancel that no call has met yet: call it before a new request, so that a cancel that
- * came too late for the last one does not end it.
- */
-enum mor_status mor_session_reset_cancel(struct mor_session *session);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -12,6 +12,7 @@ mod forward;
 mod levels;
 pub(crate) mod matmul;
 mod pace;
+mod tiles;
 
 use levels::levels;
 

@@ -22,8 +22,14 @@ mod tokenizer;
 
 mod session;
 
+mod generation;
+
+mod sequence;
+
+pub use generation::*;
 pub use model::*;
 pub use params::MOR_ZERO_TERMINATED;
+pub use sequence::*;
 pub use session::*;
 pub use status::*;
 pub use tokenizer::*;
