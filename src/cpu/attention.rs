@@ -207,3 +207,122 @@ fn add_decoded(kv: &KvCache, page: u32, kv_head: usize, weights: &[f32], out: &m
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::thread::ThreadParams;
+    use crate::kv::KvShape;
+
+    const KV_HEADS: usize = 2;
+    const HEADS: usize = 6;
+    /// Two full pages and a part of one.
+    const ENTRIES: usize = 2 * PAGE_TOKENS + 5;
+
+    /// Softmax attention in double precision, over keys and values as they are stored.
+    fn oracle(kv: &KvCache, head: usize, visible: usize, q: &[f32]) -> Vec<f64> {
+        let kv_head = head / (HEADS / KV_HEADS);
+        let entry = |slot: usize, is_value: bool| {
+            let mut out = vec![0.0; q.len()];
+            let page = kv.table(0, 0)[slot / PAGE_TOKENS];
+            match is_value {
+                true => kv.value(page, kv_head, slot % PAGE_TOKENS, &mut out),
+                false => kv.key(page, kv_head, slot % PAGE_TOKENS, &mut out),
+            }
+            out
+        };
+        let score = |slot| {
+            let products = q.iter().zip(entry(slot, false));
+            let dot: f64 = products.map(|(q, k)| f64::from(*q) * f64::from(k)).sum();
+            (dot / (q.len() as f64).sqrt()).exp()
+        };
+        let weights: Vec<f64> = (0..visible).map(score).collect();
+        let total: f64 = weights.iter().sum();
+        let mut out = vec![0.0; q.len()];
+        for (slot, weight) in weights.iter().enumerate() {
+            for (out, value) in out.iter_mut().zip(entry(slot, true)) {
+                *out += weight / total * f64::from(value);
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn every_level_equals_the_oracle_and_each_other_bit_by_bit() {
+        let levels: Vec<Level> = Level::available().collect();
+        println!("attention tested: {levels:?}");
+        // Heads of whole lanes, whose half-precision entries are used as they lie, and another.
+        for (ty, head_dim) in [
+            (KvType::F16, 16),
+            (KvType::F16, 64),
+            (KvType::F16, 24),
+            (KvType::F32, 64),
+            (KvType::Q8_0, 64),
+        ] {
+            let shape = KvShape {
+                ty,
+                kv_heads: KV_HEADS,
+                head_dim,
+                planes: 1,
+                sequences: 1,
+                table_pages: 3,
+                pages: 3,
+                head_bytes: ty.tensor_type().row_bytes(head_dim).unwrap(),
+            };
+            let mut pages = vec![0; shape.pages * shape.page_bytes()];
+            let (mut tables, mut lengths) = ([0; 3], [0]);
+            let (mut free, mut free_count) = ([0; 3], [0]);
+            let mut kv = KvCache {
+                shape: &shape,
+                pages: &mut pages,
+                tables: &mut tables,
+                lengths: &mut lengths,
+                free: &mut free,
+                free_count: &mut free_count,
+            };
+            kv.reset();
+            let wave = |i: usize, speed: f32| (i as f32 * speed).sin();
+            for entry in 0..ENTRIES {
+                let row = |speed: f32| -> Vec<f32> {
+                    let first = entry * KV_HEADS * head_dim;
+                    (0..KV_HEADS * head_dim)
+                        .map(|i| wave(first + i, speed))
+                        .collect()
+                };
+                let slot = kv.append(0, 0).unwrap();
+                kv.store((0, 0, slot), &row(0.7), &row(1.3)).unwrap();
+            }
+            let seats = [1, PAGE_TOKENS, ENTRIES].map(|visible| Seat {
+                sequence: 0,
+                visible: visible as u32,
+            });
+            let q: Vec<f32> = (0..seats.len() * HEADS * head_dim)
+                .map(|i| 2.0 * wave(i, 0.3))
+                .collect();
+            let run = |level: Level| {
+                let mut team = Team::new(1, &ThreadParams::default(), &mut []).unwrap();
+                let mut out = vec![f32::NAN; q.len()];
+                attention(&mut team, level, &kv, 0, HEADS, &seats, &q, &mut out);
+                out
+            };
+            let plain = run(Level::Scalar);
+            for (index, out) in plain.chunks_exact(head_dim).enumerate() {
+                let q = &q[index * head_dim..][..head_dim];
+                let visible = seats[index / HEADS].visible as usize;
+                let expected = oracle(&kv, index % HEADS, visible, q);
+                for (out, expected) in out.iter().zip(expected) {
+                    // Values are at most 1, so the result is a mean of such; scores of at most 16
+                    // are off by some 2^-24 of it, which their exponentials pass on.
+                    assert!(
+                        (f64::from(*out) - expected).abs() < 1e-5,
+                        "{ty:?} {head_dim}"
+                    );
+                }
+            }
+            for level in &levels {
+                let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits();
+                assert!(run(*level).iter().zip(&plain).all(same), "{ty:?} {level:?}");
+            }
+        }
+    }
+}
