@@ -88,11 +88,6 @@ impl<T> Shared<T> {
         // the last owner's drop.
         unsafe { self.inner.as_ref() }
     }
-
-    /// Whether both are owners of the same value.
-    pub fn is_same(&self, other: &Self) -> bool {
-        self.inner == other.inner
-    }
 }
 
 impl<T> Deref for Shared<T> {

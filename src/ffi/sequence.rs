@@ -7,6 +7,23 @@ use crate::{Routing, Session};
 use std::ffi::c_void;
 use std::time::Duration;
 
+/// A call that writes one number about the session.
+unsafe fn tell(
+    session: *mut mor_session,
+    out: *mut usize,
+    name: &str,
+    number: impl FnOnce(&mut Session) -> usize,
+) -> mor_status {
+    let work = |session: &mut Session<'static>| {
+        check_out(out, name)?;
+        // SAFETY: checked above.
+        unsafe { put(out, number(session)) };
+        Ok(())
+    };
+    // SAFETY: passed on.
+    unsafe { with(session, work) }
+}
+
 /// How many tokens the sequence has so far.
 ///
 /// @param session     the session
@@ -17,14 +34,12 @@ pub unsafe extern "C" fn mor_session_length(
     out_length: *mut usize,
 ) -> mor_status {
     boundary!(mor_status::MOR_ERROR_INTERNAL, {
-        let work = |session: &mut Session| {
-            check_out(out_length, "out_length")?;
-            // SAFETY: checked above.
-            unsafe { put(out_length, session.tokens().len()) };
-            Ok(())
-        };
         // SAFETY: the caller's duty, see the manual.
-        unsafe { with(session, work) }
+        unsafe {
+            tell(session, out_length, "out_length", |session| {
+                session.tokens().len()
+            })
+        }
     })
 }
 
@@ -134,14 +149,12 @@ pub unsafe extern "C" fn mor_session_kv_bytes_used(
     out_bytes: *mut usize,
 ) -> mor_status {
     boundary!(mor_status::MOR_ERROR_INTERNAL, {
-        let work = |session: &mut Session| {
-            check_out(out_bytes, "out_bytes")?;
-            // SAFETY: checked above.
-            unsafe { put(out_bytes, session.kv_bytes_used()) };
-            Ok(())
-        };
         // SAFETY: the caller's duty, see the manual.
-        unsafe { with(session, work) }
+        unsafe {
+            tell(session, out_bytes, "out_bytes", |session| {
+                session.kv_bytes_used()
+            })
+        }
     })
 }
 
@@ -268,14 +281,12 @@ pub unsafe extern "C" fn mor_session_save_size(
     out_bytes: *mut usize,
 ) -> mor_status {
     boundary!(mor_status::MOR_ERROR_INTERNAL, {
-        let work = |session: &mut Session| {
-            check_out(out_bytes, "out_bytes")?;
-            // SAFETY: checked above.
-            unsafe { put(out_bytes, session.save_bytes()) };
-            Ok(())
-        };
         // SAFETY: the caller's duty, see the manual.
-        unsafe { with(session, work) }
+        unsafe {
+            tell(session, out_bytes, "out_bytes", |session| {
+                session.save_bytes()
+            })
+        }
     })
 }
 

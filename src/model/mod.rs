@@ -218,11 +218,6 @@ impl Model {
         self.weight_bytes() + self.0.shared_bytes
     }
 
-    /// Whether both are the same opened model.
-    pub fn is_same(&self, other: &Model) -> bool {
-        self.0.is_same(&other.0)
-    }
-
     /// Fails when the mapped file has become shorter than it was, so that a truncated file is an
     /// error and not a signal. There is no other protection of a map: who cannot rule out that a
     /// file is truncated during a call loads a copy ([`LoadParams::copy`]).
