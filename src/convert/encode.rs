@@ -10,7 +10,8 @@ use super::output::Output;
 use super::source::{Dtype, map_file};
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, GgufWriter, Metadata, TensorPlan};
-use crate::model::Model;
+use crate::model::{Model, TensorLayout};
+use crate::quant::tiles::{TILE_ROWS, interleave, is_tiled, separate};
 use crate::quant::{TensorType, dequantize_row, quantize_row};
 
 /// Input bytes taken at once: enough to keep the threads busy, little enough to stay bounded.
@@ -66,7 +67,11 @@ pub(super) struct Job<'a> {
     pub origin: String,
     pub bytes: &'a [u8],
     pub from: Encoding,
+    /// Whether sixteen rows each are interleaved there.
+    pub from_tiles: bool,
     pub to: TensorType,
+    /// Whether they shall be in the file.
+    pub to_tiles: bool,
     /// As the file spells them: columns first.
     pub dims: Vec<u64>,
 }
@@ -87,6 +92,11 @@ pub(super) fn matrix_type(chosen: TensorType, columns: usize) -> TensorType {
         Some(_) => chosen,
         None => TensorType::F16,
     }
+}
+
+/// Whether a matrix of this type is made of tiles in a file of this layout.
+pub(super) fn makes_tiles(layout: TensorLayout, ty: TensorType) -> bool {
+    layout == TensorLayout::Tiles16 && is_tiled(ty)
 }
 
 /// Refuses formats that can be read but not written, before any work is done.
@@ -162,24 +172,45 @@ fn write_tensor(writer: &mut GgufWriter, job: &Job, progress: &mut dyn Progress)
         .row_bytes(columns)
         .filter(|&b| b > 0)
         .ok_or_else(odd)?;
-    let rows_at_once = (CHUNK_BYTES / in_row).max(1);
+    // Whole tiles at a time.
+    let rows_at_once = (CHUNK_BYTES / in_row / TILE_ROWS).max(1) * TILE_ROWS;
     let mut hasher = DefaultHasher::new();
-    let mut out = Vec::new();
+    let (mut rows, mut out, mut tiles) = (Vec::new(), Vec::new(), Vec::new());
     for chunk in job.bytes.chunks(rows_at_once.saturating_mul(in_row)) {
-        if job.from == Encoding::Block(job.to) && job.to.block_len() > 1 {
-            // The same quantized format: decoding and encoding again could only lose.
-            writer.write_tensor_bytes(chunk)?;
-            hasher.write(chunk);
-        } else {
-            out.resize(chunk.len() / in_row * out_row, 0);
-            encode_rows(job, columns, chunk, in_row, &mut out, out_row)?;
-            writer.write_tensor_bytes(&out)?;
-            hasher.write(&out);
+        let mut encoded = chunk;
+        if let (true, Encoding::Block(ty)) = (job.from_tiles, job.from) {
+            encoded = by_tiles(&mut rows, encoded, in_row, |t, rows| separate(ty, t, rows));
         }
+        // The same quantized format: decoding and encoding again could only lose.
+        if job.from != Encoding::Block(job.to) || job.to.block_len() == 1 {
+            out.resize(chunk.len() / in_row * out_row, 0);
+            encode_rows(job, columns, encoded, in_row, &mut out, out_row)?;
+            encoded = &out;
+        }
+        if job.to_tiles {
+            encoded = by_tiles(&mut tiles, encoded, out_row, |r, tile| interleave(job.to, r, tile));
+        }
+        writer.write_tensor_bytes(encoded)?;
+        hasher.write(encoded);
         progress.advance(chunk.len() as u64);
     }
     writer.next_tensor()?;
     Ok(hasher.finish())
+}
+
+/// `bytes` with `change` done to each sixteen rows; what is left over at the end stays.
+fn by_tiles<'a>(
+    changed: &'a mut Vec<u8>,
+    bytes: &[u8],
+    row_bytes: usize,
+    change: impl Fn(&[u8], &mut [u8]) + Sync,
+) -> &'a [u8] {
+    changed.clear();
+    changed.extend_from_slice(bytes);
+    let tile = TILE_ROWS * row_bytes;
+    let pairs = changed.par_chunks_exact_mut(tile).zip(bytes.par_chunks_exact(tile));
+    pairs.for_each(|(to, from)| change(from, to));
+    changed
 }
 
 fn encode_rows(

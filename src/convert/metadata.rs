@@ -5,6 +5,7 @@ use super::options::Overrides;
 use super::router::{Rule, TRAINED_CUT};
 use super::spec::Spec;
 use crate::gguf::{Array, Metadata, Value};
+use crate::model::TensorLayout;
 use crate::quant::TensorType;
 
 /// llama.cpp's number for a file that is mostly of one type.
@@ -28,6 +29,12 @@ pub(super) fn file_type(ty: TensorType) -> u32 {
 pub(super) fn set_file_type(metadata: &mut Metadata, ty: TensorType) {
     metadata.insert("general.file_type", Value::U32(file_type(ty)));
     metadata.insert("general.quantization_version", Value::U32(2));
+}
+
+/// Says how the quantized matrices are arranged.
+pub(super) fn set_layout(metadata: &mut Metadata, layout: TensorLayout) {
+    let name = Value::String(layout.name().to_string());
+    metadata.insert("mor.tensor_data_layout", name);
 }
 
 /// The metadata of a checkpoint, without its tokenizer.

@@ -38,6 +38,7 @@ use source::Source;
 use spec::{Documents, Spec};
 
 use crate::error::{Error, Result};
+use crate::model::TensorLayout;
 use crate::quant::TensorType;
 
 /// Converts `input`, a checkpoint folder, a weights file or a GGUF file, to the GGUF file
@@ -50,7 +51,7 @@ pub fn convert(
     options: &ConvertOptions,
     progress: &mut dyn Progress,
 ) -> Result<Summary> {
-    encode::check_target(options.ty)?;
+    options.ty.map_or(Ok(()), encode::check_target)?;
     let output = Output::new(output)?;
     if is_gguf(input)? {
         return requantize::convert(input, output, options, progress);
@@ -87,9 +88,11 @@ fn convert_checkpoint(
     let spec = Spec::resolve(&source, &documents, &options.overrides, progress)?;
     let layout = layout::plan(&source, &spec, progress)?;
     note_tying(&source, &documents.config, progress)?;
-    let jobs = jobs(&source, &layout, options.ty, progress)?;
+    let ty = options.ty.unwrap_or(TensorType::F16);
+    let jobs = jobs(&source, &layout, ty, options.layout, progress)?;
     let name = source::file_label(&folder.canonicalize().unwrap_or_else(|_| folder.into()));
-    let mut metadata = metadata::build(&spec, &layout, options.ty, &name, &options.overrides);
+    let mut metadata = metadata::build(&spec, &layout, ty, &name, &options.overrides);
+    metadata::set_layout(&mut metadata, options.layout);
     tokenizer::insert(
         &mut metadata,
         options.tokenizer.as_deref(),
@@ -151,6 +154,7 @@ fn jobs<'s>(
     source: &'s Source,
     layout: &layout::Layout<'s>,
     ty: TensorType,
+    arrangement: TensorLayout,
     progress: &mut dyn Progress,
 ) -> Result<Vec<Job<'s>>> {
     let mut jobs = Vec::with_capacity(layout.tensors.len());
@@ -169,7 +173,9 @@ fn jobs<'s>(
             origin: tensor.name.clone(),
             bytes: source.bytes(tensor),
             from: Encoding::of(tensor.dtype, &tensor.name)?,
+            from_tiles: false,
             to,
+            to_tiles: encode::makes_tiles(arrangement, to),
             dims: tensor.shape.iter().rev().map(|&d| d as u64).collect(),
         });
     }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::model::TensorLayout;
 use crate::quant::TensorType;
 
 /// An enum whose values have a spelling of their own in files and options.
@@ -168,24 +169,17 @@ pub struct Overrides {
 }
 
 /// How to convert.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct ConvertOptions {
-    /// The format of the matrices. Norms, biases and routers stay F32.
-    pub ty: TensorType,
+    /// The format of the matrices; `None`: F16 for a checkpoint, as they are for a GGUF file. Norms,
+    /// biases and routers stay F32.
+    pub ty: Option<TensorType>,
+    /// How quantized matrices are arranged.
+    pub layout: TensorLayout,
     /// Where the tokenizer is: a `tokenizer.json` or a GGUF file. Without it, the checkpoint's own.
     pub tokenizer: Option<PathBuf>,
     /// What the caller knows better than the checkpoint.
     pub overrides: Overrides,
-}
-
-impl Default for ConvertOptions {
-    fn default() -> Self {
-        ConvertOptions {
-            ty: TensorType::F16,
-            tokenizer: None,
-            overrides: Overrides::default(),
-        }
-    }
 }
 
 /// Hears how a conversion goes. Every method may be left as it is.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::document::Document;
 use super::encode::{self, Encoding, Job};
-use super::metadata::set_file_type;
+use super::metadata::{set_file_type, set_layout};
 use super::note_fallback;
 use super::options::{ConvertOptions, Overrides, Progress, Summary};
 use super::output::Output;
@@ -12,6 +12,7 @@ use super::source::map_file;
 use super::tokenizer;
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, Metadata, Strings, TensorInfo, Value};
+use crate::model::{Hyperparameters, TensorLayout, is_known_key};
 use crate::quant::TensorType;
 
 pub(super) fn convert(
@@ -22,8 +23,9 @@ pub(super) fn convert(
 ) -> Result<Summary> {
     let map = map_file(input)?;
     let gguf = Gguf::parse(&map)?;
-    let architecture = check(&gguf, &options.overrides)?;
-    let mut metadata = new_metadata(&gguf, options);
+    check(&gguf, &options.overrides)?;
+    let from_layout = Hyperparameters::from_metadata(&gguf.metadata)?.layout;
+    let mut metadata = new_metadata(&gguf, options)?;
     if let Some(path) = &options.tokenizer {
         let vocab = gguf.tensor("token_embd.weight").map_or(0, TensorInfo::rows);
         tokenizer::replace(
@@ -37,25 +39,34 @@ pub(super) fn convert(
     let mut jobs = Vec::with_capacity(gguf.tensors().len());
     let (mut fallen_back, mut lossy) = (0usize, 0usize);
     for info in gguf.tensors() {
-        let matrix = is_matrix(info);
-        let to = if matrix {
-            encode::matrix_type(options.ty, info.columns())
-        } else {
-            TensorType::F32
+        let to = match options.ty {
+            _ if !is_matrix(info) => TensorType::F32,
+            None => info.ty,
+            Some(ty) => {
+                let to = encode::matrix_type(ty, info.columns());
+                fallen_back += usize::from(to != ty);
+                to
+            }
         };
-        fallen_back += usize::from(matrix && to != options.ty);
         lossy += usize::from(info.ty.block_len() > 1 && to != info.ty && to.block_len() > 1);
-        jobs.push(job(&map, info, to)?);
+        jobs.push(Job {
+            from_tiles: encode::makes_tiles(from_layout, info.ty),
+            to_tiles: encode::makes_tiles(options.layout, to),
+            ..job(&map, info, to)?
+        });
     }
-    note_fallback(fallen_back, options.ty, progress);
+    if let Some(ty) = options.ty {
+        note_fallback(fallen_back, ty, progress);
+    }
     if lossy > 0 {
         progress.note(&format!(
             "{lossy} matrices were quantized already and lose precision a second time; convert from the checkpoint where there is one."
         ));
     }
     let output_bytes = encode::write_file(output, &metadata, &jobs, progress)?;
+    let architecture = metadata.str("general.architecture")?.unwrap_or_default();
     Ok(Summary {
-        architecture,
+        architecture: architecture.to_string(),
         tensors: jobs.len(),
         aliases: metadata
             .strings("mor.recursion.aliases")?
@@ -66,7 +77,7 @@ pub(super) fn convert(
 }
 
 /// Refuses what would not be the same model afterwards.
-fn check(gguf: &Gguf, overrides: &Overrides) -> Result<String> {
+fn check(gguf: &Gguf, overrides: &Overrides) -> Result<()> {
     let architecture = gguf.metadata.str("general.architecture")?.unwrap_or("");
     if !matches!(architecture, "llama" | "mor") {
         return Err(Error::unsupported(format_args!(
@@ -87,15 +98,42 @@ fn check(gguf: &Gguf, overrides: &Overrides) -> Result<String> {
             "a GGUF file already says what the model is; of the overrides only the name can be changed",
         ));
     }
-    Ok(architecture.to_string())
+    Ok(())
 }
 
-fn new_metadata(gguf: &Gguf, options: &ConvertOptions) -> Metadata {
+fn new_metadata(gguf: &Gguf, options: &ConvertOptions) -> Result<Metadata> {
     let mut metadata = gguf.metadata.clone();
     if let Some(name) = &options.overrides.name {
         metadata.insert("general.name", Value::String(name.clone()));
     }
-    set_file_type(&mut metadata, options.ty);
+    if let Some(ty) = options.ty {
+        set_file_type(&mut metadata, ty);
+    }
+    if metadata.str("general.architecture")? == Some("mor") {
+        set_layout(&mut metadata, options.layout);
+    } else if options.layout == TensorLayout::Tiles16 {
+        // Programs that know Llama files do not know tiles and must not take them for rows.
+        metadata = from_llama(&metadata);
+        set_layout(&mut metadata, options.layout);
+    }
+    Ok(metadata)
+}
+
+/// A Llama file's metadata as this project's own. Keys that the engine does not heed are left out.
+fn from_llama(llama: &Metadata) -> Metadata {
+    let mut metadata = Metadata::default();
+    for (key, value) in llama.iter() {
+        match key.strip_prefix("llama.") {
+            None => metadata.insert(key, value.clone()),
+            Some(name) if is_known_key(name) => {
+                metadata.insert(format!("mor.{name}"), value.clone())
+            }
+            Some(_) => None,
+        };
+    }
+    let text = |s: &str| Value::String(s.to_string());
+    metadata.insert("general.architecture", text("mor"));
+    metadata.insert("mor.rope.pairing", text("norm"));
     metadata
 }
 
@@ -116,7 +154,9 @@ fn job<'a>(map: &'a [u8], info: &TensorInfo, to: TensorType) -> Result<Job<'a>> 
         origin: info.name.clone(),
         bytes,
         from: Encoding::Block(info.ty),
+        from_tiles: false,
         to,
+        to_tiles: false,
         dims: info.dims.clone(),
     })
 }

@@ -160,7 +160,7 @@ unsafe fn score_halves<S: Simd>(q: &[f32], keys: &[[u8; 2]], scores: &mut [f32])
         unsafe {
             let mut sum = S::splat_float(0.0);
             for (q, key) in q_lanes.iter().zip(key.as_chunks::<LANES>().0) {
-                sum = S::add(sum, S::mul(S::load(q), S::load_half(key)));
+                sum = S::mul_add(S::load(q), S::load_half(key), sum);
             }
             S::store(sum, &mut lanes);
         }
@@ -179,7 +179,7 @@ unsafe fn add_halves<S: Simd>(weights: &[f32], values: &[[u8; 2]], out: &mut [f3
             let mut sum = S::load(out);
             for (slot, p) in weights.iter().enumerate() {
                 let value = S::load_half(&values[slot * chunks + i]);
-                sum = S::add(sum, S::mul(S::splat_float(*p), value));
+                sum = S::mul_add(S::splat_float(*p), value, sum);
             }
             S::store(sum, out);
         }

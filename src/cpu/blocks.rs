@@ -3,47 +3,106 @@
 
 use super::simd::{LANES, Simd};
 
-/// Sixteen rows of a matrix at one block each.
-#[derive(Clone, Copy)]
-pub(super) struct Place<'a> {
-    pub rows: &'a [*const u8; LANES],
-    /// Bytes from the rows' beginnings to the block.
-    pub offset: usize,
-}
-
-impl Place<'_> {
-    #[inline(always)]
-    unsafe fn half<S: Simd>(self, at: usize) -> S::F {
-        // SAFETY: inside the block, as every offset in this file.
-        unsafe { S::gather_half(self.rows, self.offset + at) }
-    }
-    #[inline(always)]
-    unsafe fn four<S: Simd>(self, at: usize) -> S::I {
-        // SAFETY: as above.
-        unsafe { S::gather_4(self.rows, self.offset + at) }
-    }
-    #[inline(always)]
-    unsafe fn sixteen<S: Simd>(self, at: usize) -> [S::I; 4] {
-        // SAFETY: as above.
-        unsafe { S::gather_16(self.rows, self.offset + at) }
-    }
+/// Sixteen rows of a matrix at one block each: where the fields of the blocks are. `at` is a field's
+/// place in a block.
+///
+/// # Safety
+/// For all functions: the instruction set of `S` is there, and the field lies inside the block.
+pub(super) trait Place: Copy {
+    /// The place `bytes` further on in each row.
+    fn after(self, bytes: usize) -> Self;
+    /// A half-precision number of each row.
+    unsafe fn half<S: Simd>(self, at: usize) -> S::F;
+    /// Four bytes of each row.
+    unsafe fn four<S: Simd>(self, at: usize) -> S::I;
+    /// Sixteen bytes of each row.
+    unsafe fn sixteen<S: Simd>(self, at: usize) -> [S::I; 4];
+    /// 32 bytes of each row.
     #[inline(always)]
     unsafe fn thirty_two<S: Simd>(self, at: usize) -> [S::I; 8] {
-        // SAFETY: as above.
+        // SAFETY: passed on.
         let ([a, b, c, d], [e, f, g, h]) =
             unsafe { (self.sixteen::<S>(at), self.sixteen::<S>(at + 16)) };
         [a, b, c, d, e, f, g, h]
     }
 }
 
+/// Rows one after the other, as GGUF has them.
+#[derive(Clone, Copy)]
+pub(super) struct InRows<'a> {
+    pub rows: &'a [*const u8; LANES],
+    /// Bytes from the rows' beginnings to the block.
+    pub offset: usize,
+}
+
+impl Place for InRows<'_> {
+    #[inline(always)]
+    fn after(self, bytes: usize) -> Self {
+        InRows {
+            rows: self.rows,
+            offset: self.offset + bytes,
+        }
+    }
+    #[inline(always)]
+    unsafe fn half<S: Simd>(self, at: usize) -> S::F {
+        // SAFETY: passed on.
+        unsafe { S::gather_half(self.rows, self.offset + at) }
+    }
+    #[inline(always)]
+    unsafe fn four<S: Simd>(self, at: usize) -> S::I {
+        // SAFETY: passed on.
+        unsafe { S::gather_4(self.rows, self.offset + at) }
+    }
+    #[inline(always)]
+    unsafe fn sixteen<S: Simd>(self, at: usize) -> [S::I; 4] {
+        // SAFETY: passed on.
+        unsafe { S::gather_16(self.rows, self.offset + at) }
+    }
+}
+
+/// The sixteen rows' blocks interleaved, as `src/quant/tiles.rs` tells.
+#[derive(Clone, Copy)]
+pub(super) struct InTile(pub *const u8);
+
+impl Place for InTile {
+    #[inline(always)]
+    fn after(self, bytes: usize) -> Self {
+        InTile(self.0.wrapping_add(LANES * bytes))
+    }
+    #[inline(always)]
+    unsafe fn half<S: Simd>(self, at: usize) -> S::F {
+        // SAFETY: sixteen numbers of two bytes are there.
+        unsafe { S::load_half(&*self.0.add(LANES * at).cast()) }
+    }
+    #[inline(always)]
+    unsafe fn four<S: Simd>(self, at: usize) -> S::I {
+        // SAFETY: sixteen times four bytes are there.
+        unsafe { S::load_words(&*self.0.add(LANES * at).cast()) }
+    }
+    #[inline(always)]
+    unsafe fn sixteen<S: Simd>(self, at: usize) -> [S::I; 4] {
+        // SAFETY: passed on.
+        unsafe {
+            [
+                self.four::<S>(at),
+                self.four::<S>(at + 4),
+                self.four::<S>(at + 8),
+                self.four::<S>(at + 12),
+            ]
+        }
+    }
+}
+
 /// 32 columns of sixteen rows: `weight = scale · (number − BIAS) + minimum`.
+#[derive(Clone, Copy)]
 pub(super) struct Group<S: Simd> {
     /// Columns 4k to 4k + 3 of each row.
     pub numbers: [S::I; 8],
-    /// Scale of the first and of the last sixteen columns.
-    pub scales: [S::F; 2],
-    /// Where the format has one.
-    pub minimum: Option<S::F>,
+    /// Scale of the first sixteen columns, or of all.
+    pub scale: S::F,
+    /// The last sixteen columns' scale ([`Format::HALVES`]) or the minimum ([`Format::MINIMUMS`]).
+    /// No format has both.
+    pub other: S::F,
 }
 
 /// A block format.
@@ -54,19 +113,23 @@ pub(super) trait Format {
     const GROUPS: usize;
     /// What is taken off each number.
     const BIAS: i32 = 0;
+    /// The largest magnitude of a number.
+    const MAX: i32;
     /// Whether numbers are signed bytes; else they are from 0 to 127.
     const SIGNED: bool = false;
     /// Whether the two halves of a group have scales of their own.
     const HALVES: bool = false;
+    /// Whether groups have minimums.
+    const MINIMUMS: bool = false;
     /// What is worked out once for a block.
     type Head<S: Simd>;
 
     /// # Safety
     /// The instruction set of `S` is there, and each row has a whole block at the place.
-    unsafe fn head<S: Simd>(place: Place) -> Self::Head<S>;
+    unsafe fn head<S: Simd>(place: impl Place) -> Self::Head<S>;
     /// # Safety
     /// As above; `index` is below [`Format::GROUPS`].
-    unsafe fn group<S: Simd>(place: Place, head: &Self::Head<S>, index: usize) -> Group<S>;
+    unsafe fn group<S: Simd>(place: impl Place, head: &Self::Head<S>, index: usize) -> Group<S>;
 }
 
 #[inline(always)]
@@ -123,18 +186,19 @@ pub(super) struct Q4_0;
 impl Format for Q4_0 {
     const BYTES: usize = 18;
     const GROUPS: usize = 1;
+    const MAX: i32 = 15;
     const BIAS: i32 = 8;
     type Head<S: Simd> = ();
     #[inline(always)]
-    unsafe fn head<S: Simd>(_: Place) {}
+    unsafe fn head<S: Simd>(_: impl Place) {}
     #[inline(always)]
-    unsafe fn group<S: Simd>(place: Place, _: &(), _: usize) -> Group<S> {
+    unsafe fn group<S: Simd>(place: impl Place, _: &(), _: usize) -> Group<S> {
         // SAFETY: as the trait says.
         unsafe {
             Group {
                 numbers: nibbles::<S>(place.sixteen::<S>(2)),
-                scales: [place.half::<S>(0); 2],
-                minimum: None,
+                scale: place.half::<S>(0),
+                other: S::splat_float(0.0),
             }
         }
     }
@@ -144,17 +208,19 @@ pub(super) struct Q4_1;
 impl Format for Q4_1 {
     const BYTES: usize = 20;
     const GROUPS: usize = 1;
+    const MAX: i32 = 15;
+    const MINIMUMS: bool = true;
     type Head<S: Simd> = ();
     #[inline(always)]
-    unsafe fn head<S: Simd>(_: Place) {}
+    unsafe fn head<S: Simd>(_: impl Place) {}
     #[inline(always)]
-    unsafe fn group<S: Simd>(place: Place, _: &(), _: usize) -> Group<S> {
+    unsafe fn group<S: Simd>(place: impl Place, _: &(), _: usize) -> Group<S> {
         // SAFETY: as the trait says.
         unsafe {
             Group {
                 numbers: nibbles::<S>(place.sixteen::<S>(4)),
-                scales: [place.half::<S>(0); 2],
-                minimum: Some(place.half::<S>(2)),
+                scale: place.half::<S>(0),
+                other: place.half::<S>(2),
             }
         }
     }
@@ -164,19 +230,20 @@ pub(super) struct Q5_0;
 impl Format for Q5_0 {
     const BYTES: usize = 22;
     const GROUPS: usize = 1;
+    const MAX: i32 = 31;
     const BIAS: i32 = 16;
     type Head<S: Simd> = ();
     #[inline(always)]
-    unsafe fn head<S: Simd>(_: Place) {}
+    unsafe fn head<S: Simd>(_: impl Place) {}
     #[inline(always)]
-    unsafe fn group<S: Simd>(place: Place, _: &(), _: usize) -> Group<S> {
+    unsafe fn group<S: Simd>(place: impl Place, _: &(), _: usize) -> Group<S> {
         // SAFETY: as the trait says.
         unsafe {
             let numbers = nibbles::<S>(place.sixteen::<S>(6));
             Group {
                 numbers: with_fifth_bits::<S>(numbers, place.four::<S>(2)),
-                scales: [place.half::<S>(0); 2],
-                minimum: None,
+                scale: place.half::<S>(0),
+                other: S::splat_float(0.0),
             }
         }
     }
@@ -186,18 +253,20 @@ pub(super) struct Q5_1;
 impl Format for Q5_1 {
     const BYTES: usize = 24;
     const GROUPS: usize = 1;
+    const MAX: i32 = 31;
+    const MINIMUMS: bool = true;
     type Head<S: Simd> = ();
     #[inline(always)]
-    unsafe fn head<S: Simd>(_: Place) {}
+    unsafe fn head<S: Simd>(_: impl Place) {}
     #[inline(always)]
-    unsafe fn group<S: Simd>(place: Place, _: &(), _: usize) -> Group<S> {
+    unsafe fn group<S: Simd>(place: impl Place, _: &(), _: usize) -> Group<S> {
         // SAFETY: as the trait says.
         unsafe {
             let numbers = nibbles::<S>(place.sixteen::<S>(8));
             Group {
                 numbers: with_fifth_bits::<S>(numbers, place.four::<S>(4)),
-                scales: [place.half::<S>(0); 2],
-                minimum: Some(place.half::<S>(2)),
+                scale: place.half::<S>(0),
+                other: place.half::<S>(2),
             }
         }
     }
@@ -207,18 +276,19 @@ pub(super) struct Q8_0;
 impl Format for Q8_0 {
     const BYTES: usize = 34;
     const GROUPS: usize = 1;
+    const MAX: i32 = 128;
     const SIGNED: bool = true;
     type Head<S: Simd> = ();
     #[inline(always)]
-    unsafe fn head<S: Simd>(_: Place) {}
+    unsafe fn head<S: Simd>(_: impl Place) {}
     #[inline(always)]
-    unsafe fn group<S: Simd>(place: Place, _: &(), _: usize) -> Group<S> {
+    unsafe fn group<S: Simd>(place: impl Place, _: &(), _: usize) -> Group<S> {
         // SAFETY: as the trait says.
         unsafe {
             Group {
                 numbers: place.thirty_two::<S>(2),
-                scales: [place.half::<S>(0); 2],
-                minimum: None,
+                scale: place.half::<S>(0),
+                other: S::splat_float(0.0),
             }
         }
     }
@@ -235,7 +305,7 @@ pub(super) struct KHead<S: Simd> {
 
 impl<S: Simd> KHead<S> {
     #[inline(always)]
-    unsafe fn new(place: Place) -> Self {
+    unsafe fn new(place: impl Place) -> Self {
         // SAFETY: as the trait says. For the packing see `src/quant/k.rs`.
         unsafe {
             let (a, b) = (place.four::<S>(4), place.four::<S>(8));
@@ -267,8 +337,8 @@ impl<S: Simd> KHead<S> {
         unsafe {
             Group {
                 numbers,
-                scales: [self.of(&self.scales, self.scale, index); 2],
-                minimum: Some(self.of(&self.minimums, self.minimum, index)),
+                scale: self.of(&self.scales, self.scale, index),
+                other: self.of(&self.minimums, self.minimum, index),
             }
         }
     }
@@ -295,14 +365,16 @@ pub(super) struct Q4K;
 impl Format for Q4K {
     const BYTES: usize = 144;
     const GROUPS: usize = 8;
+    const MAX: i32 = 15;
+    const MINIMUMS: bool = true;
     type Head<S: Simd> = KHead<S>;
     #[inline(always)]
-    unsafe fn head<S: Simd>(place: Place) -> KHead<S> {
+    unsafe fn head<S: Simd>(place: impl Place) -> KHead<S> {
         // SAFETY: as the trait says.
         unsafe { KHead::new(place) }
     }
     #[inline(always)]
-    unsafe fn group<S: Simd>(place: Place, head: &KHead<S>, index: usize) -> Group<S> {
+    unsafe fn group<S: Simd>(place: impl Place, head: &KHead<S>, index: usize) -> Group<S> {
         // SAFETY: as the trait says.
         unsafe {
             let bytes = place.thirty_two::<S>(16 + 32 * (index / 2));
@@ -315,14 +387,16 @@ pub(super) struct Q5K;
 impl Format for Q5K {
     const BYTES: usize = 176;
     const GROUPS: usize = 8;
+    const MAX: i32 = 31;
+    const MINIMUMS: bool = true;
     type Head<S: Simd> = KHead<S>;
     #[inline(always)]
-    unsafe fn head<S: Simd>(place: Place) -> KHead<S> {
+    unsafe fn head<S: Simd>(place: impl Place) -> KHead<S> {
         // SAFETY: as the trait says.
         unsafe { KHead::new(place) }
     }
     #[inline(always)]
-    unsafe fn group<S: Simd>(place: Place, head: &KHead<S>, index: usize) -> Group<S> {
+    unsafe fn group<S: Simd>(place: impl Place, head: &KHead<S>, index: usize) -> Group<S> {
         // SAFETY: as the trait says.
         unsafe {
             let bytes = place.thirty_two::<S>(48 + 32 * (index / 2));
@@ -341,17 +415,18 @@ pub(super) struct Q6K;
 impl Format for Q6K {
     const BYTES: usize = 210;
     const GROUPS: usize = 8;
+    const MAX: i32 = 63;
     const BIAS: i32 = 32;
     const HALVES: bool = true;
     /// The scale of the whole block.
     type Head<S: Simd> = S::F;
     #[inline(always)]
-    unsafe fn head<S: Simd>(place: Place) -> S::F {
+    unsafe fn head<S: Simd>(place: impl Place) -> S::F {
         // SAFETY: as the trait says.
         unsafe { place.half::<S>(208) }
     }
     #[inline(always)]
-    unsafe fn group<S: Simd>(place: Place, head: &S::F, index: usize) -> Group<S> {
+    unsafe fn group<S: Simd>(place: impl Place, head: &S::F, index: usize) -> Group<S> {
         // SAFETY: as the trait says.
         unsafe {
             let (half, quarter) = (index / 4, index % 4);
@@ -369,11 +444,8 @@ impl Format for Q6K {
             let second = S::sign_extend_byte(S::shr_by(four, shift + 8));
             Group {
                 numbers,
-                scales: [
-                    S::mul(*head, S::to_float(first)),
-                    S::mul(*head, S::to_float(second)),
-                ],
-                minimum: None,
+                scale: S::mul(*head, S::to_float(first)),
+                other: S::mul(*head, S::to_float(second)),
             }
         }
     }

@@ -13,7 +13,6 @@ use crate::model::{
     RouterSpec, Stage,
 };
 use crate::plan::{Buffers, Row};
-use crate::quant::dequantize_into;
 use crate::routing::{self, Routing};
 use std::mem::take;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -108,8 +107,7 @@ impl Pass<'_, '_, '_> {
         let factors = (!b.rope_factors.is_empty()).then_some(&*b.rope_factors);
         for (i, row) in b.rows[..self.n].iter().enumerate() {
             let x = &mut b.x[i * h.hidden_size..][..h.hidden_size];
-            let encoded = embedding.row(model.bytes(), row.token as usize);
-            dequantize_into(embedding.ty, encoded, x);
+            embedding.decode_row(model.bytes(), row.token as usize, x);
             let table = &mut b.rope[i * half..][..half];
             ops::rope_row(&h.rope, factors, row.position as usize, table);
         }

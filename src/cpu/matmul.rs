@@ -2,8 +2,9 @@
 //! once for all matrices that take them.
 //!
 //! The sum of a row is taken group by group (32 columns, in order):
-//! `sum += (whole · scale_w) · scale_x`, then, where the format has minimums,
-//! `sum += minimum · (scale_x · sum_x)`, with `whole` the exact sum of the products of whole numbers.
+//! `sum = fma(whole · scale_w, scale_x, sum)`, then, where the format has minimums,
+//! `sum = fma(minimum, scale_x · sum_x, sum)`, with `whole` the exact sum of the products of whole
+//! numbers and `fma` rounded once.
 //! Every instruction set, one row or many, and any cut of the work among threads keep this order, so
 //! all give the same bits.
 
@@ -27,8 +28,10 @@ pub(crate) struct Activations<'a> {
     pub bytes: &'a [i8],
     /// [n, columns / 32] what a whole number is worth.
     pub scales: &'a [f32],
-    /// [n, columns / 16] sums of sixteen whole numbers each.
+    /// [n, columns / 32] sums of 32 whole numbers each.
     pub sums: &'a [i32],
+    /// [n, columns / 16] sums of sixteen whole numbers each.
+    pub half_sums: &'a [i32],
 }
 
 /// Where quantized activations are kept.
@@ -36,6 +39,7 @@ pub(crate) struct ByteRows<'a> {
     pub bytes: &'a mut [i8],
     pub scales: &'a mut [f32],
     pub sums: &'a mut [i32],
+    pub half_sums: &'a mut [i32],
 }
 
 impl ByteRows<'_> {
@@ -53,8 +57,9 @@ impl ByteRows<'_> {
             for (r, x) in rows {
                 let bytes = &mut self.bytes[r * columns..][..columns];
                 let scales = &mut self.scales[r * groups..][..groups];
-                let sums = &mut self.sums[r * 2 * groups..][..2 * groups];
-                quantize(level, x, bytes, scales, sums);
+                let sums = &mut self.sums[r * groups..][..groups];
+                let half_sums = &mut self.half_sums[r * 2 * groups..][..2 * groups];
+                quantize(level, x, bytes, scales, sums, half_sums);
             }
         }
         Activations {
@@ -63,6 +68,7 @@ impl ByteRows<'_> {
             bytes: self.bytes,
             scales: self.scales,
             sums: self.sums,
+            half_sums: self.half_sums,
         }
     }
 }
@@ -74,7 +80,7 @@ fn is_float(ty: TensorType) -> bool {
 super::levels! {
     /// One row to bytes: in each group the largest magnitude becomes 127. A group with a value that
     /// is not finite gets a scale that is not a number, so that it shows in every result.
-    fn quantize(x: &[f32], bytes: &mut [i8], scales: &mut [f32], sums: &mut [i32]) {
+    fn quantize(x: &[f32], bytes: &mut [i8], scales: &mut [f32], sums: &mut [i32], half_sums: &mut [i32]) {
         let groups = x.as_chunks::<GROUP>().0.iter().zip(bytes.as_chunks_mut::<GROUP>().0);
         for (i, (x, bytes)) in groups.enumerate() {
             let mut largest = 0.0f32;
@@ -97,7 +103,8 @@ super::levels! {
                 halves[k / 16] += whole;
             }
             scales[i] = if finite { largest / 127.0 } else { f32::NAN };
-            sums[2 * i..][..2].copy_from_slice(&halves);
+            sums[i] = halves[0] + halves[1];
+            half_sums[2 * i..][..2].copy_from_slice(&halves);
         }
     }
 }
@@ -122,7 +129,7 @@ pub(crate) const fn scratch_bytes(columns: usize) -> usize {
 }
 
 /// The most that a group of sixteen rows takes when it is taken apart.
-pub(super) const GROUP_BYTES: usize = 12 * 64;
+pub(super) const GROUP_BYTES: usize = 10 * 64;
 
 /// Computes several products of the same `n` rows of activations, spread over the team. `scratch` has
 /// [`scratch_bytes`] for each thread and begins at a multiple of 64.
@@ -225,6 +232,7 @@ mod tests {
     use super::*;
     use crate::cpu::thread::ThreadParams;
     use crate::quant::dequantize_row;
+    use crate::quant::tiles::{TILE_ROWS, interleave};
 
     const QUANTIZED: [TensorType; 8] = [
         TensorType::Q4_0,
@@ -271,6 +279,7 @@ mod tests {
             columns,
             offset: 0,
             row_bytes,
+            tiled: false,
         };
         (file, matrix)
     }
@@ -283,6 +292,22 @@ mod tests {
     }
 
     impl Case {
+        /// The same matrix in tiles.
+        fn tiled(&self) -> Self {
+            let mut weight = self.linear.weight;
+            let mut file = self.file.clone();
+            let tile = TILE_ROWS * weight.row_bytes;
+            let tiles = file.chunks_exact_mut(tile).zip(self.file.chunks_exact(tile));
+            tiles.for_each(|(to, from)| interleave(weight.ty, from, to));
+            weight.tiled = true;
+            Case {
+                file,
+                linear: Linear { weight, bias: None },
+                x: self.x.clone(),
+                n: self.n,
+            }
+        }
+
         fn new(ty: TensorType, rows: usize, columns: usize, n: usize, state: &mut u64) -> Self {
             let (file, weight) = matrix(ty, rows, columns, state);
             Case {
@@ -298,11 +323,13 @@ mod tests {
             let (columns, rows) = (self.linear.weight.columns, self.linear.weight.rows);
             let mut bytes = vec![0; n * columns];
             let mut scales = vec![0.0; n * columns / GROUP];
-            let mut sums = vec![0; n * columns / 16];
+            let mut sums = vec![0; n * columns / GROUP];
+            let mut half_sums = vec![0; n * columns / 16];
             let mut kept = ByteRows {
                 bytes: &mut bytes,
                 scales: &mut scales,
                 sums: &mut sums,
+                half_sums: &mut half_sums,
             };
             let input = kept.activations(
                 level,
@@ -374,7 +401,8 @@ mod tests {
                     size > 100.0 * bound,
                     "{ty}: the bound is too wide to mean anything"
                 );
-                for level in &levels {
+                let tiled = case.tiled();
+                for (level, case) in levels.iter().flat_map(|l| [(l, &case), (l, &tiled)]) {
                     for threads in [1, 2] {
                         let (y, s, b) = case.run(*level, n, threads);
                         assert!(s == scales && b == bytes, "{ty} {level:?}");

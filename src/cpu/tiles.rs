@@ -1,11 +1,13 @@
 //! Products of quantized matrices, sixteen rows at a time: the kernels behind `matmul.rs`, written once
 //! for all instruction sets and block formats. The order of every sum is told there.
 
-use super::blocks::{Format, Group, Place, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+use super::blocks::{
+    Format, Group, InRows, InTile, Place, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0,
+};
 use super::matmul::{Activations, GROUP, GROUP_BYTES};
 #[cfg(target_arch = "aarch64")]
-use super::simd::Neon;
-use super::simd::{LANES, Level, Scalar, Simd};
+use super::simd::{DOTPROD, I8MM, Neon, PLAIN};
+use super::simd::{LANES, Level, Scalar, Simd, dots_by_lanes};
 use super::team::Disjoint;
 use crate::model::Matrix;
 use crate::quant::TensorType;
@@ -34,7 +36,8 @@ impl Tiles<'_> {
         assert!(self.bytes.len() >= self.weight.rows * self.weight.row_bytes);
         assert!(self.input.bytes.len() >= self.n * columns);
         assert!(self.input.scales.len() >= self.n * groups);
-        assert!(self.input.sums.len() >= self.n * 2 * groups);
+        assert!(self.input.sums.len() >= self.n * groups);
+        assert!(self.input.half_sums.len() >= self.n * 2 * groups);
         assert!(self.scratch.len() >= groups * GROUP_BYTES);
         match self.weight.ty {
             TensorType::Q4_0 => self.run_format::<Q4_0>(level),
@@ -63,10 +66,13 @@ impl Tiles<'_> {
             Level::Avx512 => unsafe { tiles_avx512::<T>(self) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
-            Level::Neon => unsafe { run_tiles::<Neon<false>, T, 4>(self) },
+            Level::Neon => unsafe { run_tiles::<Neon<PLAIN>, T, 2>(self) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
             Level::Dotprod => unsafe { tiles_dotprod::<T>(self) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Level::I8mm => unsafe { tiles_i8mm::<T>(self) },
         }
     }
 }
@@ -94,38 +100,52 @@ unsafe fn tiles_avx512<T: Format>(tiles: Tiles) {
 #[target_feature(enable = "dotprod")]
 unsafe fn tiles_dotprod<T: Format>(tiles: Tiles) {
     // SAFETY: passed on.
-    unsafe { run_tiles::<Neon<true>, T, 4>(tiles) }
+    unsafe { run_tiles::<Neon<DOTPROD>, T, 4>(tiles) }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "dotprod,i8mm")]
+unsafe fn tiles_i8mm<T: Format>(tiles: Tiles) {
+    // SAFETY: passed on.
+    unsafe { run_tiles::<Neon<I8MM>, T, 4>(tiles) }
 }
 
 /// All tiles of the job; `R` rows of activations at a time share what is taken out of a block.
 #[inline(always)]
 unsafe fn run_tiles<S: Simd, T: Format, const R: usize>(tiles: Tiles) {
-    let weight = tiles.weight;
-    let blocks = weight.row_bytes / T::BYTES;
-    let unpacked = tiles.scratch.as_mut_ptr().cast::<Group<S>>();
     const { assert!(size_of::<Group<S>>() <= GROUP_BYTES && align_of::<Group<S>>() <= 64) };
-    let mut first = tiles.outputs.start;
-    while first < tiles.outputs.end {
-        let last = tiles.outputs.end - 1;
-        // Lanes beyond the last row do its work again, for nobody.
-        let rows: [*const u8; LANES] = std::array::from_fn(|lane| {
-            let row = (first + lane).min(last);
-            // SAFETY: inside the matrix's bytes.
-            unsafe { tiles.bytes.as_ptr().add(row * weight.row_bytes) }
-        });
+    let Tiles { weight, input, .. } = tiles;
+    let row_bytes = weight.row_bytes;
+    let unpacked = tiles.scratch.as_mut_ptr().cast::<Group<S>>();
+    for first in tiles.outputs.clone().step_by(LANES) {
+        let count = (tiles.outputs.end - first).min(LANES);
         let out = Out {
             first,
-            count: (last + 1 - first).min(LANES),
+            count,
             all: weight.rows,
             y: tiles.y,
         };
-        let input = tiles.input;
-        // SAFETY: the rows are whole, and the activations have `n` rows, as `run` has checked.
+        // SAFETY: inside the matrix's bytes, as `run` has checked.
+        let start = unsafe { tiles.bytes.as_ptr().add(first * row_bytes) };
+        // Lanes beyond the last row do its work again, for nobody.
+        let rows: [*const u8; LANES] =
+            std::array::from_fn(|lane| start.wrapping_add(lane.min(count - 1) * row_bytes));
+        let in_rows = InRows {
+            rows: &rows,
+            offset: 0,
+        };
+        let in_tile = InTile(start);
+        let blocks = row_bytes / T::BYTES;
+        // SAFETY: the rows, or the tile, are whole, and the activations have `n` rows, as `run` has
+        // checked.
         unsafe {
-            if tiles.n == 1 {
-                sum_packed::<S, T>(&rows, weight.row_bytes, input, &out);
-            } else {
-                unpack::<S, T>(&rows, blocks, unpacked);
+            match (tiles.n, weight.is_tile(first)) {
+                (1, false) => sum_packed::<S, T, _>(in_rows, start, blocks, input, &out),
+                (1, true) => sum_packed::<S, T, _>(in_tile, start, blocks, input, &out),
+                (_, false) => unpack::<S, T, _>(in_rows, blocks, unpacked),
+                (_, true) => unpack::<S, T, _>(in_tile, blocks, unpacked),
+            }
+            if tiles.n > 1 {
                 let mut r = 0;
                 while r + R <= tiles.n {
                     sum_unpacked::<S, T, R>(unpacked, blocks, input, r, &out);
@@ -137,7 +157,6 @@ unsafe fn run_tiles<S: Simd, T: Format, const R: usize>(tiles: Tiles) {
                 }
             }
         }
-        first += LANES;
     }
 }
 
@@ -162,16 +181,17 @@ impl Out<'_> {
     }
 }
 
+/// Takes sixteen rows apart, group by group.
 #[inline(always)]
-unsafe fn unpack<S: Simd, T: Format>(rows: &[*const u8; LANES], blocks: usize, out: *mut Group<S>) {
+unsafe fn unpack<S: Simd, T: Format, P: Place>(rows: P, blocks: usize, out: *mut Group<S>) {
     for block in 0..blocks {
-        let offset = block * T::BYTES;
-        let place = Place { rows, offset };
+        let place = rows.after(block * T::BYTES);
         // SAFETY: whole blocks; the scratch has room for a group for each 32 columns.
         unsafe {
             let head = T::head::<S>(place);
             for g in 0..T::GROUPS {
-                let group = T::group::<S>(place, &head, g);
+                let mut group = T::group::<S>(place, &head, g);
+                group.numbers = S::arrange(group.numbers);
                 out.add(block * T::GROUPS + g).write(group);
             }
         }
@@ -180,33 +200,35 @@ unsafe fn unpack<S: Simd, T: Format>(rows: &[*const u8; LANES], blocks: usize, o
 
 /// One row of activations, straight from the file's bytes: each is used once, so nothing is put aside.
 #[inline(always)]
-unsafe fn sum_packed<S: Simd, T: Format>(
-    rows: &[*const u8; LANES],
-    row_bytes: usize,
+unsafe fn sum_packed<S: Simd, T: Format, P: Place>(
+    rows: P,
+    start: *const u8,
+    blocks: usize,
     input: &Activations,
     out: &Out,
 ) {
     // SAFETY: passed on.
     unsafe {
         let mut sums = [S::splat_float(0.0)];
-        for block in 0..row_bytes / T::BYTES {
-            let offset = block * T::BYTES;
+        for block in 0..blocks {
             // The next tile's bytes, as many as this step takes.
-            let next = rows[0].wrapping_add(LANES * (row_bytes + offset));
+            let next = start.wrapping_add(LANES * (blocks + block) * T::BYTES);
             for line in 0..(LANES * T::BYTES).div_ceil(64) {
                 S::prefetch(next.wrapping_add(64 * line));
             }
-            let place = Place { rows, offset };
+            let place = rows.after(block * T::BYTES);
             let head = T::head::<S>(place);
             for g in 0..T::GROUPS {
                 let group = T::group::<S>(place, &head, g);
-                add_group::<S, T, 1>(&mut sums, &group, input, 0, block * T::GROUPS + g);
+                let index = block * T::GROUPS + g;
+                add_group::<S, T, false, 1>(&mut sums, &group, input, 0, index);
             }
         }
         out.put::<S>(0, sums[0]);
     }
 }
 
+/// `R` rows of activations against weights that were taken apart.
 #[inline(always)]
 unsafe fn sum_unpacked<S: Simd, T: Format, const R: usize>(
     groups: *const Group<S>,
@@ -220,7 +242,7 @@ unsafe fn sum_unpacked<S: Simd, T: Format, const R: usize>(
         let mut sums = [S::splat_float(0.0); R];
         for index in 0..blocks * T::GROUPS {
             let group = &*groups.add(index);
-            add_group::<S, T, R>(&mut sums, group, input, first_row, index);
+            add_group::<S, T, true, R>(&mut sums, group, input, first_row, index);
         }
         for (r, sum) in sums.iter().enumerate() {
             out.put::<S>(first_row + r, *sum);
@@ -228,89 +250,111 @@ unsafe fn sum_unpacked<S: Simd, T: Format, const R: usize>(
     }
 }
 
-/// Adds one group of columns to the sums of `R` rows of activations.
+/// Adds one group of columns to the sums of `R` rows of activations. `ARRANGED` says whether the
+/// numbers are in the order of [`Simd::arrange`].
 #[inline(always)]
-unsafe fn add_group<S: Simd, T: Format, const R: usize>(
+unsafe fn add_group<S: Simd, T: Format, const ARRANGED: bool, const R: usize>(
     sums: &mut [S::F; R],
     group: &Group<S>,
     input: &Activations,
     first_row: usize,
     index: usize,
 ) {
+    let groups = input.columns / GROUP;
+    let start = first_row * groups + index;
     // SAFETY: `Tiles::run` has checked that the activations have these rows and this group.
     unsafe {
+        let scales = input.scales.as_ptr().add(start);
         if T::HALVES {
-            add_part::<S, T, R>(sums, group, input, first_row, index, [0, 1]);
-            add_part::<S, T, R>(sums, group, input, first_row, index, [1, 2]);
+            let halves = input.half_sums.as_ptr().add(2 * start);
+            let mut first = weigh_bias::<S, T, R>(halves, 2 * groups);
+            let mut second = weigh_bias::<S, T, R>(halves.add(1), 2 * groups);
+            dots::<S, T, ARRANGED, R>(&mut first, group, input, start, [0, 4]);
+            dots::<S, T, ARRANGED, R>(&mut second, group, input, start, [4, 8]);
+            add_scaled::<S, R>(sums, &first, group.scale, scales, groups);
+            add_scaled::<S, R>(sums, &second, group.other, scales, groups);
         } else {
-            add_part::<S, T, R>(sums, group, input, first_row, index, [0, 2]);
+            let mut wholes = weigh_bias::<S, T, R>(input.sums.as_ptr().add(start), groups);
+            dots::<S, T, ARRANGED, R>(&mut wholes, group, input, start, [0, 8]);
+            add_scaled::<S, R>(sums, &wholes, group.scale, scales, groups);
         }
-        if let Some(minimum) = group.minimum {
+        if T::MINIMUMS {
             for (r, sum) in sums.iter_mut().enumerate() {
-                let at = (first_row + r) * (input.columns / GROUP) + index;
-                let scale = *input.scales.get_unchecked(at);
-                let x = scale * sum_of_halves(input, at, [0, 2]) as f32;
-                *sum = S::add(*sum, S::mul(minimum, S::splat_float(x)));
+                let x = *scales.add(r * groups) * *input.sums.get_unchecked(start + r * groups) as f32;
+                *sum = S::mul_add(group.other, S::splat_float(x), *sum);
             }
         }
     }
 }
 
-/// The sum of the whole numbers in the given halves of a group.
+/// What the weights' bias amounts to, negative: that many times the sum of the activations.
 #[inline(always)]
-unsafe fn sum_of_halves(input: &Activations, at: usize, [from, to]: [usize; 2]) -> i32 {
-    let mut sum = 0;
-    for half in from..to {
-        // SAFETY: the caller's group is there.
-        sum += unsafe { *input.sums.get_unchecked(2 * at + half) };
+unsafe fn weigh_bias<S: Simd, T: Format, const R: usize>(
+    sums: *const i32,
+    stride: usize,
+) -> [S::I; R] {
+    let bias = T::BIAS + if T::SIGNED { S::SIGNED_BIAS } else { 0 };
+    // SAFETY: the caller's sums are there.
+    unsafe {
+        let zero = S::splat(0);
+        let mut wholes = [zero; R];
+        if bias > 0 {
+            for (r, whole) in wholes.iter_mut().enumerate() {
+                let sum = S::splat(*sums.add(r * stride));
+                *whole = S::sub(zero, match bias {
+                    8 => S::shl::<3>(sum),
+                    16 => S::shl::<4>(sum),
+                    32 => S::shl::<5>(sum),
+                    _ => S::shl::<7>(sum),
+                });
+            }
+        }
+        const { assert!(matches!(T::BIAS, 0 | 8 | 16 | 32)) };
+        const { assert!(matches!(S::SIGNED_BIAS, 0 | 128) && (T::BIAS == 0 || !T::SIGNED)) };
+        wholes
     }
-    sum
 }
 
-/// Adds the columns of a group that have one scale: `halves` of sixteen.
+/// Adds the products of columns `4 · from` to `4 · to` of a group.
 #[inline(always)]
-unsafe fn add_part<S: Simd, T: Format, const R: usize>(
-    sums: &mut [S::F; R],
+unsafe fn dots<S: Simd, T: Format, const ARRANGED: bool, const R: usize>(
+    wholes: &mut [S::I; R],
     group: &Group<S>,
     input: &Activations,
-    first_row: usize,
-    index: usize,
-    halves: [usize; 2],
+    start: usize,
+    columns: [usize; 2],
 ) {
-    let bias = T::BIAS + if T::SIGNED { S::SIGNED_BIAS } else { 0 };
-    let start = first_row * (input.columns / GROUP) + index;
+    // Products that share a sum of sixteen bits must fit it.
+    let steps = match S::NARROW {
+        0 => 8,
+        products => (i16::MAX as i32 / (127 * T::MAX * products)) as usize,
+    };
     // SAFETY: as the caller says.
     unsafe {
-        let bytes = input.bytes.as_ptr().add(GROUP * start);
-        let mut wholes = [S::splat(0); R];
-        for (r, whole) in wholes.iter_mut().enumerate() {
-            let at = start + r * (input.columns / GROUP);
-            *whole = S::splat(-bias * sum_of_halves(input, at, halves));
-        }
-        for k in 4 * halves[0]..4 * halves[1] {
-            let numbers = group.numbers[k];
-            for (r, whole) in wholes.iter_mut().enumerate() {
-                let x = bytes.add(r * input.columns + 4 * k).cast::<i32>();
-                *whole = if T::SIGNED {
-                    S::dot_signed(*whole, numbers, x.read_unaligned())
-                } else {
-                    S::dot(*whole, numbers, x.read_unaligned())
-                };
-            }
-        }
-        for (r, sum) in sums.iter_mut().enumerate() {
-            let at = start + r * (input.columns / GROUP);
-            let scale = *input.scales.get_unchecked(at);
-            *sum = S::add(*sum, scaled::<S>(wholes[r], group.scales[halves[0]], scale));
+        let x = (input.bytes.as_ptr().add(GROUP * start), input.columns);
+        match (T::SIGNED, ARRANGED) {
+            (false, false) => dots_by_lanes::<S, false, R>(wholes, &group.numbers, columns, steps, x),
+            (true, false) => dots_by_lanes::<S, true, R>(wholes, &group.numbers, columns, steps, x),
+            (false, true) => S::dots::<false, R>(wholes, &group.numbers, columns, steps, x),
+            (true, true) => S::dots::<true, R>(wholes, &group.numbers, columns, steps, x),
         }
     }
 }
 
+/// `sums += (whole · weight_scale) · scale`.
 #[inline(always)]
-unsafe fn scaled<S: Simd>(whole: S::I, weight_scale: S::F, scale: f32) -> S::F {
-    // SAFETY: the caller has the instruction set.
-    unsafe {
-        let products = S::mul(S::to_float(whole), weight_scale);
-        S::mul(products, S::splat_float(scale))
+unsafe fn add_scaled<S: Simd, const R: usize>(
+    sums: &mut [S::F; R],
+    wholes: &[S::I; R],
+    weight_scale: S::F,
+    scales: *const f32,
+    stride: usize,
+) {
+    for (r, (sum, whole)) in sums.iter_mut().zip(wholes).enumerate() {
+        // SAFETY: the caller's scales are there.
+        unsafe {
+            let scale = S::splat_float(*scales.add(r * stride));
+            *sum = S::mul_add(S::mul(S::to_float(*whole), weight_scale), scale, *sum);
+        }
     }
 }

@@ -142,6 +142,26 @@ pub struct RouterSpec {
     pub capacities: Vec<f64>,
 }
 
+/// How the file arranges quantized matrices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TensorLayout {
+    /// Row by row, as GGUF's own: `reference`.
+    Rows,
+    /// Sixteen rows interleaved, as the kernels take them: `tiles16`. What `mor convert` writes.
+    #[default]
+    Tiles16,
+}
+
+impl TensorLayout {
+    /// The name in the file.
+    pub fn name(self) -> &'static str {
+        match self {
+            TensorLayout::Rows => "reference",
+            TensorLayout::Tiles16 => "tiles16",
+        }
+    }
+}
+
 /// Where keys and values of a recursion come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KvStrategy {
@@ -186,6 +206,8 @@ pub struct Hyperparameters {
     pub router: Option<RouterSpec>,
     /// The KV strategy.
     pub kv: KvStrategy,
+    /// How quantized matrices are arranged.
+    pub layout: TensorLayout,
 }
 
 impl Hyperparameters {
@@ -228,6 +250,7 @@ impl Hyperparameters {
             sharing: recursion.1,
             router: keys.router(recursion.0)?,
             kv: keys.kv_strategy()?,
+            layout: keys.layout()?,
         })
     }
 
@@ -513,6 +536,15 @@ impl<'a> Keys<'a> {
             )));
         }
         Ok(capacities)
+    }
+
+    fn layout(&self) -> Result<TensorLayout> {
+        // Llama files name layouts of other kinds with this key, all of them row by row.
+        if self.architecture == Architecture::Llama {
+            return Ok(TensorLayout::Rows);
+        }
+        let layouts = [TensorLayout::Rows, TensorLayout::Tiles16].map(|l| (l.name(), l));
+        self.choice("tensor_data_layout", Some(TensorLayout::Rows), &layouts)
     }
 
     fn kv_strategy(&self) -> Result<KvStrategy> {

@@ -10,6 +10,8 @@ pub use hyperparameters::*;
 pub use schedule::*;
 pub use storage::LoadParams;
 pub(crate) use storage::{Storage, anonymous};
+#[cfg(feature = "convert")]
+pub(crate) use strict::is_known_key;
 pub use weights::{Layer, Linear, Matrix, Router, Vector};
 
 use crate::error::{Error, Result};
@@ -94,7 +96,7 @@ impl Model {
         let gguf = Gguf::parse(storage.bytes())?;
         let h = Hyperparameters::from_metadata(&gguf.metadata)?;
         let (schedule, blocks) = Schedule::new(&h)?;
-        let finder = Finder::new(&gguf)?;
+        let finder = Finder::new(&gguf, &h)?;
         let layers = blocks
             .iter()
             .map(|(block, recursion)| finder.layer(&h, *block, *recursion));

@@ -95,6 +95,12 @@ const KNOWN: [&str; 35] = [
     "vocab_size",
 ];
 
+/// Whether `mor.<name>` is looked at, be it only to refuse it.
+#[cfg(feature = "convert")]
+pub(crate) fn is_known_key(name: &str) -> bool {
+    KNOWN.contains(&name) || UNIMPLEMENTED.iter().any(|(known, _)| *known == name)
+}
+
 fn check_keys(metadata: &Metadata, h: &Hyperparameters) -> Result<()> {
     if metadata.u32("split.count")?.unwrap_or(1) > 1 {
         return Err(Error::unsupported(

@@ -3,8 +3,9 @@
 
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, TensorInfo};
-use crate::model::Hyperparameters;
-use crate::quant::TensorType;
+use crate::model::{Hyperparameters, TensorLayout};
+use crate::quant::tiles::{self, TILE_ROWS};
+use crate::quant::{TensorType, dequantize_into};
 use crate::text::Text;
 use std::collections::HashMap;
 use std::fmt;
@@ -22,6 +23,8 @@ pub struct Matrix {
     pub offset: usize,
     /// Bytes of one row.
     pub row_bytes: usize,
+    /// Whether each sixteen rows are interleaved, but for a last few that are no sixteen.
+    pub tiled: bool,
 }
 
 impl Matrix {
@@ -29,9 +32,27 @@ impl Matrix {
     pub fn bytes(&self) -> u64 {
         self.rows as u64 * self.row_bytes as u64
     }
-    /// The encoded row `row`, out of the file's bytes.
+    /// The encoded row `row` of a matrix that is not tiled, out of the file's bytes.
     pub(crate) fn row<'a>(&self, file: &'a [u8], row: usize) -> &'a [u8] {
+        debug_assert!(!self.tiled);
         &file[self.offset + row * self.row_bytes..][..self.row_bytes]
+    }
+
+    /// Whether the sixteen rows from `first` on are interleaved.
+    pub(crate) fn is_tile(&self, first: usize) -> bool {
+        self.tiled && first + TILE_ROWS <= self.rows
+    }
+
+    /// Decodes a row.
+    pub(crate) fn decode_row(&self, file: &[u8], row: usize, out: &mut [f32]) {
+        let first = row / TILE_ROWS * TILE_ROWS;
+        if self.is_tile(first) {
+            let tile = &file[self.offset + first * self.row_bytes..][..TILE_ROWS * self.row_bytes];
+            tiles::decode_row(self.ty, tile, row - first, out);
+        } else {
+            let bytes = &file[self.offset + row * self.row_bytes..][..self.row_bytes];
+            dequantize_into(self.ty, bytes, out);
+        }
     }
 }
 
@@ -120,11 +141,12 @@ impl Router {
 /// Finds tensors by name and checks their shapes.
 pub(super) struct Finder<'a> {
     gguf: &'a Gguf,
+    tiled: bool,
     aliases: HashMap<&'a str, &'a str>,
 }
 
 impl<'a> Finder<'a> {
-    pub fn new(gguf: &'a Gguf) -> Result<Self> {
+    pub fn new(gguf: &'a Gguf, h: &Hyperparameters) -> Result<Self> {
         let entries = gguf.metadata.strings("mor.recursion.aliases")?;
         let entries = entries.unwrap_or_default();
         let mut aliases = HashMap::new();
@@ -146,7 +168,11 @@ impl<'a> Finder<'a> {
             }
             aliases.insert(name, target);
         }
-        Ok(Finder { gguf, aliases })
+        Ok(Finder {
+            gguf,
+            tiled: h.layout == TensorLayout::Tiles16,
+            aliases,
+        })
     }
 
     fn find(&self, name: &str) -> Option<&'a TensorInfo> {
@@ -178,6 +204,7 @@ impl<'a> Finder<'a> {
             columns,
             offset: tensor.offset,
             row_bytes: tensor.bytes / tensor.rows(),
+            tiled: self.tiled && tiles::is_tiled(tensor.ty),
         })
     }
 

@@ -14,6 +14,7 @@ mod q5;
 mod q8_0;
 #[cfg(test)]
 mod tests;
+pub(crate) mod tiles;
 mod types;
 
 pub use types::TensorType;

@@ -6,6 +6,7 @@ use mor::KvType;
 use mor::convert::{
     Balancing, Gating, Kind, KvStrategy, Overrides, RouterFunction, Selection, Sharing,
 };
+use mor::model::TensorLayout;
 use mor::quant::TensorType;
 use std::path::PathBuf;
 
@@ -60,6 +61,21 @@ pub struct EngineArgs {
     /// Most recursions that a token takes
     #[arg(long, value_name = "D")]
     pub max_depth: Option<usize>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Layout {
+    Tiles,
+    Rows,
+}
+
+impl From<Layout> for TensorLayout {
+    fn from(layout: Layout) -> Self {
+        match layout {
+            Layout::Tiles => TensorLayout::Tiles16,
+            Layout::Rows => TensorLayout::Rows,
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -261,9 +277,13 @@ pub struct ConvertArgs {
     /// The file to write
     #[arg(short, long, value_name = "OUT.gguf")]
     pub output: PathBuf,
-    /// Type of the matrices: f32, f16, bf16, q8_0, q4_0 or q4_1
-    #[arg(long = "type", value_name = "TYPE", default_value = "f16", value_parser = matrix_type)]
-    pub ty: TensorType,
+    /// Type of the matrices: f32, f16, bf16, q8_0, q4_0 or q4_1 [default: f16; as they are for a
+    /// GGUF file]
+    #[arg(long = "type", value_name = "TYPE", value_parser = matrix_type)]
+    pub ty: Option<TensorType>,
+    /// How quantized matrices are arranged: interleaved for speed, or as other GGUF programs know it
+    #[arg(long, value_enum, default_value = "tiles")]
+    pub layout: Layout,
     /// tokenizer.json, or a GGUF file with the right vocabulary
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,

@@ -14,6 +14,7 @@ pub fn convert(args: &ConvertArgs) -> Result<()> {
     }
     let options = ConvertOptions {
         ty: args.ty,
+        layout: args.layout.into(),
         tokenizer: args.tokenizer.clone(),
         overrides: args.overrides.to_overrides(),
     };

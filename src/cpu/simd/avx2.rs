@@ -9,23 +9,16 @@ pub(in crate::cpu) struct Avx2;
 /// Lanes 0 to 7 and 8 to 15.
 type Pair<T> = [T; 2];
 
-/// Four products of unsigned and signed bytes in each lane, added up. Pairs of products must fit 16
-/// bits.
-#[inline(always)]
-unsafe fn dot(acc: __m256i, unsigned: __m256i, signed: __m256i) -> __m256i {
-    // SAFETY: inlined into functions that enable AVX2.
-    unsafe {
-        let pairs = _mm256_maddubs_epi16(unsigned, signed);
-        _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
-    }
-}
-
 // SAFETY: all bodies are inlined into their callers, which enable the instruction set.
 #[allow(unsafe_op_in_unsafe_fn)] // every line is an intrinsic of the set that the trait demands
 unsafe impl Simd for Avx2 {
     type I = Pair<__m256i>;
     type F = Pair<__m256>;
+    /// Sixteen bits each: two for a lane.
+    type Sum = Pair<__m256i>;
+    const NARROW: i32 = 2;
     const SIGNED_BIAS: i32 = 0;
+    const ROWS: usize = 4;
 
     #[inline(always)]
     unsafe fn splat(value: i32) -> Self::I {
@@ -40,13 +33,16 @@ unsafe impl Simd for Avx2 {
         [_mm256_or_si256(a, c), _mm256_or_si256(b, d)]
     }
     #[inline(always)]
-    unsafe fn shl<const N: u32>([a, b]: Self::I) -> Self::I {
-        let n = _mm_cvtsi32_si128(N as i32);
-        [_mm256_sll_epi32(a, n), _mm256_sll_epi32(b, n)]
+    unsafe fn sub([a, b]: Self::I, [c, d]: Self::I) -> Self::I {
+        [_mm256_sub_epi32(a, c), _mm256_sub_epi32(b, d)]
     }
     #[inline(always)]
-    unsafe fn shr<const N: u32>(a: Self::I) -> Self::I {
-        Self::shr_by(a, N)
+    unsafe fn shl<const N: i32>([a, b]: Self::I) -> Self::I {
+        [_mm256_slli_epi32::<N>(a), _mm256_slli_epi32::<N>(b)]
+    }
+    #[inline(always)]
+    unsafe fn shr<const N: i32>([a, b]: Self::I) -> Self::I {
+        [_mm256_srli_epi32::<N>(a), _mm256_srli_epi32::<N>(b)]
     }
     #[inline(always)]
     unsafe fn shr_by([a, b]: Self::I, n: u32) -> Self::I {
@@ -59,18 +55,34 @@ unsafe impl Simd for Avx2 {
         [_mm256_srai_epi32::<24>(a), _mm256_srai_epi32::<24>(b)]
     }
     #[inline(always)]
-    unsafe fn dot(acc: Self::I, w: Self::I, x: i32) -> Self::I {
-        let x = _mm256_set1_epi32(x);
-        [dot(acc[0], w[0], x), dot(acc[1], w[1], x)]
+    unsafe fn start(_: Self::I) -> Self::Sum {
+        [_mm256_setzero_si256(); 2]
     }
     #[inline(always)]
-    unsafe fn dot_signed(acc: Self::I, [a, b]: Self::I, x: i32) -> Self::I {
+    unsafe fn dot([a, b]: Self::Sum, [v, w]: Self::I, x: i32) -> Self::Sum {
         let x = _mm256_set1_epi32(x);
-        // |w| · (x with w's sign): 128 · 127 twice is less than 2^15. x is never -128, whose
-        // negative would not fit.
         [
-            dot(acc[0], _mm256_abs_epi8(a), _mm256_sign_epi8(x, a)),
-            dot(acc[1], _mm256_abs_epi8(b), _mm256_sign_epi8(x, b)),
+            _mm256_add_epi16(a, _mm256_maddubs_epi16(v, x)),
+            _mm256_add_epi16(b, _mm256_maddubs_epi16(w, x)),
+        ]
+    }
+    #[inline(always)]
+    unsafe fn dot_signed(sum: Self::Sum, [v, w]: Self::I, x: i32) -> Self::Sum {
+        let x = _mm256_set1_epi32(x);
+        // |w| · (x with w's sign). x is never -128, whose negative would not fit.
+        let (a, b) = (_mm256_abs_epi8(v), _mm256_abs_epi8(w));
+        let (x, y) = (_mm256_sign_epi8(x, v), _mm256_sign_epi8(x, w));
+        [
+            _mm256_add_epi16(sum[0], _mm256_maddubs_epi16(a, x)),
+            _mm256_add_epi16(sum[1], _mm256_maddubs_epi16(b, y)),
+        ]
+    }
+    #[inline(always)]
+    unsafe fn finish([a, b]: Self::Sum, [c, d]: Self::I) -> Self::I {
+        let one = _mm256_set1_epi16(1);
+        [
+            _mm256_add_epi32(c, _mm256_madd_epi16(a, one)),
+            _mm256_add_epi32(d, _mm256_madd_epi16(b, one)),
         ]
     }
     #[inline(always)]
@@ -95,12 +107,29 @@ unsafe impl Simd for Avx2 {
         ]
     }
     #[inline(always)]
-    unsafe fn add([a, b]: Self::F, [c, d]: Self::F) -> Self::F {
-        [_mm256_add_ps(a, c), _mm256_add_ps(b, d)]
+    unsafe fn load_bytes(bytes: &[u8; LANES]) -> Self::F {
+        let bytes = _mm_loadu_si128(bytes.as_ptr().cast());
+        let (low, high) = (bytes, _mm_unpackhi_epi64(bytes, bytes));
+        [
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(low)),
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(high)),
+        ]
+    }
+    #[inline(always)]
+    unsafe fn load_words(words: &[[u8; 4]; LANES]) -> Self::I {
+        let start = words.as_ptr();
+        [
+            _mm256_loadu_si256(start.cast()),
+            _mm256_loadu_si256(start.add(8).cast()),
+        ]
     }
     #[inline(always)]
     unsafe fn mul([a, b]: Self::F, [c, d]: Self::F) -> Self::F {
         [_mm256_mul_ps(a, c), _mm256_mul_ps(b, d)]
+    }
+    #[inline(always)]
+    unsafe fn mul_add([a, b]: Self::F, [c, d]: Self::F, [e, f]: Self::F) -> Self::F {
+        [_mm256_fmadd_ps(a, c, e), _mm256_fmadd_ps(b, d, f)]
     }
     #[inline(always)]
     unsafe fn gather_half(rows: &[*const u8; LANES], offset: usize) -> Self::F {

@@ -14,8 +14,11 @@ pub(in crate::cpu) struct Avx512;
 unsafe impl Simd for Avx512 {
     type I = __m512i;
     type F = __m512;
+    type Sum = __m512i;
+    const NARROW: i32 = 0;
     /// The instruction multiplies unsigned with signed bytes.
     const SIGNED_BIAS: i32 = 128;
+    const ROWS: usize = 8;
 
     #[inline(always)]
     unsafe fn splat(value: i32) -> __m512i {
@@ -30,12 +33,16 @@ unsafe impl Simd for Avx512 {
         _mm512_or_si512(a, b)
     }
     #[inline(always)]
-    unsafe fn shl<const N: u32>(a: __m512i) -> __m512i {
-        _mm512_slli_epi32::<N>(a)
+    unsafe fn sub(a: __m512i, b: __m512i) -> __m512i {
+        _mm512_sub_epi32(a, b)
     }
     #[inline(always)]
-    unsafe fn shr<const N: u32>(a: __m512i) -> __m512i {
-        _mm512_srli_epi32::<N>(a)
+    unsafe fn shl<const N: i32>(a: __m512i) -> __m512i {
+        _mm512_sll_epi32(a, _mm_cvtsi32_si128(N))
+    }
+    #[inline(always)]
+    unsafe fn shr<const N: i32>(a: __m512i) -> __m512i {
+        _mm512_srl_epi32(a, _mm_cvtsi32_si128(N))
     }
     #[inline(always)]
     unsafe fn shr_by(a: __m512i, n: u32) -> __m512i {
@@ -46,13 +53,21 @@ unsafe impl Simd for Avx512 {
         _mm512_srai_epi32::<24>(_mm512_slli_epi32::<24>(a))
     }
     #[inline(always)]
-    unsafe fn dot(acc: __m512i, w: __m512i, x: i32) -> __m512i {
-        _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x))
+    unsafe fn start(total: __m512i) -> __m512i {
+        total
     }
     #[inline(always)]
-    unsafe fn dot_signed(acc: __m512i, w: __m512i, x: i32) -> __m512i {
+    unsafe fn dot(sum: __m512i, w: __m512i, x: i32) -> __m512i {
+        _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(x))
+    }
+    #[inline(always)]
+    unsafe fn dot_signed(sum: __m512i, w: __m512i, x: i32) -> __m512i {
         let unsigned = _mm512_xor_si512(w, _mm512_set1_epi8(-128));
-        _mm512_dpbusd_epi32(acc, unsigned, _mm512_set1_epi32(x))
+        _mm512_dpbusd_epi32(sum, unsigned, _mm512_set1_epi32(x))
+    }
+    #[inline(always)]
+    unsafe fn finish(sum: __m512i, _: __m512i) -> __m512i {
+        sum
     }
     #[inline(always)]
     unsafe fn to_float(a: __m512i) -> __m512 {
@@ -71,12 +86,21 @@ unsafe impl Simd for Avx512 {
         _mm512_cvtph_ps(_mm256_loadu_si256(halves.as_ptr().cast()))
     }
     #[inline(always)]
-    unsafe fn add(a: __m512, b: __m512) -> __m512 {
-        _mm512_add_ps(a, b)
+    unsafe fn load_bytes(bytes: &[u8; LANES]) -> __m512 {
+        let bytes = _mm_loadu_si128(bytes.as_ptr().cast());
+        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))
+    }
+    #[inline(always)]
+    unsafe fn load_words(words: &[[u8; 4]; LANES]) -> __m512i {
+        _mm512_loadu_si512(words.as_ptr().cast())
     }
     #[inline(always)]
     unsafe fn mul(a: __m512, b: __m512) -> __m512 {
         _mm512_mul_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
+        _mm512_fmadd_ps(a, b, c)
     }
     #[inline(always)]
     unsafe fn gather_half(rows: &[*const u8; LANES], offset: usize) -> __m512 {

@@ -2,8 +2,8 @@
 //!
 //! A kernel works on sixteen rows of a matrix at once, each in a lane of its own. So no sum crosses
 //! lanes, a lane adds up its row's blocks in their order, and every instruction set gives the same
-//! bits: whole numbers are exact, and products and sums of floats are rounded one by one (never
-//! fused).
+//! bits: whole numbers are exact, and floats are multiplied and added with one rounding
+//! ([`Simd::mul_add`]) or with two, as the kernel says, everywhere alike.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -18,7 +18,7 @@ pub(super) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx512::Avx512;
 #[cfg(target_arch = "aarch64")]
-pub(super) use neon::Neon;
+pub(super) use neon::{DOTPROD, I8MM, Neon, PLAIN};
 pub(super) use scalar::Scalar;
 
 /// Rows that are worked on together.
@@ -42,6 +42,9 @@ pub(crate) enum Level {
     /// NEON with byte products: phones since 2018, Jetson Orin.
     #[cfg(target_arch = "aarch64")]
     Dotprod,
+    /// As `Dotprod`, with products of small byte matrices: phones since 2021, Graviton 3.
+    #[cfg(target_arch = "aarch64")]
+    I8mm,
 }
 
 impl Level {
@@ -62,7 +65,12 @@ impl Level {
         #[cfg(target_arch = "aarch64")]
         let more = {
             let dotprod = std::arch::is_aarch64_feature_detected!("dotprod");
-            [Some(Level::Neon), dotprod.then_some(Level::Dotprod)]
+            let i8mm = dotprod && std::arch::is_aarch64_feature_detected!("i8mm");
+            [
+                Some(Level::Neon),
+                dotprod.then_some(Level::Dotprod),
+                i8mm.then_some(Level::I8mm),
+            ]
         };
         #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         let more = [];
@@ -85,28 +93,39 @@ pub(super) unsafe trait Simd: Copy {
     type I: Copy;
     /// Lanes of floats.
     type F: Copy;
+    /// Sums of products of bytes in the making.
+    type Sum: Copy;
 
+    /// Products of a [`Simd::dot`] that share a sum of sixteen bits; 0 where sums have 32 bits.
+    const NARROW: i32;
     /// What [`Simd::dot_signed`] adds to each weight, to be taken off again by the caller.
     const SIGNED_BIAS: i32;
+    /// Rows of activations that a matrix product takes at a time: what fits the registers.
+    const ROWS: usize;
 
     /// The same number in each lane.
     unsafe fn splat(value: i32) -> Self::I;
     unsafe fn and(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn or(a: Self::I, b: Self::I) -> Self::I;
+    unsafe fn sub(a: Self::I, b: Self::I) -> Self::I;
     /// Each lane shifted left.
-    unsafe fn shl<const N: u32>(a: Self::I) -> Self::I;
+    unsafe fn shl<const N: i32>(a: Self::I) -> Self::I;
     /// Each lane shifted right, zeros from above.
-    unsafe fn shr<const N: u32>(a: Self::I) -> Self::I;
+    unsafe fn shr<const N: i32>(a: Self::I) -> Self::I;
     /// As [`Simd::shr`], by a number that is not a constant.
     unsafe fn shr_by(a: Self::I, n: u32) -> Self::I;
     /// The lowest byte of each lane as a signed number.
     unsafe fn sign_extend_byte(a: Self::I) -> Self::I;
-    /// `acc + w · x` in each lane: four weights from 0 to 127 times four numbers, the same in each
-    /// lane.
-    unsafe fn dot(acc: Self::I, w: Self::I, x: i32) -> Self::I;
+    /// Begins sums of products, to be added to `total` (perhaps only at the end).
+    unsafe fn start(total: Self::I) -> Self::Sum;
+    /// `sum + w · x` in each lane: four weights from 0 to 127 times four numbers from -127 to 127,
+    /// the same in each lane.
+    unsafe fn dot(sum: Self::Sum, w: Self::I, x: i32) -> Self::Sum;
     /// As [`Simd::dot`] for weights from -128 to 127, each of which counts as
     /// [`Simd::SIGNED_BIAS`] more.
-    unsafe fn dot_signed(acc: Self::I, w: Self::I, x: i32) -> Self::I;
+    unsafe fn dot_signed(sum: Self::Sum, w: Self::I, x: i32) -> Self::Sum;
+    /// The sums, `total` (as given to [`Simd::start`]) among them.
+    unsafe fn finish(sum: Self::Sum, total: Self::I) -> Self::I;
     /// Whole numbers to floats.
     unsafe fn to_float(a: Self::I) -> Self::F;
     unsafe fn splat_float(value: f32) -> Self::F;
@@ -114,8 +133,13 @@ pub(super) unsafe trait Simd: Copy {
     unsafe fn load(floats: &[f32; LANES]) -> Self::F;
     /// Sixteen half-precision numbers.
     unsafe fn load_half(halves: &[[u8; 2]; LANES]) -> Self::F;
-    unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
+    /// Sixteen signed bytes.
+    unsafe fn load_bytes(bytes: &[u8; LANES]) -> Self::F;
+    /// Four bytes for each lane.
+    unsafe fn load_words(words: &[[u8; 4]; LANES]) -> Self::I;
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
+    /// `a · b + c`, rounded once.
+    unsafe fn mul_add(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// The half-precision number at each of sixteen places.
     unsafe fn gather_half(rows: &[*const u8; LANES], offset: usize) -> Self::F;
     /// The four bytes at each of sixteen places.
@@ -125,4 +149,61 @@ pub(super) unsafe trait Simd: Copy {
     unsafe fn store(a: Self::F, out: &mut [f32; LANES]);
     /// Asks for the cache line at an address, which need not be one.
     unsafe fn prefetch(address: *const u8);
+
+    /// Brings 32 columns of weights into the order in which [`Simd::dots`] takes them.
+    #[inline(always)]
+    unsafe fn arrange(numbers: [Self::I; 8]) -> [Self::I; 8] {
+        numbers
+    }
+
+    /// Adds to `totals` the products of `R` rows of activations with columns `4 · from` to `4 · to`
+    /// of the arranged `numbers`. Row r's 32 activations lie at `x + r · stride`. `steps` calls of
+    /// [`Simd::dot`] do not overflow a sum.
+    #[inline(always)]
+    unsafe fn dots<const SIGNED: bool, const R: usize>(
+        totals: &mut [Self::I; R],
+        numbers: &[Self::I; 8],
+        [from, to]: [usize; 2],
+        steps: usize,
+        (x, stride): (*const i8, usize),
+    ) {
+        // SAFETY: the caller's machine has the instruction set, and the activations are there.
+        unsafe { dots_by_lanes::<Self, SIGNED, R>(totals, numbers, [from, to], steps, (x, stride)) }
+    }
+}
+
+/// [`Simd::dots`] for numbers in their plain order.
+#[inline(always)]
+pub(super) unsafe fn dots_by_lanes<S: Simd, const SIGNED: bool, const R: usize>(
+    totals: &mut [S::I; R],
+    numbers: &[S::I; 8],
+    [from, to]: [usize; 2],
+    steps: usize,
+    (x, stride): (*const i8, usize),
+) {
+    let mut k = from;
+    while k < to {
+        let end = if k + steps < to { k + steps } else { to };
+        // SAFETY: as the caller says.
+        unsafe {
+            // One at a time: a closure would not have the instruction set.
+            let mut sums = [S::start(totals[0]); R];
+            for (sum, total) in sums.iter_mut().zip(totals.iter()) {
+                *sum = S::start(*total);
+            }
+            for (k, weights) in numbers.iter().enumerate().take(end).skip(k) {
+                for (r, sum) in sums.iter_mut().enumerate() {
+                    let x = x.add(r * stride + 4 * k).cast::<i32>().read_unaligned();
+                    *sum = match SIGNED {
+                        true => S::dot_signed(*sum, *weights, x),
+                        false => S::dot(*sum, *weights, x),
+                    };
+                }
+            }
+            for (total, sum) in totals.iter_mut().zip(sums) {
+                *total = S::finish(sum, *total);
+            }
+        }
+        k = end;
+    }
 }

@@ -1,38 +1,87 @@
-//! 64-bit ARM: four registers are sixteen lanes. `DOTPROD` says whether the machine multiplies and
-//! adds bytes in one instruction (ARMv8.2 and later: phones since 2018, Jetson Orin). That instruction
-//! and the conversion from half precision have no stable intrinsics, so they are written as assembly.
+//! 64-bit ARM: four registers are sixteen lanes. Products of bytes need ARMv8.2 and later (dotprod:
+//! phones since 2018, Jetson Orin; i8mm: phones since 2021) to be one instruction. Those, and the
+//! conversion from half precision, have no stable intrinsics, so they are written as assembly.
 
-use super::{LANES, Simd};
+use super::{LANES, Simd, dots_by_lanes};
 use std::arch::aarch64::*;
 use std::arch::asm;
 
+/// Any 64-bit ARM.
+pub(in crate::cpu) const PLAIN: u8 = 0;
+/// Four products of bytes a lane in one instruction.
+pub(in crate::cpu) const DOTPROD: u8 = 1;
+/// And products of two rows of eight bytes with two columns.
+pub(in crate::cpu) const I8MM: u8 = 2;
+
 #[derive(Clone, Copy)]
-pub(in crate::cpu) struct Neon<const DOTPROD: bool>;
+pub(in crate::cpu) struct Neon<const HAS: u8>;
 
 /// Lanes 0 to 3, 4 to 7, 8 to 11 and 12 to 15.
 type Quad<T> = [T; 4];
 
+/// Sums in the making of four lanes: with dotprod both halves together are 32 bits a lane (the second
+/// is not used); without, four sums of sixteen bits for each of lanes 0 and 1, and of lanes 2 and 3.
+#[derive(Clone, Copy)]
+pub(in crate::cpu) struct Halves(int16x8_t, int16x8_t);
+
 /// Four products of signed bytes in each lane, added up.
 #[inline(always)]
 #[allow(unsafe_op_in_unsafe_fn)] // every line is an intrinsic of the set that the trait demands
-unsafe fn dot<const DOTPROD: bool>(acc: int32x4_t, w: int32x4_t, x: int8x16_t) -> int32x4_t {
+unsafe fn dot<const HAS: u8>(sum: Halves, w: int32x4_t, x: int8x16_t) -> Halves {
     let w = vreinterpretq_s8_s32(w);
-    if DOTPROD {
-        let mut sum = acc;
+    if HAS >= DOTPROD {
+        let mut lanes = sum.0;
         asm!(
             ".arch_extension dotprod",
             "sdot {sum:v}.4s, {w:v}.16b, {x:v}.16b",
-            sum = inout(vreg) sum,
+            sum = inout(vreg) lanes,
             w = in(vreg) w,
             x = in(vreg) x,
             options(pure, nomem, nostack, preserves_flags)
         );
-        return sum;
+        return Halves(lanes, sum.1);
     }
-    // Two products of at most 128 · 127 fit sixteen bits.
-    let low = vmull_s8(vget_low_s8(w), vget_low_s8(x));
-    let high = vmull_high_s8(w, x);
-    vpadalq_s16(acc, vpaddq_s16(low, high))
+    let low = vmlal_s8(sum.0, vget_low_s8(w), vget_low_s8(x));
+    let high = vmlal_high_s8(sum.1, w, x);
+    Halves(low, high)
+}
+
+#[inline(always)]
+#[allow(unsafe_op_in_unsafe_fn)] // as above
+unsafe fn start<const HAS: u8>(total: int32x4_t) -> Halves {
+    let zero = vdupq_n_s16(0);
+    match HAS {
+        PLAIN => Halves(zero, zero),
+        _ => Halves(vreinterpretq_s16_s32(total), zero),
+    }
+}
+
+#[inline(always)]
+#[allow(unsafe_op_in_unsafe_fn)] // as above
+unsafe fn finish<const HAS: u8>(sum: Halves, total: int32x4_t) -> int32x4_t {
+    match HAS {
+        PLAIN => vaddq_s32(
+            total,
+            vpaddq_s32(vpaddlq_s16(sum.0), vpaddlq_s16(sum.1)),
+        ),
+        _ => vreinterpretq_s32_s16(sum.0),
+    }
+}
+
+/// The products of two rows of eight bytes (`w`) with two others (`x`), added to a 2 × 2 matrix.
+#[inline(always)]
+#[allow(unsafe_op_in_unsafe_fn)] // as above
+unsafe fn matrix_product(sum: int32x4_t, w: int32x4_t, x: int8x16_t) -> int32x4_t {
+    let mut sum = sum;
+    asm!(
+        ".arch_extension i8mm",
+        "smmla {sum:v}.4s, {w:v}.16b, {x:v}.16b",
+        sum = inout(vreg) sum,
+        w = in(vreg) w,
+        x = in(vreg) x,
+        options(pure, nomem, nostack, preserves_flags)
+    );
+    sum
 }
 
 /// Four half-precision numbers.
@@ -122,20 +171,16 @@ macro_rules! four {
     };
 }
 
-/// Each lane shifted left, or right with zeros from above for a negative number.
-#[inline(always)]
-#[allow(unsafe_op_in_unsafe_fn)] // as above
-unsafe fn shift(a: int32x4_t, n: int32x4_t) -> int32x4_t {
-    vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(a), n))
-}
-
 // SAFETY: NEON is part of every 64-bit ARM; the bodies that need more are inlined into callers that
 // enable it.
 #[allow(unsafe_op_in_unsafe_fn)] // as above
-unsafe impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
+unsafe impl<const HAS: u8> Simd for Neon<HAS> {
     type I = Quad<int32x4_t>;
     type F = Quad<float32x4_t>;
+    type Sum = Quad<Halves>;
+    const NARROW: i32 = if HAS >= DOTPROD { 0 } else { 1 };
     const SIGNED_BIAS: i32 = 0;
+    const ROWS: usize = if HAS >= DOTPROD { 4 } else { 2 };
 
     #[inline(always)]
     unsafe fn splat(value: i32) -> Self::I {
@@ -150,18 +195,24 @@ unsafe impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
         four!(vorrq_s32(a, each b))
     }
     #[inline(always)]
-    unsafe fn shl<const N: u32>(a: Self::I) -> Self::I {
-        let n = vdupq_n_s32(N as i32);
-        four!(shift(a, all n))
+    unsafe fn sub(a: Self::I, b: Self::I) -> Self::I {
+        four!(vsubq_s32(a, each b))
     }
     #[inline(always)]
-    unsafe fn shr<const N: u32>(a: Self::I) -> Self::I {
-        Self::shr_by(a, N)
+    unsafe fn shl<const N: i32>(a: Self::I) -> Self::I {
+        let n = vdupq_n_s32(N);
+        four!(vshlq_s32(a, all n))
+    }
+    #[inline(always)]
+    unsafe fn shr<const N: i32>(a: Self::I) -> Self::I {
+        Self::shr_by(a, N as u32)
     }
     #[inline(always)]
     unsafe fn shr_by(a: Self::I, n: u32) -> Self::I {
         let n = vdupq_n_s32(-(n as i32));
-        four!(shift(a, all n))
+        let a = four!(vreinterpretq_u32_s32(a));
+        let a = four!(vshlq_u32(a, all n));
+        four!(vreinterpretq_s32_u32(a))
     }
     #[inline(always)]
     unsafe fn sign_extend_byte(a: Self::I) -> Self::I {
@@ -171,18 +222,36 @@ unsafe impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
         four!(vshlq_s32(upper, all down))
     }
     #[inline(always)]
-    unsafe fn dot(acc: Self::I, w: Self::I, x: i32) -> Self::I {
-        let x = vreinterpretq_s8_s32(vdupq_n_s32(x));
+    unsafe fn start(total: Self::I) -> Self::Sum {
         [
-            dot::<DOTPROD>(acc[0], w[0], x),
-            dot::<DOTPROD>(acc[1], w[1], x),
-            dot::<DOTPROD>(acc[2], w[2], x),
-            dot::<DOTPROD>(acc[3], w[3], x),
+            start::<HAS>(total[0]),
+            start::<HAS>(total[1]),
+            start::<HAS>(total[2]),
+            start::<HAS>(total[3]),
         ]
     }
     #[inline(always)]
-    unsafe fn dot_signed(acc: Self::I, w: Self::I, x: i32) -> Self::I {
-        Self::dot(acc, w, x)
+    unsafe fn dot(sum: Self::Sum, w: Self::I, x: i32) -> Self::Sum {
+        let x = vreinterpretq_s8_s32(vdupq_n_s32(x));
+        [
+            dot::<HAS>(sum[0], w[0], x),
+            dot::<HAS>(sum[1], w[1], x),
+            dot::<HAS>(sum[2], w[2], x),
+            dot::<HAS>(sum[3], w[3], x),
+        ]
+    }
+    #[inline(always)]
+    unsafe fn dot_signed(sum: Self::Sum, w: Self::I, x: i32) -> Self::Sum {
+        Self::dot(sum, w, x)
+    }
+    #[inline(always)]
+    unsafe fn finish(sum: Self::Sum, total: Self::I) -> Self::I {
+        [
+            finish::<HAS>(sum[0], total[0]),
+            finish::<HAS>(sum[1], total[1]),
+            finish::<HAS>(sum[2], total[2]),
+            finish::<HAS>(sum[3], total[3]),
+        ]
     }
     #[inline(always)]
     unsafe fn to_float(a: Self::I) -> Self::F {
@@ -213,12 +282,38 @@ unsafe impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
         ]
     }
     #[inline(always)]
-    unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
-        four!(vaddq_f32(a, each b))
+    unsafe fn load_bytes(bytes: &[u8; LANES]) -> Self::F {
+        let bytes = vld1q_s8(bytes.as_ptr().cast());
+        let (low, high) = (vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes));
+        [
+            vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))),
+            vcvtq_f32_s32(vmovl_high_s16(low)),
+            vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))),
+            vcvtq_f32_s32(vmovl_high_s16(high)),
+        ]
+    }
+    #[inline(always)]
+    unsafe fn load_words(words: &[[u8; 4]; LANES]) -> Self::I {
+        let start = words.as_ptr().cast::<i32>();
+        [
+            vld1q_s32(start),
+            vld1q_s32(start.add(4)),
+            vld1q_s32(start.add(8)),
+            vld1q_s32(start.add(12)),
+        ]
     }
     #[inline(always)]
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
         four!(vmulq_f32(a, each b))
+    }
+    #[inline(always)]
+    unsafe fn mul_add(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        [
+            vfmaq_f32(c[0], a[0], b[0]),
+            vfmaq_f32(c[1], a[1], b[1]),
+            vfmaq_f32(c[2], a[2], b[2]),
+            vfmaq_f32(c[3], a[3], b[3]),
+        ]
     }
     #[inline(always)]
     unsafe fn gather_half(rows: &[*const u8; LANES], offset: usize) -> Self::F {
@@ -264,5 +359,62 @@ unsafe impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
             address = in(reg) address,
             options(nostack, readonly, preserves_flags)
         );
+    }
+
+    /// With i8mm: columns 8j to 8j + 7 of a row side by side, two rows in each register. Rows 4q and
+    /// 4q + 1 in number 2j, rows 4q + 2 and 4q + 3 in number 2j + 1.
+    #[inline(always)]
+    unsafe fn arrange(numbers: [Self::I; 8]) -> [Self::I; 8] {
+        let mut arranged = numbers;
+        if HAS >= I8MM {
+            for j in 0..4 {
+                let (a, b) = (numbers[2 * j], numbers[2 * j + 1]);
+                for q in 0..4 {
+                    arranged[2 * j][q] = vzip1q_s32(a[q], b[q]);
+                    arranged[2 * j + 1][q] = vzip2q_s32(a[q], b[q]);
+                }
+            }
+        }
+        arranged
+    }
+
+    #[inline(always)]
+    unsafe fn dots<const SIGNED: bool, const R: usize>(
+        totals: &mut [Self::I; R],
+        numbers: &[Self::I; 8],
+        [from, to]: [usize; 2],
+        steps: usize,
+        (x, stride): (*const i8, usize),
+    ) {
+        if HAS < I8MM {
+            return dots_by_lanes::<Self, SIGNED, R>(totals, numbers, [from, to], steps, (x, stride));
+        }
+        const { assert!(R <= 4) };
+        let pairs = R.div_ceil(2);
+        // Of each pair of rows of activations, for each four lanes: a 2 × 2 matrix for rows 4q and
+        // 4q + 1, one for rows 4q + 2 and 4q + 3.
+        let mut sums = [[[vdupq_n_s32(0); 2]; 4]; 2];
+        for j in from / 2..to / 2 {
+            let at = x.add(8 * j);
+            for (pair, sums) in sums.iter_mut().enumerate().take(pairs) {
+                // An odd last row is its own partner.
+                let (first, second) = (2 * pair, (2 * pair + 1).min(R - 1));
+                let x = vcombine_s8(vld1_s8(at.add(first * stride)), vld1_s8(at.add(second * stride)));
+                for (q, sum) in sums.iter_mut().enumerate() {
+                    sum[0] = matrix_product(sum[0], numbers[2 * j][q], x);
+                    sum[1] = matrix_product(sum[1], numbers[2 * j + 1][q], x);
+                }
+            }
+        }
+        for (pair, sums) in sums.iter().enumerate().take(pairs) {
+            for (q, [a, b]) in sums.iter().enumerate() {
+                let total = &mut totals[2 * pair][q];
+                *total = vaddq_s32(*total, vuzp1q_s32(*a, *b));
+                if 2 * pair + 1 < R {
+                    let total = &mut totals[2 * pair + 1][q];
+                    *total = vaddq_s32(*total, vuzp2q_s32(*a, *b));
+                }
+            }
+        }
     }
 }

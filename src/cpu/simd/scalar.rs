@@ -19,7 +19,10 @@ fn dot_4(w: u32, x: i32, weight: impl Fn(u8) -> i32) -> i32 {
 unsafe impl Simd for Scalar {
     type I = [u32; LANES];
     type F = [f32; LANES];
+    type Sum = [u32; LANES];
+    const NARROW: i32 = 0;
     const SIGNED_BIAS: i32 = 0;
+    const ROWS: usize = 1;
 
     unsafe fn splat(value: i32) -> Self::I {
         [value as u32; LANES]
@@ -30,10 +33,13 @@ unsafe impl Simd for Scalar {
     unsafe fn or(a: Self::I, b: Self::I) -> Self::I {
         map(|i| a[i] | b[i])
     }
-    unsafe fn shl<const N: u32>(a: Self::I) -> Self::I {
+    unsafe fn sub(a: Self::I, b: Self::I) -> Self::I {
+        map(|i| a[i].wrapping_sub(b[i]))
+    }
+    unsafe fn shl<const N: i32>(a: Self::I) -> Self::I {
         map(|i| a[i] << N)
     }
-    unsafe fn shr<const N: u32>(a: Self::I) -> Self::I {
+    unsafe fn shr<const N: i32>(a: Self::I) -> Self::I {
         map(|i| a[i] >> N)
     }
     unsafe fn shr_by(a: Self::I, n: u32) -> Self::I {
@@ -42,11 +48,17 @@ unsafe impl Simd for Scalar {
     unsafe fn sign_extend_byte(a: Self::I) -> Self::I {
         map(|i| a[i] as i8 as u32)
     }
-    unsafe fn dot(acc: Self::I, w: Self::I, x: i32) -> Self::I {
-        map(|i| acc[i].wrapping_add(dot_4(w[i], x, i32::from) as u32))
+    unsafe fn start(total: Self::I) -> Self::Sum {
+        total
     }
-    unsafe fn dot_signed(acc: Self::I, w: Self::I, x: i32) -> Self::I {
-        map(|i| acc[i].wrapping_add(dot_4(w[i], x, |w| i32::from(w as i8)) as u32))
+    unsafe fn dot(sum: Self::Sum, w: Self::I, x: i32) -> Self::Sum {
+        map(|i| sum[i].wrapping_add(dot_4(w[i], x, i32::from) as u32))
+    }
+    unsafe fn dot_signed(sum: Self::Sum, w: Self::I, x: i32) -> Self::Sum {
+        map(|i| sum[i].wrapping_add(dot_4(w[i], x, |w| i32::from(w as i8)) as u32))
+    }
+    unsafe fn finish(sum: Self::Sum, _: Self::I) -> Self::I {
+        sum
     }
     unsafe fn to_float(a: Self::I) -> Self::F {
         a.map(|a| a as i32 as f32)
@@ -60,11 +72,17 @@ unsafe impl Simd for Scalar {
     unsafe fn load_half(halves: &[[u8; 2]; LANES]) -> Self::F {
         halves.map(|h| half::f16::from_le_bytes(h).to_f32())
     }
-    unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
-        std::array::from_fn(|i| a[i] + b[i])
+    unsafe fn load_bytes(bytes: &[u8; LANES]) -> Self::F {
+        bytes.map(|b| f32::from(b as i8))
+    }
+    unsafe fn load_words(words: &[[u8; 4]; LANES]) -> Self::I {
+        words.map(u32::from_le_bytes)
     }
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
         std::array::from_fn(|i| a[i] * b[i])
+    }
+    unsafe fn mul_add(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
     }
     unsafe fn gather_half(rows: &[*const u8; LANES], offset: usize) -> Self::F {
         rows.map(|row| {
