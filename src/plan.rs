@@ -1,7 +1,8 @@
 //! The memory of a session, computed before it exists: one arena, each part at a known place.
 
 use crate::cpu::attention::Seat;
-use crate::cpu::matmul::{self, ByteRows};
+use crate::cpu::matmul;
+use crate::cpu::activations::panel_words;
 use crate::cpu::team::{MAX_THREADS, Team};
 use crate::cpu::thread::{STACK_BYTES, ThreadParams, cores};
 use crate::error::{Error, Result};
@@ -85,7 +86,6 @@ struct Activations {
     x: Region,
     h: Region,
     norm: Region,
-    out: Region,
     q: Region,
     k: Region,
     v: Region,
@@ -102,10 +102,7 @@ struct Activations {
     kept: Region,
     depth: Region,
     seats: Region,
-    bytes: Region,
-    scales: Region,
-    sums: Region,
-    half_sums: Region,
+    panels: Region,
     scratch: Region,
     last_row: Region,
     logits: Region,
@@ -155,7 +152,6 @@ impl Plan {
             x: layout.add::<f32>(&[n, hidden])?,
             h: layout.add::<f32>(&[n, hidden])?,
             norm: layout.add::<f32>(&[n, hidden])?,
-            out: layout.add::<f32>(&[n, hidden])?,
             q: layout.add::<f32>(&[n, h.query_size()])?,
             k: layout.add::<f32>(&[n, h.kv_size()])?,
             v: layout.add::<f32>(&[n, h.kv_size()])?,
@@ -172,10 +168,7 @@ impl Plan {
             kept: layout.add::<u32>(&[n])?,
             depth: layout.add::<u8>(&[n])?,
             seats: layout.add::<Seat>(&[n])?,
-            bytes: layout.add::<i8>(&[n, widest])?,
-            scales: layout.add::<f32>(&[n, widest.div_ceil(matmul::GROUP)])?,
-            sums: layout.add::<i32>(&[n, widest.div_ceil(matmul::GROUP)])?,
-            half_sums: layout.add::<i32>(&[n, 2 * widest.div_ceil(matmul::GROUP)])?,
+            panels: layout.add::<u32>(&[panel_words(n, widest)])?,
             scratch: layout.add::<u8>(&[params.threads, matmul::scratch_bytes(widest)])?,
             last_row: layout.add::<f32>(&[hidden])?,
             logits: layout.add::<f32>(&[params.logit_rows, h.vocab_size])?,
@@ -285,7 +278,6 @@ impl Plan {
             x: carver.take(a.x),
             h: carver.take(a.h),
             norm: carver.take(a.norm),
-            out: carver.take(a.out),
             q: carver.take(a.q),
             k: carver.take(a.k),
             v: carver.take(a.v),
@@ -302,12 +294,7 @@ impl Plan {
             kept: carver.take(a.kept),
             depth: carver.take(a.depth),
             seats: carver.take(a.seats),
-            byte_rows: ByteRows {
-                bytes: carver.take(a.bytes),
-                scales: carver.take(a.scales),
-                sums: carver.take(a.sums),
-                half_sums: carver.take(a.half_sums),
-            },
+            panels: carver.take(a.panels),
             scratch: carver.take(a.scratch),
             last_row: carver.take(a.last_row),
             logits: carver.take(a.logits),
@@ -456,8 +443,6 @@ pub(crate) struct Buffers<'a> {
     pub h: &'a mut [f32],
     /// [batch, hidden] normalised rows.
     pub norm: &'a mut [f32],
-    /// [batch, hidden] what a half-layer adds.
-    pub out: &'a mut [f32],
     /// [batch, heads, head_dim]
     pub q: &'a mut [f32],
     /// [batch, kv_heads, head_dim]
@@ -490,8 +475,8 @@ pub(crate) struct Buffers<'a> {
     pub depth: &'a mut [u8],
     /// [batch] where each packed row stands in its plane.
     pub seats: &'a mut [Seat],
-    /// [batch, widest row] activations as bytes.
-    pub byte_rows: ByteRows<'a>,
+    /// [`panel_words`] activations as bytes.
+    pub panels: &'a mut [u32],
     /// [threads, `matmul::scratch_bytes`] weights that are taken apart.
     pub scratch: &'a mut [u8],
     /// `[hidden]` the last token's residual stream after the last layer.

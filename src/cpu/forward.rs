@@ -2,14 +2,15 @@
 //! reads like the reference; what runs when comes from the model's schedule.
 
 use super::attention::{Seat, attention};
-use super::matmul::{Product, products};
+use super::activations::prepare;
+use super::matmul::{Product, any_quantized, products};
 use super::ops;
 use super::pace::Clock;
 use super::simd::Level;
 use super::team::Team;
 use crate::error::{Error, Result};
 use crate::model::{
-    Hyperparameters, Keys, KvStrategy, Layer, LayerRun, Linear, Model, Router, RouterKind,
+    Hyperparameters, Keys, KvStrategy, Layer, LayerRun, Model, Router, RouterKind,
     RouterSpec, Stage,
 };
 use crate::plan::{Buffers, Row};
@@ -310,26 +311,28 @@ impl Pass<'_, '_, '_> {
     /// A router's scores for the first `n` packed rows, into `buffers.scores` [n, outputs].
     fn scores(&mut self, router: &Router, n: usize, spec: &RouterSpec) -> Result<()> {
         let (file, b) = (self.model.bytes(), &mut *self.buffers);
-        let columns = router.first.weight.columns;
-        for (to, from) in b.norm[..n * columns].iter_mut().zip(&b.h[..n * columns]) {
-            *to = from / spec.temperature;
-        }
         let (team, level) = (&mut *self.team, self.level);
-        let mut apply = |linear: &Linear, x: &[f32], y: &mut [f32]| {
-            let columns = linear.weight.columns;
-            let x = &x[..n * columns];
-            let weights = [&linear.weight].into_iter();
-            let input = b.byte_rows.activations(level, x, columns, weights);
-            let mut all = [Product { linear, y }];
-            products(team, level, file, &input, n, &mut all, b.scratch);
-        };
+        let quantized = any_quantized(&[&router.first]);
+        let (columns, h) = (router.first.weight.columns, &*b.h);
+        let input = prepare(team, level, n, columns, b.norm, b.panels, quantized, |row, x| {
+            for (x, h) in x.iter_mut().zip(&h[row * columns..]) {
+                *x = h / spec.temperature;
+            }
+        });
+        let (first, scores) = (&router.first, &mut *b.scores);
         match &router.second {
-            None => apply(&router.first, b.norm, b.scores),
+            None => products(team, level, file, &input, &mut [Product::new(first, scores)], b.scratch),
             Some(second) => {
-                apply(&router.first, b.norm, b.router_hidden);
-                let hidden = &mut b.router_hidden[..n * router.first.weight.rows];
-                hidden.iter_mut().for_each(|x| *x = ops::gelu(*x));
-                apply(second, b.router_hidden, b.scores);
+                let hidden = &mut *b.router_hidden;
+                let mut all = [Product::new(first, hidden)];
+                products(team, level, file, &input, &mut all, b.scratch);
+                let (columns, hidden) = (second.weight.columns, &mut *b.router_hidden);
+                let quantized = any_quantized(&[second]);
+                let input = prepare(team, level, n, columns, hidden, b.panels, quantized, |_, x| {
+                    x.iter_mut().for_each(|x| *x = ops::gelu(*x));
+                });
+                let mut all = [Product::new(second, scores)];
+                products(team, level, file, &input, &mut all, b.scratch);
             }
         }
         if b.scores[..n * router.outputs()]
@@ -365,33 +368,25 @@ impl Pass<'_, '_, '_> {
         let (file, h) = (self.model.bytes(), self.model.hyperparameters());
         let (team, level, b) = (&mut *self.team, self.level, &mut *self.buffers);
         let (query_size, kv_size) = (h.query_size(), h.kv_size());
-        let norm = &mut b.norm[..x.len()];
         let (q, attn) = (&mut b.q[..n * query_size], &mut b.attn[..n * query_size]);
         let (k, v) = (&mut b.k[..n * kv_size], &mut b.v[..n * kv_size]);
         let active = &b.active[..n];
-        ops::rms_norm(team, level, file, &layer.attn_norm, h.norm_epsilon, x, norm);
-        let linears = [&layer.q, &layer.k, &layer.v];
-        let weights = linears.iter().map(|l| &l.weight);
-        let input = b.byte_rows.activations(level, norm, h.hidden_size, weights);
+        let width = h.hidden_size;
+        let quantized = any_quantized(&[&layer.q, &layer.k, &layer.v]);
+        let norm = ops::Norm::new(level, file, &layer.attn_norm, h.norm_epsilon);
+        let input = prepare(team, level, n, width, b.norm, b.panels, quantized, |row, y| {
+            norm.row(&x[row * width..][..width], y);
+        });
         let mut all = [
-            Product {
-                linear: &layer.q,
-                y: q,
-            },
-            Product {
-                linear: &layer.k,
-                y: k,
-            },
-            Product {
-                linear: &layer.v,
-                y: v,
-            },
+            Product::new(&layer.q, q),
+            Product::new(&layer.k, k),
+            Product::new(&layer.v, v),
         ];
         let wanted = match run.keys {
             Keys::Append => &mut all[..],
             Keys::Shared => &mut all[..1],
         };
-        products(team, level, file, &input, n, wanted, b.scratch);
+        products(team, level, file, &input, wanted, b.scratch);
         ops::rope(team, &h.rope, h.head_dim, query_size, active, b.rope, q);
         match run.keys {
             Keys::Append => {
@@ -430,49 +425,34 @@ impl Pass<'_, '_, '_> {
             q,
             attn,
         );
-        let out = &mut b.out[..x.len()];
-        let weights = [&layer.o.weight].into_iter();
-        let input = b.byte_rows.activations(level, attn, query_size, weights);
-        let mut all = [Product {
-            linear: &layer.o,
-            y: out,
-        }];
-        products(team, level, file, &input, n, &mut all, b.scratch);
-        ops::add(x, out);
+        let quantized = any_quantized(&[&layer.o]);
+        let input = prepare(team, level, n, query_size, attn, b.panels, quantized, |_, _| {});
+        let mut all = [Product::added(&layer.o, x)];
+        products(team, level, file, &input, &mut all, b.scratch);
         Ok(())
     }
 
     fn feed_forward_half(&mut self, layer: &Layer, x: &mut [f32], n: usize) {
         let (file, h) = (self.model.bytes(), self.model.hyperparameters());
         let (team, level, b) = (&mut *self.team, self.level, &mut *self.buffers);
-        let (norm, out) = (&mut b.norm[..x.len()], &mut b.out[..x.len()]);
-        let size = n * h.feed_forward_size;
-        let (gate, up) = (&mut b.gate[..size], &mut b.up[..size]);
-        ops::rms_norm(team, level, file, &layer.ffn_norm, h.norm_epsilon, x, norm);
-        let weights = [&layer.gate.weight, &layer.up.weight].into_iter();
-        let input = b.byte_rows.activations(level, norm, h.hidden_size, weights);
+        let (width, inner) = (h.hidden_size, h.feed_forward_size);
+        let (gate, up) = (&mut b.gate[..n * inner], &mut b.up[..n * inner]);
+        let quantized = any_quantized(&[&layer.gate, &layer.up]);
+        let norm = ops::Norm::new(level, file, &layer.ffn_norm, h.norm_epsilon);
+        let input = prepare(team, level, n, width, b.norm, b.panels, quantized, |row, y| {
+            norm.row(&x[row * width..][..width], y);
+        });
         let mut all = [
-            Product {
-                linear: &layer.gate,
-                y: gate,
-            },
-            Product {
-                linear: &layer.up,
-                y: up,
-            },
+            Product::new(&layer.gate, gate),
+            Product::new(&layer.up, up),
         ];
-        products(team, level, file, &input, n, &mut all, b.scratch);
-        ops::swiglu(team, level, h.feed_forward_size, gate, up);
-        let weights = [&layer.down.weight].into_iter();
-        let input = b
-            .byte_rows
-            .activations(level, gate, h.feed_forward_size, weights);
-        let mut all = [Product {
-            linear: &layer.down,
-            y: out,
-        }];
-        products(team, level, file, &input, n, &mut all, b.scratch);
-        ops::add(x, out);
+        products(team, level, file, &input, &mut all, b.scratch);
+        let quantized = any_quantized(&[&layer.down]);
+        let input = prepare(team, level, n, inner, gate, b.panels, quantized, |row, gate| {
+            ops::swiglu(level, gate, &up[row * inner..][..inner]);
+        });
+        let mut all = [Product::added(&layer.down, x)];
+        products(team, level, file, &input, &mut all, b.scratch);
     }
 }
 
@@ -494,18 +474,16 @@ pub(crate) fn logits(
     let h = model.hyperparameters();
     let d = h.hidden_size;
     let x = &buffers.x[first * d..][..count * d];
-    let norm = &mut buffers.norm[..count * d];
     let logits = &mut buffers.logits[..count * h.vocab_size];
-    let (file, weight) = (model.bytes(), model.output_norm());
-    ops::rms_norm(team, level, file, weight, h.norm_epsilon, x, norm);
-    let output = model.output();
-    let weights = [&output.weight].into_iter();
-    let input = buffers.byte_rows.activations(level, norm, d, weights);
-    let mut all = [Product {
-        linear: &output,
-        y: logits,
-    }];
-    products(team, level, file, &input, count, &mut all, buffers.scratch);
+    let (file, output) = (model.bytes(), model.output());
+    let quantized = any_quantized(&[&output]);
+    let norm = ops::Norm::new(level, file, model.output_norm(), h.norm_epsilon);
+    let (y, panels) = (&mut *buffers.norm, &mut *buffers.panels);
+    let input = prepare(team, level, count, d, y, panels, quantized, |row, y| {
+        norm.row(&x[row * d..][..d], y);
+    });
+    let mut all = [Product::new(&output, logits)];
+    products(team, level, file, &input, &mut all, buffers.scratch);
     match logits.iter().position(|l| !l.is_finite()) {
         None => Ok(()),
         Some(at) => Err(Error::not_finite(format_args!(

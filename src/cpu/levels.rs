@@ -23,7 +23,9 @@ macro_rules! levels {
                 $crate::cpu::simd::Level::Scalar => plain($($arg),*),
                 // NEON is what every function there is compiled for.
                 #[cfg(target_arch = "aarch64")]
-                $crate::cpu::simd::Level::Neon | $crate::cpu::simd::Level::Dotprod => plain($($arg),*),
+                $crate::cpu::simd::Level::Neon
+                | $crate::cpu::simd::Level::Dotprod
+                | $crate::cpu::simd::Level::I8mm => plain($($arg),*),
                 // SAFETY: a `Level` is had only by a machine that has its instruction set.
                 #[cfg(target_arch = "x86_64")]
                 $crate::cpu::simd::Level::Avx2 => unsafe { avx2($($arg),*) },

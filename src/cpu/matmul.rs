@@ -8,112 +8,49 @@
 //! Every instruction set, one row or many, and any cut of the work among threads keep this order, so
 //! all give the same bits.
 
+use super::activations::{Activations, GROUP};
 use super::ops;
 use super::simd::{LANES, Level};
 use super::team::{Disjoint, Team};
 use super::tiles::Tiles;
-use crate::model::{Linear, Matrix};
+use crate::model::Linear;
 use crate::quant::{TensorType, dequantize_into};
 
-/// Columns that share a scale when activations are quantized.
-pub(crate) const GROUP: usize = 32;
-
-/// Rows of activations, and the same as bytes.
-pub(crate) struct Activations<'a> {
-    /// Columns of each row.
-    pub columns: usize,
-    /// [n, columns]
-    pub x: &'a [f32],
-    /// [n, columns] whole numbers from -127 to 127.
-    pub bytes: &'a [i8],
-    /// [n, columns / 32] what a whole number is worth.
-    pub scales: &'a [f32],
-    /// [n, columns / 32] sums of 32 whole numbers each.
-    pub sums: &'a [i32],
-    /// [n, columns / 16] sums of sixteen whole numbers each.
-    pub half_sums: &'a [i32],
-}
-
-/// Where quantized activations are kept.
-pub(crate) struct ByteRows<'a> {
-    pub bytes: &'a mut [i8],
-    pub scales: &'a mut [f32],
-    pub sums: &'a mut [i32],
-    pub half_sums: &'a mut [i32],
-}
-
-impl ByteRows<'_> {
-    /// `n` rows of `columns` columns as activations; quantized if one of `weights` is.
-    pub fn activations<'a, 'w>(
-        &'a mut self,
-        level: Level,
-        x: &'a [f32],
-        columns: usize,
-        mut weights: impl Iterator<Item = &'w Matrix>,
-    ) -> Activations<'a> {
-        if weights.any(|w| !is_float(w.ty)) {
-            let rows = x.chunks_exact(columns).enumerate();
-            let groups = columns / GROUP;
-            for (r, x) in rows {
-                let bytes = &mut self.bytes[r * columns..][..columns];
-                let scales = &mut self.scales[r * groups..][..groups];
-                let sums = &mut self.sums[r * groups..][..groups];
-                let half_sums = &mut self.half_sums[r * 2 * groups..][..2 * groups];
-                quantize(level, x, bytes, scales, sums, half_sums);
-            }
-        }
-        Activations {
-            columns,
-            x,
-            bytes: self.bytes,
-            scales: self.scales,
-            sums: self.sums,
-            half_sums: self.half_sums,
-        }
-    }
-}
-
+/// Whether a matrix takes activations as they are, not as bytes.
 fn is_float(ty: TensorType) -> bool {
     matches!(ty, TensorType::F32 | TensorType::F16 | TensorType::BF16)
 }
 
-super::levels! {
-    /// One row to bytes: in each group the largest magnitude becomes 127. A group with a value that
-    /// is not finite gets a scale that is not a number, so that it shows in every result.
-    fn quantize(x: &[f32], bytes: &mut [i8], scales: &mut [f32], sums: &mut [i32], half_sums: &mut [i32]) {
-        let groups = x.as_chunks::<GROUP>().0.iter().zip(bytes.as_chunks_mut::<GROUP>().0);
-        for (i, (x, bytes)) in groups.enumerate() {
-            let mut largest = 0.0f32;
-            let mut finite = true;
-            for x in x {
-                largest = if x.abs() > largest { x.abs() } else { largest };
-                finite &= x.abs() < f32::INFINITY;
-            }
-            let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-            // The inverse of a tiny number may be infinite; such a group is as good as zero.
-            let inverse = if inverse < f32::INFINITY { inverse } else { 0.0 };
-            let mut halves = [0i32; 2];
-            for (k, (x, byte)) in x.iter().zip(bytes.iter_mut()).enumerate() {
-                // Adding and taking off 1.5 · 2^23 rounds to the nearest whole number, ties to even.
-                const ROUND: f32 = 12_582_912.0;
-                let rounded = x * inverse + ROUND;
-                let whole = rounded.to_bits() as i32 - ROUND.to_bits() as i32;
-                let whole = if finite { whole } else { 0 };
-                *byte = whole as i8;
-                halves[k / 16] += whole;
-            }
-            scales[i] = if finite { largest / 127.0 } else { f32::NAN };
-            sums[i] = halves[0] + halves[1];
-            half_sums[2 * i..][..2].copy_from_slice(&halves);
-        }
-    }
+/// Whether one of the matrices takes activations as bytes.
+pub(crate) fn any_quantized(linears: &[&Linear]) -> bool {
+    linears.iter().any(|l| !is_float(l.weight.ty))
 }
 
 /// A matrix and where its results go.
 pub(crate) struct Product<'a> {
-    pub linear: &'a Linear,
-    /// [n, outputs]
-    pub y: &'a mut [f32],
+    linear: &'a Linear,
+    y: &'a mut [f32],
+    add: bool,
+}
+
+impl<'a> Product<'a> {
+    /// `y = W x`; `y` is [n, outputs].
+    pub fn new(linear: &'a Linear, y: &'a mut [f32]) -> Self {
+        Product {
+            linear,
+            y,
+            add: false,
+        }
+    }
+
+    /// `y += W x`.
+    pub fn added(linear: &'a Linear, y: &'a mut [f32]) -> Self {
+        Product {
+            linear,
+            y,
+            add: true,
+        }
+    }
 }
 
 /// Bytes of weights that one task reads: long enough that taking it costs nothing beside it, short
@@ -131,14 +68,13 @@ pub(crate) const fn scratch_bytes(columns: usize) -> usize {
 /// The most that a group of sixteen rows takes when it is taken apart.
 pub(super) const GROUP_BYTES: usize = 10 * 64;
 
-/// Computes several products of the same `n` rows of activations, spread over the team. `scratch` has
+/// Computes several products of the same activations, spread over the team. `scratch` has
 /// [`scratch_bytes`] for each thread and begins at a multiple of 64.
 pub(crate) fn products(
     team: &mut Team,
     level: Level,
     file: &[u8],
     input: &Activations,
-    n: usize,
     products: &mut [Product],
     scratch: &mut [u8],
 ) {
@@ -153,7 +89,8 @@ pub(crate) fn products(
         let outputs = LANES * (TASK_BYTES / tile).max(1);
         *work = Some(Work {
             linear: product.linear,
-            y: Disjoint::new(&mut product.y[..n * weight.rows]),
+            y: Disjoint::new(&mut product.y[..input.n * weight.rows]),
+            add: product.add,
             outputs,
             first_task: tasks,
         });
@@ -168,13 +105,14 @@ pub(crate) fn products(
         let scratch = unsafe { scratch.slice(thread * stride, stride) };
         let first = (task - work.first_task) * work.outputs;
         let last = (first + work.outputs).min(work.linear.weight.rows);
-        work.run(level, file, input, n, first..last, scratch);
+        work.run(level, file, input, first..last, scratch);
     });
 }
 
 struct Work<'a> {
     linear: &'a Linear,
     y: Disjoint<'a, f32>,
+    add: bool,
     /// Outputs of a task.
     outputs: usize,
     first_task: usize,
@@ -186,7 +124,6 @@ impl Work<'_> {
         level: Level,
         file: &[u8],
         input: &Activations,
-        n: usize,
         outputs: std::ops::Range<usize>,
         scratch: &mut [u8],
     ) {
@@ -198,9 +135,11 @@ impl Work<'_> {
             let row = &mut row[..weight.columns];
             for output in outputs.clone() {
                 dequantize_into(weight.ty, weight.row(file, output), row);
-                for (r, x) in input.x.chunks_exact(weight.columns).take(n).enumerate() {
+                for (r, x) in input.x.chunks_exact(weight.columns).enumerate() {
                     // SAFETY: element (r, output) belongs to the one task that has this output.
-                    unsafe { self.y.slice(r * all + output, 1)[0] = ops::dot(level, row, x) };
+                    let y = unsafe { &mut self.y.slice(r * all + output, 1)[0] };
+                    let before = if self.add { *y } else { 0.0 };
+                    *y = before + ops::dot(level, row, x);
                 }
             }
         } else {
@@ -208,17 +147,17 @@ impl Work<'_> {
                 weight,
                 bytes: &file[weight.offset..][..weight.rows * weight.row_bytes],
                 input,
-                n,
                 outputs: outputs.clone(),
                 scratch,
                 y: &self.y,
+                add: self.add,
             };
             job.run(level);
         }
         if let Some(bias) = &self.linear.bias {
             let values = bias.values(file).enumerate().skip(outputs.start);
             for (output, value) in values.take(outputs.len()) {
-                for r in 0..n {
+                for r in 0..input.n {
                     // SAFETY: as above.
                     unsafe { self.y.slice(r * all + output, 1)[0] += value };
                 }
@@ -229,8 +168,10 @@ impl Work<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::activations::{GROUP_WORDS, panel_words, prepare, width};
     use super::*;
     use crate::cpu::thread::ThreadParams;
+    use crate::model::Matrix;
     use crate::quant::dequantize_row;
     use crate::quant::tiles::{TILE_ROWS, interleave};
 
@@ -318,52 +259,63 @@ mod tests {
             }
         }
 
-        /// The result, and the activations' scales and bytes.
-        fn run(&self, level: Level, n: usize, threads: usize) -> (Vec<f32>, Vec<f32>, Vec<i8>) {
+        /// The result, and the activations as bytes.
+        fn run(&self, level: Level, n: usize, threads: usize) -> (Vec<f32>, Bytes) {
             let (columns, rows) = (self.linear.weight.columns, self.linear.weight.rows);
-            let mut bytes = vec![0; n * columns];
-            let mut scales = vec![0.0; n * columns / GROUP];
-            let mut sums = vec![0; n * columns / GROUP];
-            let mut half_sums = vec![0; n * columns / 16];
-            let mut kept = ByteRows {
-                bytes: &mut bytes,
-                scales: &mut scales,
-                sums: &mut sums,
-                half_sums: &mut half_sums,
-            };
-            let input = kept.activations(
-                level,
-                &self.x[..n * columns],
-                columns,
-                [&self.linear.weight].into_iter(),
-            );
+            let mut panels = vec![0; panel_words(n, columns)];
+            let mut x = vec![0.0; n * columns];
             #[repr(align(64))]
             struct Room([u8; 4096]);
             let mut room = Room([0; 4096]);
             let mut team = Team::new(threads, &ThreadParams::default(), &mut room.0).unwrap();
+            let each = |row: usize, x: &mut [f32]| {
+                x.copy_from_slice(&self.x[row * columns..][..columns]);
+            };
+            let input = prepare(&mut team, level, n, columns, &mut x, &mut panels, true, each);
+            let bytes = Bytes::of(level, &input);
             let mut scratch = vec![0u8; threads * scratch_bytes(columns) + 64];
             let start = scratch.as_ptr().align_offset(64);
             let mut y = vec![f32::NAN; n * rows];
-            let mut all = [Product {
-                linear: &self.linear,
-                y: &mut y,
-            }];
+            let mut all = [Product::new(&self.linear, &mut y)];
             let end = start + threads * scratch_bytes(columns);
             products(
                 &mut team,
                 level,
                 &self.file,
                 &input,
-                n,
                 &mut all,
                 &mut scratch[start..end],
             );
-            (y, scales, bytes)
+            (y, bytes)
+        }
+    }
+
+    /// What panels hold, row by row.
+    #[derive(PartialEq)]
+    struct Bytes {
+        bytes: Vec<i8>,
+        scales: Vec<f32>,
+    }
+
+    impl Bytes {
+        fn of(level: Level, input: &Activations) -> Self {
+            let (width, groups) = (width(level, input.n), input.columns / GROUP);
+            let (mut bytes, mut scales) = (Vec::new(), Vec::new());
+            for row in 0..input.n {
+                let (panel, slot) = (row / width, row % width);
+                for g in 0..groups {
+                    let group = &input.panels[(panel * groups + g) * width * GROUP_WORDS..];
+                    let own = &group[slot * GROUP / 4..][..GROUP / 4];
+                    bytes.extend(own.iter().flat_map(|w| w.to_ne_bytes()).map(|b| b as i8));
+                    scales.push(f32::from_bits(group[GROUP / 4 * width + slot]));
+                }
+            }
+            Bytes { bytes, scales }
         }
     }
 
     /// What the module's comment says, in the plainest words.
-    fn oracle(case: &Case, scales: &[f32], bytes: &[i8]) -> Vec<f64> {
+    fn oracle(case: &Case, Bytes { bytes, scales }: &Bytes) -> Vec<f64> {
         let weight = &case.linear.weight;
         let mut row = vec![0.0; weight.columns];
         let mut y = Vec::new();
@@ -388,8 +340,8 @@ mod tests {
         for ty in QUANTIZED {
             for (rows, columns, n) in [(1, 256, 1), (16, 512, 1), (37, 768, 3), (50, 256, 19)] {
                 let case = Case::new(ty, rows, columns, n, &mut state);
-                let (plain, scales, bytes) = case.run(Level::Scalar, n, 1);
-                let expected = oracle(&case, &scales, &bytes);
+                let (plain, bytes) = case.run(Level::Scalar, n, 1);
+                let expected = oracle(&case, &bytes);
                 // The oracle is exact but for its weights, each rounded once (2^-24 of it); the
                 // kernel rounds a few times for each group. Terms are below 32 · 8 in these cases.
                 let bound = 1e-6 * 256.0 * (columns / GROUP) as f64;
@@ -404,8 +356,8 @@ mod tests {
                 let tiled = case.tiled();
                 for (level, case) in levels.iter().flat_map(|l| [(l, &case), (l, &tiled)]) {
                     for threads in [1, 2] {
-                        let (y, s, b) = case.run(*level, n, threads);
-                        assert!(s == scales && b == bytes, "{ty} {level:?}");
+                        let (y, b) = case.run(*level, n, threads);
+                        assert!(b == bytes, "{ty} {level:?}");
                         let same = y
                             .iter()
                             .zip(&plain)

@@ -5,6 +5,7 @@ pub(crate) mod simd;
 pub(crate) mod team;
 pub mod thread;
 
+pub(crate) mod activations;
 pub(crate) mod attention;
 mod blocks;
 mod forward;

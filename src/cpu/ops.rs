@@ -79,26 +79,25 @@ pub(crate) fn exp(x: f32) -> f32 {
     if x.is_nan() { x } else { value }
 }
 
-/// RMSNorm (Zhang and Sennrich, 2019) of each row: `y = x / sqrt(mean(x²) + ε) · w`.
-pub fn rms_norm(
-    team: &mut Team,
+/// RMSNorm (Zhang and Sennrich, 2019): `y = x / sqrt(mean(x²) + ε) · w`.
+pub(crate) struct Norm<'a> {
     level: Level,
-    file: &[u8],
-    weight: &Vector,
+    weight: &'a [[u8; 4]],
     epsilon: f32,
-    x: &[f32],
-    y: &mut [f32],
-) {
-    let width = weight.length;
-    team.for_each_piece(y, width, |row, y| {
-        norm_row(
+}
+
+impl<'a> Norm<'a> {
+    pub fn new(level: Level, file: &'a [u8], weight: &Vector, epsilon: f32) -> Self {
+        Norm {
             level,
-            &x[row * width..][..width],
-            weight.bytes(file),
+            weight: weight.bytes(file),
             epsilon,
-            y,
-        );
-    });
+        }
+    }
+
+    pub fn row(&self, x: &[f32], y: &mut [f32]) {
+        norm_row(self.level, x, self.weight, self.epsilon, y);
+    }
 }
 
 super::levels! {
@@ -109,7 +108,8 @@ super::levels! {
         }
     }
 
-    fn swiglu_row(gate: &mut [f32], up: &[f32]) {
+    /// `gate = silu(gate) · up` (SwiGLU; Shazeer, 2020).
+    pub(crate) fn swiglu(gate: &mut [f32], up: &[f32]) {
         for (g, u) in gate.iter_mut().zip(up) {
             *g = *g / (1.0 + exp(-*g)) * u;
         }
@@ -153,20 +153,6 @@ pub fn rope(
             }
         }
     });
-}
-
-/// `gate = silu(gate) · up` (SwiGLU; Shazeer, 2020), row by row.
-pub fn swiglu(team: &mut Team, level: Level, row_size: usize, gate: &mut [f32], up: &[f32]) {
-    team.for_each_piece(gate, row_size, |row, gate| {
-        swiglu_row(level, gate, &up[row * row_size..][..row_size]);
-    });
-}
-
-/// `x += y`.
-pub fn add(x: &mut [f32], y: &[f32]) {
-    for (x, y) in x.iter_mut().zip(y) {
-        *x += y;
-    }
 }
 
 /// The Gauss error function in double precision, for exact GELU: Taylor's series near zero,

@@ -4,7 +4,8 @@
 use super::blocks::{
     Format, Group, InRows, InTile, Place, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0,
 };
-use super::matmul::{Activations, GROUP, GROUP_BYTES};
+use super::activations::{Activations, GROUP, GROUP_WORDS, PanelGroup, width};
+use super::matmul::GROUP_BYTES;
 #[cfg(target_arch = "aarch64")]
 use super::simd::{DOTPROD, I8MM, Neon, PLAIN};
 use super::simd::{LANES, Level, Scalar, Simd, dots_by_lanes};
@@ -18,11 +19,12 @@ pub(super) struct Tiles<'a> {
     /// The matrix's bytes, all rows.
     pub bytes: &'a [u8],
     pub input: &'a Activations<'a>,
-    pub n: usize,
     pub outputs: std::ops::Range<usize>,
     pub scratch: &'a mut [u8],
     /// [n, rows of the matrix]
     pub y: &'a Disjoint<'a, f32>,
+    /// Whether results are added to what is there.
+    pub add: bool,
 }
 
 impl Tiles<'_> {
@@ -34,10 +36,9 @@ impl Tiles<'_> {
         );
         assert!(self.outputs.end <= self.weight.rows && !self.outputs.is_empty());
         assert!(self.bytes.len() >= self.weight.rows * self.weight.row_bytes);
-        assert!(self.input.bytes.len() >= self.n * columns);
-        assert!(self.input.scales.len() >= self.n * groups);
-        assert!(self.input.sums.len() >= self.n * groups);
-        assert!(self.input.half_sums.len() >= self.n * 2 * groups);
+        let panels = self.input.n.div_ceil(width(level, self.input.n));
+        let words = panels * width(level, self.input.n) * groups * GROUP_WORDS;
+        assert!(self.input.panels.len() >= words);
         assert!(self.scratch.len() >= groups * GROUP_BYTES);
         match self.weight.ty {
             TensorType::Q4_0 => self.run_format::<Q4_0>(level),
@@ -124,6 +125,7 @@ unsafe fn run_tiles<S: Simd, T: Format, const R: usize>(tiles: Tiles) {
             count,
             all: weight.rows,
             y: tiles.y,
+            add: tiles.add,
         };
         // SAFETY: inside the matrix's bytes, as `run` has checked.
         let start = unsafe { tiles.bytes.as_ptr().add(first * row_bytes) };
@@ -139,20 +141,20 @@ unsafe fn run_tiles<S: Simd, T: Format, const R: usize>(tiles: Tiles) {
         // SAFETY: the rows, or the tile, are whole, and the activations have `n` rows, as `run` has
         // checked.
         unsafe {
-            match (tiles.n, weight.is_tile(first)) {
+            match (input.n, weight.is_tile(first)) {
                 (1, false) => sum_packed::<S, T, _>(in_rows, start, blocks, input, &out),
                 (1, true) => sum_packed::<S, T, _>(in_tile, start, blocks, input, &out),
                 (_, false) => unpack::<S, T, _>(in_rows, blocks, unpacked),
                 (_, true) => unpack::<S, T, _>(in_tile, blocks, unpacked),
             }
-            if tiles.n > 1 {
+            if input.n > 1 {
                 let mut r = 0;
-                while r + R <= tiles.n {
-                    sum_unpacked::<S, T, R>(unpacked, blocks, input, r, &out);
+                while r + R <= input.n {
+                    sum_unpacked::<S, T, R, R>(unpacked, blocks, input, r, &out);
                     r += R;
                 }
-                while r < tiles.n {
-                    sum_unpacked::<S, T, 1>(unpacked, blocks, input, r, &out);
+                while r < input.n {
+                    sum_unpacked::<S, T, 1, R>(unpacked, blocks, input, r, &out);
                     r += 1;
                 }
             }
@@ -167,6 +169,7 @@ struct Out<'a> {
     /// Outputs of the matrix.
     all: usize,
     y: &'a Disjoint<'a, f32>,
+    add: bool,
 }
 
 impl Out<'_> {
@@ -177,7 +180,11 @@ impl Out<'_> {
         unsafe { S::store(sum, &mut lanes) };
         // SAFETY: these outputs of every row belong to this task.
         let y = unsafe { self.y.slice(r * self.all + self.first, self.count) };
-        y.copy_from_slice(&lanes[..self.count]);
+        if self.add {
+            y.iter_mut().zip(lanes).for_each(|(y, lane)| *y += lane);
+        } else {
+            y.copy_from_slice(&lanes[..self.count]);
+        }
     }
 }
 
@@ -221,28 +228,32 @@ unsafe fn sum_packed<S: Simd, T: Format, P: Place>(
             for g in 0..T::GROUPS {
                 let group = T::group::<S>(place, &head, g);
                 let index = block * T::GROUPS + g;
-                add_group::<S, T, false, 1>(&mut sums, &group, input, 0, index);
+                let x = PanelGroup(input.panels.as_ptr().add(index * GROUP_WORDS));
+                add_group::<S, T, false, 1, 1>(&mut sums, &group, x, 0);
             }
         }
         out.put::<S>(0, sums[0]);
     }
 }
 
-/// `R` rows of activations against weights that were taken apart.
+/// `R` rows of activations, of a panel of `W`, against weights that were taken apart.
 #[inline(always)]
-unsafe fn sum_unpacked<S: Simd, T: Format, const R: usize>(
+unsafe fn sum_unpacked<S: Simd, T: Format, const R: usize, const W: usize>(
     groups: *const Group<S>,
     blocks: usize,
     input: &Activations,
     first_row: usize,
     out: &Out,
 ) {
-    // SAFETY: passed on; `unpack` has written the groups.
+    let count = blocks * T::GROUPS;
+    let (panel, slot) = (first_row / W, first_row % W);
+    // SAFETY: passed on; `unpack` has written the groups, and `run` has checked the panels.
     unsafe {
         let mut sums = [S::splat_float(0.0); R];
-        for index in 0..blocks * T::GROUPS {
-            let group = &*groups.add(index);
-            add_group::<S, T, true, R>(&mut sums, group, input, first_row, index);
+        let mut x = input.panels.as_ptr().add(panel * count * W * GROUP_WORDS);
+        for index in 0..count {
+            add_group::<S, T, true, R, W>(&mut sums, &*groups.add(index), PanelGroup(x), slot);
+            x = x.add(W * GROUP_WORDS);
         }
         for (r, sum) in sums.iter().enumerate() {
             out.put::<S>(first_row + r, *sum);
@@ -250,69 +261,51 @@ unsafe fn sum_unpacked<S: Simd, T: Format, const R: usize>(
     }
 }
 
-/// Adds one group of columns to the sums of `R` rows of activations. `ARRANGED` says whether the
-/// numbers are in the order of [`Simd::arrange`].
+/// Adds one group of columns to the sums of the `R` rows of a panel from `slot` on. `ARRANGED` says
+/// whether the numbers are in the order of [`Simd::arrange`].
 #[inline(always)]
-unsafe fn add_group<S: Simd, T: Format, const ARRANGED: bool, const R: usize>(
+unsafe fn add_group<S: Simd, T: Format, const ARRANGED: bool, const R: usize, const W: usize>(
     sums: &mut [S::F; R],
     group: &Group<S>,
-    input: &Activations,
-    first_row: usize,
-    index: usize,
+    x: PanelGroup<W>,
+    slot: usize,
 ) {
-    let groups = input.columns / GROUP;
-    let start = first_row * groups + index;
-    // SAFETY: `Tiles::run` has checked that the activations have these rows and this group.
+    // SAFETY: the caller's rows are there.
     unsafe {
-        let scales = input.scales.as_ptr().add(start);
         if T::HALVES {
-            let halves = input.half_sums.as_ptr().add(2 * start);
-            let mut first = weigh_bias::<S, T, R>(halves, 2 * groups);
-            let mut second = weigh_bias::<S, T, R>(halves.add(1), 2 * groups);
-            dots::<S, T, ARRANGED, R>(&mut first, group, input, start, [0, 4]);
-            dots::<S, T, ARRANGED, R>(&mut second, group, input, start, [4, 8]);
-            add_scaled::<S, R>(sums, &first, group.scale, scales, groups);
-            add_scaled::<S, R>(sums, &second, group.other, scales, groups);
+            for (half, scale) in [group.scale, group.other].into_iter().enumerate() {
+                let mut wholes = [S::splat(0); R];
+                for (r, whole) in wholes.iter_mut().enumerate() {
+                    *whole = weigh_bias::<S, T>(x.half_sum(slot + r, half));
+                }
+                let columns = [4 * half, 4 * half + 4];
+                dots::<S, T, ARRANGED, R>(&mut wholes, group, x.bytes(slot), columns);
+                add_scaled::<S, R, W>(sums, &wholes, scale, x, slot);
+            }
         } else {
-            let mut wholes = weigh_bias::<S, T, R>(input.sums.as_ptr().add(start), groups);
-            dots::<S, T, ARRANGED, R>(&mut wholes, group, input, start, [0, 8]);
-            add_scaled::<S, R>(sums, &wholes, group.scale, scales, groups);
+            let mut wholes = [S::splat(0); R];
+            for (r, whole) in wholes.iter_mut().enumerate() {
+                *whole = weigh_bias::<S, T>(x.sum(slot + r));
+            }
+            dots::<S, T, ARRANGED, R>(&mut wholes, group, x.bytes(slot), [0, 8]);
+            add_scaled::<S, R, W>(sums, &wholes, group.scale, x, slot);
         }
         if T::MINIMUMS {
             for (r, sum) in sums.iter_mut().enumerate() {
-                let x = *scales.add(r * groups) * *input.sums.get_unchecked(start + r * groups) as f32;
-                *sum = S::mul_add(group.other, S::splat_float(x), *sum);
+                let x = S::splat_float(x.weighted(slot + r));
+                *sum = S::mul_add(group.other, x, *sum);
             }
         }
     }
 }
 
-/// What the weights' bias amounts to, negative: that many times the sum of the activations.
+/// What the weights' bias amounts to, from -8 times the sum of the activations.
 #[inline(always)]
-unsafe fn weigh_bias<S: Simd, T: Format, const R: usize>(
-    sums: *const i32,
-    stride: usize,
-) -> [S::I; R] {
+unsafe fn weigh_bias<S: Simd, T: Format>(sum: i32) -> S::I {
     let bias = T::BIAS + if T::SIGNED { S::SIGNED_BIAS } else { 0 };
-    // SAFETY: the caller's sums are there.
-    unsafe {
-        let zero = S::splat(0);
-        let mut wholes = [zero; R];
-        if bias > 0 {
-            for (r, whole) in wholes.iter_mut().enumerate() {
-                let sum = S::splat(*sums.add(r * stride));
-                *whole = S::sub(zero, match bias {
-                    8 => S::shl::<3>(sum),
-                    16 => S::shl::<4>(sum),
-                    32 => S::shl::<5>(sum),
-                    _ => S::shl::<7>(sum),
-                });
-            }
-        }
-        const { assert!(matches!(T::BIAS, 0 | 8 | 16 | 32)) };
-        const { assert!(matches!(S::SIGNED_BIAS, 0 | 128) && (T::BIAS == 0 || !T::SIGNED)) };
-        wholes
-    }
+    debug_assert!(bias % 8 == 0);
+    // SAFETY: the caller has the instruction set.
+    unsafe { S::splat(sum * (bias / 8)) }
 }
 
 /// Adds the products of columns `4 · from` to `4 · to` of a group.
@@ -320,8 +313,7 @@ unsafe fn weigh_bias<S: Simd, T: Format, const R: usize>(
 unsafe fn dots<S: Simd, T: Format, const ARRANGED: bool, const R: usize>(
     wholes: &mut [S::I; R],
     group: &Group<S>,
-    input: &Activations,
-    start: usize,
+    x: *const i8,
     columns: [usize; 2],
 ) {
     // Products that share a sum of sixteen bits must fit it.
@@ -329,31 +321,31 @@ unsafe fn dots<S: Simd, T: Format, const ARRANGED: bool, const R: usize>(
         0 => 8,
         products => (i16::MAX as i32 / (127 * T::MAX * products)) as usize,
     };
+    let numbers = &group.numbers;
     // SAFETY: as the caller says.
     unsafe {
-        let x = (input.bytes.as_ptr().add(GROUP * start), input.columns);
         match (T::SIGNED, ARRANGED) {
-            (false, false) => dots_by_lanes::<S, false, R>(wholes, &group.numbers, columns, steps, x),
-            (true, false) => dots_by_lanes::<S, true, R>(wholes, &group.numbers, columns, steps, x),
-            (false, true) => S::dots::<false, R>(wholes, &group.numbers, columns, steps, x),
-            (true, true) => S::dots::<true, R>(wholes, &group.numbers, columns, steps, x),
+            (false, false) => dots_by_lanes::<S, false, R>(wholes, numbers, columns, steps, x),
+            (true, false) => dots_by_lanes::<S, true, R>(wholes, numbers, columns, steps, x),
+            (false, true) => S::dots::<false, R>(wholes, numbers, columns, steps, x),
+            (true, true) => S::dots::<true, R>(wholes, numbers, columns, steps, x),
         }
     }
 }
 
-/// `sums += (whole · weight_scale) · scale`.
+/// `sums = fma(whole · weight_scale, scale, sums)`.
 #[inline(always)]
-unsafe fn add_scaled<S: Simd, const R: usize>(
+unsafe fn add_scaled<S: Simd, const R: usize, const W: usize>(
     sums: &mut [S::F; R],
     wholes: &[S::I; R],
     weight_scale: S::F,
-    scales: *const f32,
-    stride: usize,
+    x: PanelGroup<W>,
+    slot: usize,
 ) {
     for (r, (sum, whole)) in sums.iter_mut().zip(wholes).enumerate() {
-        // SAFETY: the caller's scales are there.
+        // SAFETY: the caller's rows are there.
         unsafe {
-            let scale = S::splat_float(*scales.add(r * stride));
+            let scale = S::splat_float(x.scale(slot + r));
             *sum = S::mul_add(S::mul(S::to_float(*whole), weight_scale), scale, *sum);
         }
     }

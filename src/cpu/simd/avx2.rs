@@ -18,7 +18,6 @@ unsafe impl Simd for Avx2 {
     type Sum = Pair<__m256i>;
     const NARROW: i32 = 2;
     const SIGNED_BIAS: i32 = 0;
-    const ROWS: usize = 4;
 
     #[inline(always)]
     unsafe fn splat(value: i32) -> Self::I {
@@ -159,6 +158,12 @@ unsafe impl Simd for Avx2 {
     unsafe fn store(a: Self::F, out: &mut [f32; LANES]) {
         _mm256_storeu_ps(out.as_mut_ptr(), a[0]);
         _mm256_storeu_ps(out.as_mut_ptr().add(8), a[1]);
+    }
+    #[inline(always)]
+    unsafe fn hidden(n: usize) -> usize {
+        let mut n = n;
+        std::arch::asm!("/* {n} */", n = inout(reg) n, options(pure, nomem, nostack, preserves_flags));
+        n
     }
     #[inline(always)]
     unsafe fn prefetch(address: *const u8) {

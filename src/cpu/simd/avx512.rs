@@ -18,7 +18,6 @@ unsafe impl Simd for Avx512 {
     const NARROW: i32 = 0;
     /// The instruction multiplies unsigned with signed bytes.
     const SIGNED_BIAS: i32 = 128;
-    const ROWS: usize = 8;
 
     #[inline(always)]
     unsafe fn splat(value: i32) -> __m512i {

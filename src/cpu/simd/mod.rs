@@ -77,6 +77,21 @@ impl Level {
         [Some(Level::Scalar)].into_iter().chain(more).flatten()
     }
 
+    /// Rows of activations that a matrix product takes at a time: what fits the registers.
+    pub fn rows(self) -> usize {
+        match self {
+            Level::Scalar => 1,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => 4,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => 8,
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => 2,
+            #[cfg(target_arch = "aarch64")]
+            Level::Dotprod | Level::I8mm => 4,
+        }
+    }
+
     /// The best that this machine has.
     pub fn best() -> Level {
         Level::available().last().unwrap_or(Level::Scalar)
@@ -100,8 +115,6 @@ pub(super) unsafe trait Simd: Copy {
     const NARROW: i32;
     /// What [`Simd::dot_signed`] adds to each weight, to be taken off again by the caller.
     const SIGNED_BIAS: i32;
-    /// Rows of activations that a matrix product takes at a time: what fits the registers.
-    const ROWS: usize;
 
     /// The same number in each lane.
     unsafe fn splat(value: i32) -> Self::I;
@@ -150,6 +163,12 @@ pub(super) unsafe trait Simd: Copy {
     /// Asks for the cache line at an address, which need not be one.
     unsafe fn prefetch(address: *const u8);
 
+    /// The same number, of which the compiler knows nothing.
+    #[inline(always)]
+    unsafe fn hidden(n: usize) -> usize {
+        n
+    }
+
     /// Brings 32 columns of weights into the order in which [`Simd::dots`] takes them.
     #[inline(always)]
     unsafe fn arrange(numbers: [Self::I; 8]) -> [Self::I; 8] {
@@ -157,7 +176,7 @@ pub(super) unsafe trait Simd: Copy {
     }
 
     /// Adds to `totals` the products of `R` rows of activations with columns `4 · from` to `4 · to`
-    /// of the arranged `numbers`. Row r's 32 activations lie at `x + r · stride`. `steps` calls of
+    /// of the arranged `numbers`. Row r's 32 activations lie at `x + 32 · r`. `steps` calls of
     /// [`Simd::dot`] do not overflow a sum.
     #[inline(always)]
     unsafe fn dots<const SIGNED: bool, const R: usize>(
@@ -165,10 +184,10 @@ pub(super) unsafe trait Simd: Copy {
         numbers: &[Self::I; 8],
         [from, to]: [usize; 2],
         steps: usize,
-        (x, stride): (*const i8, usize),
+        x: *const i8,
     ) {
         // SAFETY: the caller's machine has the instruction set, and the activations are there.
-        unsafe { dots_by_lanes::<Self, SIGNED, R>(totals, numbers, [from, to], steps, (x, stride)) }
+        unsafe { dots_by_lanes::<Self, SIGNED, R>(totals, numbers, [from, to], steps, x) }
     }
 }
 
@@ -179,31 +198,52 @@ pub(super) unsafe fn dots_by_lanes<S: Simd, const SIGNED: bool, const R: usize>(
     numbers: &[S::I; 8],
     [from, to]: [usize; 2],
     steps: usize,
-    (x, stride): (*const i8, usize),
+    x: *const i8,
 ) {
-    let mut k = from;
-    while k < to {
-        let end = if k + steps < to { k + steps } else { to };
-        // SAFETY: as the caller says.
-        unsafe {
-            // One at a time: a closure would not have the instruction set.
+    // SAFETY: as the caller says.
+    unsafe {
+        let mut k = from;
+        while k < to {
+            let end = if k + steps < to { k + steps } else { to };
             let mut sums = [S::start(totals[0]); R];
             for (sum, total) in sums.iter_mut().zip(totals.iter()) {
                 *sum = S::start(*total);
             }
-            for (k, weights) in numbers.iter().enumerate().take(end).skip(k) {
-                for (r, sum) in sums.iter_mut().enumerate() {
-                    let x = x.add(r * stride + 4 * k).cast::<i32>().read_unaligned();
-                    *sum = match SIGNED {
-                        true => S::dot_signed(*sum, *weights, x),
-                        false => S::dot(*sum, *weights, x),
-                    };
+            // As a real loop: unrolled, the compiler would mix all steps and run out of registers.
+            let end_of_loop = if R > 1 { S::hidden(end) } else { end };
+            while k < end_of_loop {
+                dot_step::<S, SIGNED, R>(&mut sums, numbers, k, x);
+                if steps > 1 {
+                    dot_step::<S, SIGNED, R>(&mut sums, numbers, k + 1, x);
+                    k += 1;
                 }
+                k += 1;
             }
             for (total, sum) in totals.iter_mut().zip(sums) {
                 *total = S::finish(sum, *total);
             }
+            k = end;
         }
-        k = end;
+    }
+}
+
+/// Adds the products of columns `4 · k` to `4 · k + 3`.
+#[inline(always)]
+unsafe fn dot_step<S: Simd, const SIGNED: bool, const R: usize>(
+    sums: &mut [S::Sum; R],
+    numbers: &[S::I; 8],
+    k: usize,
+    x: *const i8,
+) {
+    // SAFETY: `k` is below 8; the rest as the caller says.
+    unsafe {
+        let weights = *numbers.get_unchecked(k);
+        for (r, sum) in sums.iter_mut().enumerate() {
+            let x = x.add(32 * r + 4 * k).cast::<i32>().read_unaligned();
+            *sum = match SIGNED {
+                true => S::dot_signed(*sum, weights, x),
+                false => S::dot(*sum, weights, x),
+            };
+        }
     }
 }

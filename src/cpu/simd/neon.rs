@@ -180,7 +180,6 @@ unsafe impl<const HAS: u8> Simd for Neon<HAS> {
     type Sum = Quad<Halves>;
     const NARROW: i32 = if HAS >= DOTPROD { 0 } else { 1 };
     const SIGNED_BIAS: i32 = 0;
-    const ROWS: usize = if HAS >= DOTPROD { 4 } else { 2 };
 
     #[inline(always)]
     unsafe fn splat(value: i32) -> Self::I {
@@ -353,6 +352,12 @@ unsafe impl<const HAS: u8> Simd for Neon<HAS> {
         vst1q_f32(start.add(12), a[3]);
     }
     #[inline(always)]
+    unsafe fn hidden(n: usize) -> usize {
+        let mut n = n;
+        asm!("/* {n} */", n = inout(reg) n, options(pure, nomem, nostack, preserves_flags));
+        n
+    }
+    #[inline(always)]
     unsafe fn prefetch(address: *const u8) {
         asm!(
             "prfm pldl1keep, [{address}]",
@@ -384,10 +389,10 @@ unsafe impl<const HAS: u8> Simd for Neon<HAS> {
         numbers: &[Self::I; 8],
         [from, to]: [usize; 2],
         steps: usize,
-        (x, stride): (*const i8, usize),
+        x: *const i8,
     ) {
         if HAS < I8MM {
-            return dots_by_lanes::<Self, SIGNED, R>(totals, numbers, [from, to], steps, (x, stride));
+            return dots_by_lanes::<Self, SIGNED, R>(totals, numbers, [from, to], steps, x);
         }
         const { assert!(R <= 4) };
         let pairs = R.div_ceil(2);
@@ -399,7 +404,7 @@ unsafe impl<const HAS: u8> Simd for Neon<HAS> {
             for (pair, sums) in sums.iter_mut().enumerate().take(pairs) {
                 // An odd last row is its own partner.
                 let (first, second) = (2 * pair, (2 * pair + 1).min(R - 1));
-                let x = vcombine_s8(vld1_s8(at.add(first * stride)), vld1_s8(at.add(second * stride)));
+                let x = vcombine_s8(vld1_s8(at.add(32 * first)), vld1_s8(at.add(32 * second)));
                 for (q, sum) in sums.iter_mut().enumerate() {
                     sum[0] = matrix_product(sum[0], numbers[2 * j][q], x);
                     sum[1] = matrix_product(sum[1], numbers[2 * j + 1][q], x);

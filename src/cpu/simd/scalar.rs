@@ -22,7 +22,6 @@ unsafe impl Simd for Scalar {
     type Sum = [u32; LANES];
     const NARROW: i32 = 0;
     const SIGNED_BIAS: i32 = 0;
-    const ROWS: usize = 1;
 
     unsafe fn splat(value: i32) -> Self::I {
         [value as u32; LANES]
