@@ -5,12 +5,16 @@
 //! keys and values of [`PAGE_TOKENS`] entries of one plane of one sequence. So what a run takes
 //! follows the work it did, and a token that left early costs no memory below its depth.
 
+use crate::cpu::team::Disjoint;
 use crate::error::{Error, Result};
+use crate::model::MAX_HEAD_DIM;
 use crate::plan::Region;
-use crate::quant::{TensorType, dequantize_into, quantize_row};
+use crate::quant::tiles::{self, TILE_ROWS};
+use crate::quant::{TensorType, quantize_row};
 
-/// Entries of a page. Small enough that the last, half-empty page of each plane wastes little.
-pub const PAGE_TOKENS: usize = 16;
+/// Entries of a page: the rows of a tile. Small enough that the last, half-empty page of each plane
+/// wastes little.
+pub const PAGE_TOKENS: usize = TILE_ROWS;
 
 /// How keys and values are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -52,16 +56,52 @@ pub struct KvShape {
     pub table_pages: usize,
     /// Pages in the pool.
     pub pages: usize,
-    /// Bytes of one head of one entry.
-    pub head_bytes: usize,
+    /// Bytes of one head of a key.
+    pub key_bytes: usize,
+    /// Bytes of one head of a value: as many elements, but whole vectors.
+    pub value_bytes: usize,
 }
 
 impl KvShape {
-    /// Bytes of a page: keys, then values, each `[kv_heads][PAGE_TOKENS][head_dim]`.
+    /// A cache without pages yet; `None` where the head size does not fit the type.
+    pub(crate) fn new(ty: KvType, kv_heads: usize, head_dim: usize) -> Option<Self> {
+        let encoded = ty.tensor_type();
+        Some(KvShape {
+            ty,
+            kv_heads,
+            head_dim,
+            planes: 0,
+            sequences: 0,
+            table_pages: 0,
+            pages: 0,
+            key_bytes: encoded.row_bytes(head_dim)?,
+            value_bytes: encoded.row_bytes(head_dim.next_multiple_of(VECTOR))?,
+        })
+    }
+
+    /// Bytes of a page: keys, then values. The keys of a head are a tile of sixteen rows
+    /// (`src/quant/tiles.rs`), so that a vector takes one element of all of them; its values are
+    /// `[PAGE_TOKENS][value_bytes]`.
     pub fn page_bytes(&self) -> usize {
-        2 * self.kv_heads * PAGE_TOKENS * self.head_bytes
+        self.kv_heads * PAGE_TOKENS * (self.key_bytes + self.value_bytes)
+    }
+
+    /// Where the tile of a head's keys begins in a page, and its bytes.
+    pub(crate) fn keys(&self, head: usize) -> (usize, usize) {
+        let bytes = PAGE_TOKENS * self.key_bytes;
+        (head * bytes, bytes)
+    }
+
+    /// Where a head's values begin in a page, and their bytes.
+    pub(crate) fn values(&self, head: usize) -> (usize, usize) {
+        let bytes = PAGE_TOKENS * self.value_bytes;
+        let keys = self.kv_heads * PAGE_TOKENS * self.key_bytes;
+        (keys + head * bytes, bytes)
     }
 }
+
+/// Values are kept in whole vectors of so many elements.
+const VECTOR: usize = 16;
 
 /// Where the cache lies in the arena.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -155,67 +195,103 @@ impl KvCache<'_> {
         self.lengths[list] = length as u32;
     }
 
+    /// To store entries from several threads.
+    pub(crate) fn writer(&mut self) -> KvWriter<'_> {
+        KvWriter {
+            shape: self.shape,
+            tables: self.tables,
+            pages: Disjoint::new(self.pages),
+        }
+    }
+
+    fn page(&self, page: u32) -> &[u8] {
+        let bytes = self.shape.page_bytes();
+        &self.pages[page as usize * bytes..][..bytes]
+    }
+
+    /// The keys of one head in a page, a tile.
+    pub(crate) fn keys(&self, page: u32, head: usize) -> &[u8] {
+        let (start, bytes) = self.shape.keys(head);
+        &self.page(page)[start..][..bytes]
+    }
+
+    /// The values of one head in a page, `[PAGE_TOKENS][value_bytes]`.
+    pub(crate) fn values(&self, page: u32, head: usize) -> &[u8] {
+        let (start, bytes) = self.shape.values(head);
+        &self.page(page)[start..][..bytes]
+    }
+
+    /// Copies out the encoded key and value (each `key_bytes`) of one head of an entry.
+    pub(crate) fn read(&self, page: u32, head: usize, slot: usize, to: [&mut [u8]; 2]) {
+        let [key, value] = to;
+        let ty = self.shape.ty.tensor_type();
+        tiles::take_row(ty, self.keys(page, head), slot, key);
+        let from = &self.values(page, head)[slot * self.shape.value_bytes..];
+        value.copy_from_slice(&from[..value.len()]);
+    }
+}
+
+/// Stores entries; several threads may do so at once.
+pub(crate) struct KvWriter<'a> {
+    shape: &'a KvShape,
+    tables: &'a [u32],
+    pages: Disjoint<'a, u8>,
+}
+
+impl KvWriter<'_> {
     /// Stores the key and value (each [kv_heads · head_dim]) of the entry at `slot`.
-    pub(crate) fn store(
-        &mut self,
+    ///
+    /// # Safety
+    /// No other thread stores or reads this entry meanwhile.
+    pub unsafe fn store(
+        &self,
         (sequence, plane, slot): (usize, usize, usize),
         key: &[f32],
         value: &[f32],
     ) -> Result<()> {
-        let page = self.table(sequence, plane)[slot / PAGE_TOKENS];
-        let (ty, head_dim) = (self.shape.ty.tensor_type(), self.shape.head_dim);
-        let heads = key.chunks_exact(head_dim).zip(value.chunks_exact(head_dim));
-        for (head, (key, value)) in heads.enumerate() {
-            for (head, values) in [(head, key), (self.shape.kv_heads + head, value)] {
-                let range = self.range(page, head, slot % PAGE_TOKENS);
-                quantize_row(ty, values, &mut self.pages[range]).map_err(|_| {
+        let KvShape {
+            ty,
+            head_dim,
+            key_bytes,
+            ..
+        } = *self.shape;
+        let ty = ty.tensor_type();
+        let mut encoded = [[0; size_of::<f32>() * MAX_HEAD_DIM]; 2];
+        for head in 0..self.shape.kv_heads {
+            let rows = [key, value].map(|row| &row[head * head_dim..][..head_dim]);
+            for (row, encoded) in rows.into_iter().zip(&mut encoded) {
+                quantize_row(ty, row, &mut encoded[..key_bytes]).map_err(|_| {
                     Error::not_finite(format_args!("a key or a value, stored as {ty}"))
                 })?;
             }
+            let encoded = encoded.each_ref().map(|e| &e[..key_bytes]);
+            // SAFETY: passed on.
+            unsafe { self.write((sequence, plane, slot), head, encoded) };
         }
         Ok(())
     }
 
-    fn range(&self, page: u32, head: usize, slot: usize) -> std::ops::Range<usize> {
-        let start = page as usize * self.shape.page_bytes()
-            + (head * PAGE_TOKENS + slot) * self.shape.head_bytes;
-        start..start + self.shape.head_bytes
-    }
-
-    /// The stored bytes of one head of an entry: keys first, then (from `kv_heads` on) values.
-    pub(crate) fn bytes(&self, page: u32, head: usize, slot: usize) -> &[u8] {
-        &self.pages[self.range(page, head, slot)]
-    }
-
-    /// As [`KvCache::bytes`], to be written.
-    pub(crate) fn bytes_mut(&mut self, page: u32, head: usize, slot: usize) -> &mut [u8] {
-        let range = self.range(page, head, slot);
-        &mut self.pages[range]
-    }
-
-    /// Decodes a key.
-    pub(crate) fn key(&self, page: u32, head: usize, slot: usize, out: &mut [f32]) {
-        dequantize_into(
-            self.shape.ty.tensor_type(),
-            self.bytes(page, head, slot),
-            out,
-        );
-    }
-
-    /// The half-precision keys of one head in a page, `[PAGE_TOKENS, head_dim]`.
-    pub(crate) fn page_keys(&self, page: u32, head: usize) -> &[[u8; 2]] {
-        let bytes = PAGE_TOKENS * self.shape.head_bytes;
-        let start = page as usize * self.shape.page_bytes() + head * bytes;
-        self.pages[start..start + bytes].as_chunks::<2>().0
-    }
-
-    /// As [`KvCache::page_keys`], the values.
-    pub(crate) fn page_values(&self, page: u32, head: usize) -> &[[u8; 2]] {
-        self.page_keys(page, self.shape.kv_heads + head)
-    }
-
-    /// Decodes a value.
-    pub(crate) fn value(&self, page: u32, head: usize, slot: usize, out: &mut [f32]) {
-        self.key(page, self.shape.kv_heads + head, slot, out);
+    /// Stores the encoded key and value of one head of an entry.
+    ///
+    /// # Safety
+    /// As [`KvWriter::store`].
+    pub unsafe fn write(
+        &self,
+        (sequence, plane, slot): (usize, usize, usize),
+        head: usize,
+        [key, value]: [&[u8]; 2],
+    ) {
+        let shape = self.shape;
+        let list = sequence * shape.planes + plane;
+        let page = self.tables[list * shape.table_pages + slot / PAGE_TOKENS] as usize;
+        let slot = slot % PAGE_TOKENS;
+        let (start, bytes) = shape.keys(head);
+        let tile = self.pages.pointer(page * shape.page_bytes() + start, bytes);
+        // SAFETY: the tile is inside the pages, and its row `slot` is this entry's alone.
+        unsafe { tiles::put_row(shape.ty.tensor_type(), tile, slot, key) };
+        let (start, _) = shape.values(head);
+        let start = page * shape.page_bytes() + start + slot * shape.value_bytes;
+        // SAFETY: the caller's entry.
+        unsafe { self.pages.slice(start, value.len()) }.copy_from_slice(value);
     }
 }

@@ -1,8 +1,8 @@
 //! The memory of a session, computed before it exists: one arena, each part at a known place.
 
-use crate::cpu::attention::Seat;
-use crate::cpu::matmul;
 use crate::cpu::activations::panel_words;
+use crate::cpu::attention::{self, Seat};
+use crate::cpu::matmul;
 use crate::cpu::team::{MAX_THREADS, Team};
 use crate::cpu::thread::{STACK_BYTES, ThreadParams, cores};
 use crate::error::{Error, Result};
@@ -104,6 +104,7 @@ struct Activations {
     seats: Region,
     panels: Region,
     scratch: Region,
+    partials: Region,
     last_row: Region,
     logits: Region,
     candidates: Region,
@@ -148,6 +149,8 @@ impl Plan {
         let n = params.batch;
         let hidden = h.hidden_size;
         let widest = model.widest_row();
+        let scratch_bytes =
+            matmul::scratch_bytes(widest).max(attention::scratch_bytes(&kv_shape, h.heads));
         let activations = Activations {
             x: layout.add::<f32>(&[n, hidden])?,
             h: layout.add::<f32>(&[n, hidden])?,
@@ -169,7 +172,8 @@ impl Plan {
             depth: layout.add::<u8>(&[n])?,
             seats: layout.add::<Seat>(&[n])?,
             panels: layout.add::<u32>(&[panel_words(n, widest)])?,
-            scratch: layout.add::<u8>(&[params.threads, matmul::scratch_bytes(widest)])?,
+            scratch: layout.add::<u8>(&[params.threads, scratch_bytes])?,
+            partials: layout.add::<f32>(&[attention::partial_floats(&kv_shape, h.heads)])?,
             last_row: layout.add::<f32>(&[hidden])?,
             logits: layout.add::<f32>(&[params.logit_rows, h.vocab_size])?,
             candidates: layout.add::<Candidate>(&[h.vocab_size])?,
@@ -244,12 +248,13 @@ impl Plan {
             + self.kv.free.bytes
             + self.kv.free_count.bytes;
         let history = self.sequences.tokens.bytes + self.sequences.depths.bytes;
-        let named = self.kv.pages.bytes + tables + history + sampling + a.scratch.bytes;
+        let named =
+            self.kv.pages.bytes + tables + history + sampling + a.scratch.bytes + a.partials.bytes;
         [
             ("KV pages", self.kv.pages.bytes),
             ("KV page tables", tables),
             ("activations and padding", self.arena_bytes - named),
-            ("weights being unpacked", a.scratch.bytes),
+            ("work in progress", a.scratch.bytes + a.partials.bytes),
             ("logits, sampling, text", sampling),
             ("tokens and depths", history),
             ("threads", self.team_bytes),
@@ -296,6 +301,7 @@ impl Plan {
             seats: carver.take(a.seats),
             panels: carver.take(a.panels),
             scratch: carver.take(a.scratch),
+            partials: carver.take(a.partials),
             last_row: carver.take(a.last_row),
             logits: carver.take(a.logits),
             candidates: carver.take(a.candidates),
@@ -327,7 +333,7 @@ fn check(what: &str, value: usize, limit: usize) -> Result<()> {
 fn kv_shape(model: &Model, params: &mut SessionParams) -> Result<KvShape> {
     let h = model.hyperparameters();
     let ty = params.kv.tensor_type();
-    let head_bytes = ty.row_bytes(h.head_dim).ok_or_else(|| {
+    let shape = KvShape::new(params.kv, h.kv_heads, h.head_dim).ok_or_else(|| {
         Error::argument(format_args!(
             "the KV cache cannot be {}: a head has {} elements, no multiple of {}; use f16",
             ty.name(),
@@ -348,14 +354,11 @@ fn kv_shape(model: &Model, params: &mut SessionParams) -> Result<KvShape> {
         return Err(too_large());
     }
     Ok(KvShape {
-        ty: params.kv,
-        kv_heads: h.kv_heads,
-        head_dim: h.head_dim,
         planes,
         sequences: params.sequences,
         table_pages,
         pages: params.kv_pages,
-        head_bytes,
+        ..shape
     })
 }
 
@@ -477,8 +480,10 @@ pub(crate) struct Buffers<'a> {
     pub seats: &'a mut [Seat],
     /// [`panel_words`] activations as bytes.
     pub panels: &'a mut [u32],
-    /// [threads, `matmul::scratch_bytes`] weights that are taken apart.
+    /// [threads, …] what each thread is at: weights that are taken apart, attention's scores.
     pub scratch: &'a mut [u8],
+    /// Attention's results over parts of a long context.
+    pub partials: &'a mut [f32],
     /// `[hidden]` the last token's residual stream after the last layer.
     pub last_row: &'a mut [f32],
     /// [logit_rows, vocab]

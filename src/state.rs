@@ -25,7 +25,7 @@ use crate::model::Model;
 use crate::session::{Last, Session};
 
 const MAGIC: [u8; 4] = *b"MORS";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEAD: usize = 48;
 const CHECKSUM: usize = 8;
 
@@ -99,14 +99,15 @@ impl Session<'_> {
                 put(layout.row + 4 * i, &x.to_le_bytes());
             }
         }
-        let mut at = layout.kv;
+        let mut rest = &mut out[layout.kv..];
         for plane in 0..b.kv.shape().planes {
             for slot in 0..b.kv.length(0, plane) {
                 let page = b.kv.table(0, plane)[slot / PAGE_TOKENS];
-                for head in 0..2 * b.kv.shape().kv_heads {
-                    let bytes = b.kv.bytes(page, head, slot % PAGE_TOKENS);
-                    put(at, bytes);
-                    at += bytes.len();
+                for head in 0..b.kv.shape().kv_heads {
+                    let (entry, more) = rest.split_at_mut(2 * b.kv.shape().key_bytes);
+                    let (key, value) = entry.split_at_mut(b.kv.shape().key_bytes);
+                    b.kv.read(page, head, slot % PAGE_TOKENS, [key, value]);
+                    rest = more;
                 }
             }
         }
@@ -138,11 +139,13 @@ impl Session<'_> {
             for _ in 0..description.tokens.entries(saved.depths) {
                 // `check` has counted the pages; a failure would be cleaned up all the same.
                 let slot = b.kv.append(0, plane)?;
-                let page = b.kv.table(0, plane)[slot / PAGE_TOKENS];
-                for head in 0..2 * b.kv.shape().kv_heads {
-                    let to = b.kv.bytes_mut(page, head, slot % PAGE_TOKENS);
-                    let (bytes, more) = rest.split_at(to.len());
-                    to.copy_from_slice(bytes);
+                let key_bytes = b.kv.shape().key_bytes;
+                let writer = b.kv.writer();
+                for head in 0..self.plan.kv_shape.kv_heads {
+                    let (entry, more) = rest.split_at(2 * key_bytes);
+                    let entry = entry.split_at(key_bytes).into();
+                    // SAFETY: no other thread is at work.
+                    unsafe { writer.write((0, plane, slot), head, entry) };
                     rest = more;
                 }
             }
@@ -161,7 +164,7 @@ impl Session<'_> {
         let entries: usize = planes.map(|p| p.tokens.entries(depths)).sum();
         let shape = &self.plan.kv_shape;
         let row = usize::from(row) * 4 * self.model.hyperparameters().hidden_size;
-        let kv = entries * 2 * shape.kv_heads * shape.head_bytes;
+        let kv = entries * 2 * shape.kv_heads * shape.key_bytes;
         Layout::new(depths.len(), row, kv)
     }
 

@@ -188,7 +188,9 @@ fn write_tensor(writer: &mut GgufWriter, job: &Job, progress: &mut dyn Progress)
             encoded = &out;
         }
         if job.to_tiles {
-            encoded = by_tiles(&mut tiles, encoded, out_row, |r, tile| interleave(job.to, r, tile));
+            encoded = by_tiles(&mut tiles, encoded, out_row, |r, tile| {
+                interleave(job.to, r, tile)
+            });
         }
         writer.write_tensor_bytes(encoded)?;
         hasher.write(encoded);
@@ -208,7 +210,9 @@ fn by_tiles<'a>(
     changed.clear();
     changed.extend_from_slice(bytes);
     let tile = TILE_ROWS * row_bytes;
-    let pairs = changed.par_chunks_exact_mut(tile).zip(bytes.par_chunks_exact(tile));
+    let pairs = changed
+        .par_chunks_exact_mut(tile)
+        .zip(bytes.par_chunks_exact(tile));
     pairs.for_each(|(to, from)| change(from, to));
     changed
 }

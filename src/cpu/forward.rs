@@ -1,22 +1,24 @@
 //! One pass over a batch of rows: embed, first layers, recursions with routing, last layers. It
 //! reads like the reference; what runs when comes from the model's schedule.
 
-use super::attention::{Seat, attention};
 use super::activations::prepare;
+use super::attention::{Attention, Seat};
 use super::matmul::{Product, any_quantized, products};
 use super::ops;
 use super::pace::Clock;
 use super::simd::Level;
-use super::team::Team;
+use super::team::{Disjoint, Team};
 use crate::error::{Error, Result};
+use crate::kv::KvWriter;
 use crate::model::{
-    Hyperparameters, Keys, KvStrategy, Layer, LayerRun, Model, Router, RouterKind,
+    Hyperparameters, Keys, KvStrategy, Layer, LayerRun, Model, Rope, Router, RouterKind,
     RouterSpec, Stage,
 };
 use crate::plan::{Buffers, Row};
 use crate::routing::{self, Routing};
 use std::mem::take;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// A pass in the making: the first `n` rows of the buffers.
 pub(crate) struct Pass<'a, 'b, 'm> {
@@ -314,23 +316,48 @@ impl Pass<'_, '_, '_> {
         let (team, level) = (&mut *self.team, self.level);
         let quantized = any_quantized(&[&router.first]);
         let (columns, h) = (router.first.weight.columns, &*b.h);
-        let input = prepare(team, level, n, columns, b.norm, b.panels, quantized, |row, x| {
-            for (x, h) in x.iter_mut().zip(&h[row * columns..]) {
-                *x = h / spec.temperature;
-            }
-        });
+        let input = prepare(
+            team,
+            level,
+            n,
+            columns,
+            b.norm,
+            b.panels,
+            quantized,
+            |row, x| {
+                for (x, h) in x.iter_mut().zip(&h[row * columns..]) {
+                    *x = h / spec.temperature;
+                }
+            },
+        );
         let (first, scores) = (&router.first, &mut *b.scores);
         match &router.second {
-            None => products(team, level, file, &input, &mut [Product::new(first, scores)], b.scratch),
+            None => products(
+                team,
+                level,
+                file,
+                &input,
+                &mut [Product::new(first, scores)],
+                b.scratch,
+            ),
             Some(second) => {
                 let hidden = &mut *b.router_hidden;
                 let mut all = [Product::new(first, hidden)];
                 products(team, level, file, &input, &mut all, b.scratch);
                 let (columns, hidden) = (second.weight.columns, &mut *b.router_hidden);
                 let quantized = any_quantized(&[second]);
-                let input = prepare(team, level, n, columns, hidden, b.panels, quantized, |_, x| {
-                    x.iter_mut().for_each(|x| *x = ops::gelu(*x));
-                });
+                let input = prepare(
+                    team,
+                    level,
+                    n,
+                    columns,
+                    hidden,
+                    b.panels,
+                    quantized,
+                    |_, x| {
+                        x.iter_mut().for_each(|x| *x = ops::gelu(*x));
+                    },
+                );
                 let mut all = [Product::new(second, scores)];
                 products(team, level, file, &input, &mut all, b.scratch);
             }
@@ -374,9 +401,18 @@ impl Pass<'_, '_, '_> {
         let width = h.hidden_size;
         let quantized = any_quantized(&[&layer.q, &layer.k, &layer.v]);
         let norm = ops::Norm::new(level, file, &layer.attn_norm, h.norm_epsilon);
-        let input = prepare(team, level, n, width, b.norm, b.panels, quantized, |row, y| {
-            norm.row(&x[row * width..][..width], y);
-        });
+        let input = prepare(
+            team,
+            level,
+            n,
+            width,
+            b.norm,
+            b.panels,
+            quantized,
+            |row, y| {
+                norm.row(&x[row * width..][..width], y);
+            },
+        );
         let mut all = [
             Product::new(&layer.q, q),
             Product::new(&layer.k, k),
@@ -387,46 +423,51 @@ impl Pass<'_, '_, '_> {
             Keys::Shared => &mut all[..1],
         };
         products(team, level, file, &input, wanted, b.scratch);
-        ops::rope(team, &h.rope, h.head_dim, query_size, active, b.rope, q);
-        match run.keys {
-            Keys::Append => {
-                ops::rope(team, &h.rope, h.head_dim, kv_size, active, b.rope, k);
-                for (c, row) in active.iter().enumerate() {
-                    let sequence = b.rows[*row as usize].sequence;
-                    let slot = b.kv.append(sequence as usize, run.plane)?;
-                    let (k, v) = (&k[c * kv_size..][..kv_size], &v[c * kv_size..][..kv_size]);
-                    b.kv.store((sequence as usize, run.plane, slot), k, v)?;
-                    b.seats[c] = Seat {
-                        sequence,
-                        visible: slot as u32 + 1,
-                    };
-                }
-            }
-            // The plane has an entry for every position.
-            Keys::Shared => {
-                for (seat, row) in b.seats.iter_mut().zip(active) {
-                    let Row {
-                        sequence, position, ..
-                    } = b.rows[*row as usize];
-                    *seat = Seat {
-                        sequence,
-                        visible: position + 1,
-                    };
-                }
-            }
+        for (seat, row) in b.seats.iter_mut().zip(active) {
+            let Row {
+                sequence, position, ..
+            } = b.rows[*row as usize];
+            let visible = match run.keys {
+                Keys::Append => b.kv.append(sequence as usize, run.plane)? as u32 + 1,
+                // The plane has an entry for every position.
+                Keys::Shared => position + 1,
+            };
+            *seat = Seat { sequence, visible };
         }
-        attention(
+        let rows = Rows {
+            rope: &h.rope,
+            head_dim: h.head_dim,
+            table: b.rope,
+            active,
+            seats: &b.seats[..n],
+            q: Disjoint::new(q),
+            k: Disjoint::new(k),
+            v,
+            cache: b.kv.writer(),
+            plane: run.plane,
+            appends: run.keys == Keys::Append,
+        };
+        rows.rotate_and_store(team)?;
+        let attention = Attention {
+            level,
+            kv: &b.kv,
+            plane: run.plane,
+            heads: h.heads,
+            seats: &b.seats[..n],
+            q,
+        };
+        attention.run(team, b.scratch, b.partials, attn);
+        let quantized = any_quantized(&[&layer.o]);
+        let input = prepare(
             team,
             level,
-            &b.kv,
-            run.plane,
-            h.heads,
-            &b.seats[..n],
-            q,
+            n,
+            query_size,
             attn,
+            b.panels,
+            quantized,
+            |_, _| {},
         );
-        let quantized = any_quantized(&[&layer.o]);
-        let input = prepare(team, level, n, query_size, attn, b.panels, quantized, |_, _| {});
         let mut all = [Product::added(&layer.o, x)];
         products(team, level, file, &input, &mut all, b.scratch);
         Ok(())
@@ -439,20 +480,85 @@ impl Pass<'_, '_, '_> {
         let (gate, up) = (&mut b.gate[..n * inner], &mut b.up[..n * inner]);
         let quantized = any_quantized(&[&layer.gate, &layer.up]);
         let norm = ops::Norm::new(level, file, &layer.ffn_norm, h.norm_epsilon);
-        let input = prepare(team, level, n, width, b.norm, b.panels, quantized, |row, y| {
-            norm.row(&x[row * width..][..width], y);
-        });
-        let mut all = [
-            Product::new(&layer.gate, gate),
-            Product::new(&layer.up, up),
-        ];
+        let input = prepare(
+            team,
+            level,
+            n,
+            width,
+            b.norm,
+            b.panels,
+            quantized,
+            |row, y| {
+                norm.row(&x[row * width..][..width], y);
+            },
+        );
+        let mut all = [Product::new(&layer.gate, gate), Product::new(&layer.up, up)];
         products(team, level, file, &input, &mut all, b.scratch);
         let quantized = any_quantized(&[&layer.down]);
-        let input = prepare(team, level, n, inner, gate, b.panels, quantized, |row, gate| {
-            ops::swiglu(level, gate, &up[row * inner..][..inner]);
-        });
+        let input = prepare(
+            team,
+            level,
+            n,
+            inner,
+            gate,
+            b.panels,
+            quantized,
+            |row, gate| {
+                ops::swiglu(level, gate, &up[row * inner..][..inner]);
+            },
+        );
         let mut all = [Product::added(&layer.down, x)];
         products(team, level, file, &input, &mut all, b.scratch);
+    }
+}
+
+/// Queries, keys and values of some rows, before attention.
+struct Rows<'a> {
+    rope: &'a Rope,
+    head_dim: usize,
+    /// [rows of the pass, rope dims / 2]
+    table: &'a [[f32; 2]],
+    /// The rows' numbers in the pass.
+    active: &'a [u32],
+    seats: &'a [Seat],
+    q: Disjoint<'a, f32>,
+    k: Disjoint<'a, f32>,
+    v: &'a [f32],
+    cache: KvWriter<'a>,
+    plane: usize,
+    /// Whether keys and values are wanted.
+    appends: bool,
+}
+
+impl Rows<'_> {
+    /// Rotates queries and keys, and puts keys and values into the cache.
+    fn rotate_and_store(&self, team: &mut Team) -> Result<()> {
+        let n = self.seats.len();
+        let failure = Mutex::new(None);
+        team.run(n, &|row, _| {
+            let half = self.rope.dims / 2;
+            let table = &self.table[self.active[row] as usize * half..][..half];
+            let width = self.q.len() / n;
+            // SAFETY: each row belongs to one task.
+            let q = unsafe { self.q.slice(row * width, width) };
+            ops::rotate(self.rope, self.head_dim, table, q);
+            if !self.appends {
+                return;
+            }
+            let width = self.k.len() / n;
+            // SAFETY: as above.
+            let k = unsafe { self.k.slice(row * width, width) };
+            ops::rotate(self.rope, self.head_dim, table, k);
+            let Seat { sequence, visible } = self.seats[row];
+            let place = (sequence as usize, self.plane, visible as usize - 1);
+            let v = &self.v[row * width..][..width];
+            // SAFETY: each row has an entry of its own.
+            if let Err(error) = unsafe { self.cache.store(place, k, v) } {
+                *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            }
+        });
+        let failure = failure.into_inner().unwrap_or_else(PoisonError::into_inner);
+        failure.map_or(Ok(()), Err)
     }
 }
 

@@ -238,7 +238,9 @@ mod tests {
             let mut weight = self.linear.weight;
             let mut file = self.file.clone();
             let tile = TILE_ROWS * weight.row_bytes;
-            let tiles = file.chunks_exact_mut(tile).zip(self.file.chunks_exact(tile));
+            let tiles = file
+                .chunks_exact_mut(tile)
+                .zip(self.file.chunks_exact(tile));
             tiles.for_each(|(to, from)| interleave(weight.ty, from, to));
             weight.tiled = true;
             Case {
@@ -271,7 +273,16 @@ mod tests {
             let each = |row: usize, x: &mut [f32]| {
                 x.copy_from_slice(&self.x[row * columns..][..columns]);
             };
-            let input = prepare(&mut team, level, n, columns, &mut x, &mut panels, true, each);
+            let input = prepare(
+                &mut team,
+                level,
+                n,
+                columns,
+                &mut x,
+                &mut panels,
+                true,
+                each,
+            );
             let bytes = Bytes::of(level, &input);
             let mut scratch = vec![0u8; threads * scratch_bytes(columns) + 64];
             let start = scratch.as_ptr().align_offset(64);

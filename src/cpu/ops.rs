@@ -5,7 +5,6 @@
 //! threads, nor on the instruction set.
 
 use super::simd::Level;
-use super::team::Team;
 use crate::model::{Rope, RopePairing, Vector};
 
 /// Independent partial sums of a dot product: enough to fill the adders of any core that the
@@ -127,32 +126,20 @@ pub fn rope_row(rope: &Rope, factors: Option<&[f32]>, position: usize, table: &m
     }
 }
 
-/// Rotates the heads of each row of `x` [n, heads · head_dim]; row `c` of `x` turns by row
-/// `rows[c]` of `table`.
-pub fn rope(
-    team: &mut Team,
-    rope: &Rope,
-    head_dim: usize,
-    row_size: usize,
-    rows: &[u32],
-    table: &[[f32; 2]],
-    x: &mut [f32],
-) {
+/// Rotates the heads of one row `x` [heads · head_dim] by `table`.
+pub fn rotate(rope: &Rope, head_dim: usize, table: &[[f32; 2]], x: &mut [f32]) {
     let half = rope.dims / 2;
-    team.for_each_piece(x, row_size, |row, x| {
-        let table = &table[rows[row] as usize * half..][..half];
-        for head in x.chunks_exact_mut(head_dim) {
-            for (i, [cos, sin]) in table.iter().enumerate() {
-                let (first, second) = match rope.pairing {
-                    RopePairing::Neox => (i, i + half),
-                    RopePairing::Norm => (2 * i, 2 * i + 1),
-                };
-                let (a, b) = (head[first], head[second]);
-                head[first] = a * cos - b * sin;
-                head[second] = b * cos + a * sin;
-            }
+    for head in x.chunks_exact_mut(head_dim) {
+        for (i, [cos, sin]) in table.iter().enumerate() {
+            let (first, second) = match rope.pairing {
+                RopePairing::Neox => (i, i + half),
+                RopePairing::Norm => (2 * i, 2 * i + 1),
+            };
+            let (a, b) = (head[first], head[second]);
+            head[first] = a * cos - b * sin;
+            head[second] = b * cos + a * sin;
         }
-    });
+    }
 }
 
 /// The Gauss error function in double precision, for exact GELU: Taylor's series near zero,

@@ -244,25 +244,6 @@ impl<'m> Team<'m> {
             resume_unwind(Box::new("a task panicked on another thread"));
         }
     }
-
-    /// Splits `items` into pieces of `length` (the last may be shorter) and calls
-    /// `work(index, piece)` for each, spread over the team.
-    pub fn for_each_piece<T: Send>(
-        &mut self,
-        items: &mut [T],
-        length: usize,
-        work: impl Fn(usize, &mut [T]) + Sync,
-    ) {
-        let total = items.len();
-        let shared = Disjoint::new(items);
-        self.run(total.div_ceil(length), &|index, _| {
-            let start = index * length;
-            // SAFETY: pieces of different indices do not overlap, and each index runs once.
-            work(index, unsafe {
-                shared.slice(start, length.min(total - start))
-            });
-        });
-    }
 }
 
 impl Drop for Team<'_> {
@@ -427,6 +408,17 @@ impl<'a, T> Disjoint<'a, T> {
         }
     }
 
+    /// How many items there are.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Where `length` items from `start` lie. Panics when they are not all inside.
+    pub fn pointer(&self, start: usize, length: usize) -> *mut T {
+        assert!(start <= self.length && length <= self.length - start);
+        self.start.wrapping_add(start)
+    }
+
     /// `length` items from `start`. Panics when they are not all inside.
     ///
     /// # Safety
@@ -474,18 +466,6 @@ mod tests {
                 assert!(counts.iter().all(|c| c.load(Relaxed) == 200));
             }
         }
-    }
-
-    #[test]
-    fn pieces_cover_the_slice() {
-        let mut room = Room::new();
-        let mut team = room.team(2);
-        let mut items = vec![0usize; 103];
-        team.for_each_piece(&mut items, 10, |index, piece| {
-            assert_eq!(piece.len(), if index == 10 { 3 } else { 10 });
-            piece.fill(index + 1);
-        });
-        assert!(items.iter().enumerate().all(|(i, v)| *v == i / 10 + 1));
     }
 
     #[test]

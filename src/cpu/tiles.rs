@@ -1,10 +1,10 @@
 //! Products of quantized matrices, sixteen rows at a time: the kernels behind `matmul.rs`, written once
 //! for all instruction sets and block formats. The order of every sum is told there.
 
+use super::activations::{Activations, GROUP, GROUP_WORDS, PanelGroup, width};
 use super::blocks::{
     Format, Group, InRows, InTile, Place, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0,
 };
-use super::activations::{Activations, GROUP, GROUP_WORDS, PanelGroup, width};
 use super::matmul::GROUP_BYTES;
 #[cfg(target_arch = "aarch64")]
 use super::simd::{DOTPROD, I8MM, Neon, PLAIN};

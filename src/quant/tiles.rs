@@ -20,8 +20,12 @@ pub const fn is_tiled(ty: TensorType) -> bool {
 /// The places in a block of numbers of two bytes.
 const fn halves(ty: TensorType) -> std::ops::Range<usize> {
     match ty {
-        TensorType::F32 | TensorType::F16 | TensorType::BF16 => 0..0,
-        TensorType::Q8_0 | TensorType::Q4_0 | TensorType::Q5_0 => 0..2,
+        TensorType::F32 => 0..0,
+        TensorType::F16
+        | TensorType::BF16
+        | TensorType::Q8_0
+        | TensorType::Q4_0
+        | TensorType::Q5_0 => 0..2,
         TensorType::Q4_1 | TensorType::Q5_1 | TensorType::Q4_K | TensorType::Q5_K => 0..4,
         TensorType::Q6_K => 208..210,
     }
@@ -51,14 +55,38 @@ pub(crate) fn interleave(ty: TensorType, rows: &[u8], tile: &mut [u8]) {
     }
 }
 
+/// Writes row `row` of a tile.
+///
+/// # Safety
+/// `tile` is valid for writes of sixteen times the bytes of `bytes`, whole blocks, and nobody else uses
+/// its row `row` meanwhile.
+pub(crate) unsafe fn put_row(ty: TensorType, tile: *mut u8, row: usize, bytes: &[u8]) {
+    for (index, block) in bytes.chunks_exact(ty.block_bytes()).enumerate() {
+        let start = TILE_ROWS * ty.block_bytes() * index;
+        for_each_field(ty, row, |to, from, width| {
+            let field = &block[from..from + width];
+            // SAFETY: inside the tile, by the layout.
+            unsafe {
+                tile.add(start + to)
+                    .copy_from_nonoverlapping(field.as_ptr(), width)
+            };
+        });
+    }
+}
+
 /// The inverse of [`interleave`].
 pub(crate) fn separate(ty: TensorType, tile: &[u8], rows: &mut [u8]) {
     let row_bytes = rows.len() / TILE_ROWS;
     for (row, bytes) in rows.chunks_exact_mut(row_bytes).enumerate() {
-        let blocks = tile.chunks_exact(TILE_ROWS * ty.block_bytes());
-        for (tile, block) in blocks.zip(bytes.chunks_exact_mut(ty.block_bytes())) {
-            take_block(ty, tile, row, block);
-        }
+        take_row(ty, tile, row, bytes);
+    }
+}
+
+/// Copies row `row` out of a tile.
+pub(crate) fn take_row(ty: TensorType, tile: &[u8], row: usize, bytes: &mut [u8]) {
+    let blocks = tile.chunks_exact(TILE_ROWS * ty.block_bytes());
+    for (tile, block) in blocks.zip(bytes.chunks_exact_mut(ty.block_bytes())) {
+        take_block(ty, tile, row, block);
     }
 }
 
@@ -88,7 +116,9 @@ mod tests {
     fn rows_come_back_from_a_tile_and_are_decoded_there() {
         for ty in TensorType::ALL.into_iter().filter(|ty| is_tiled(*ty)) {
             let row_bytes = 3 * ty.block_bytes();
-            let rows: Vec<u8> = (0..TILE_ROWS * row_bytes).map(|i| (i * 7 + i / 251) as u8).collect();
+            let rows: Vec<u8> = (0..TILE_ROWS * row_bytes)
+                .map(|i| (i * 7 + i / 251) as u8)
+                .collect();
             let (mut tile, mut again) = (vec![0; rows.len()], vec![0; rows.len()]);
             interleave(ty, &rows, &mut tile);
             separate(ty, &tile, &mut again);
@@ -97,7 +127,10 @@ mod tests {
                 let (mut a, mut b) = (vec![0.0; 3 * ty.block_len()], vec![0.0; 3 * ty.block_len()]);
                 dequantize_into(ty, bytes, &mut a);
                 decode_row(ty, &tile, row, &mut b);
-                assert!(a.iter().zip(&b).all(|(a, b)| a.to_bits() == b.to_bits()), "{ty}");
+                assert!(
+                    a.iter().zip(&b).all(|(a, b)| a.to_bits() == b.to_bits()),
+                    "{ty}"
+                );
             }
         }
     }
@@ -110,6 +143,9 @@ mod tests {
         interleave(TensorType::Q4_0, &rows, &mut tile);
         // The scale of row 3's second block, and its columns' bytes 4 to 7.
         assert_eq!(tile[288 + 2 * 3..][..2], rows[3 * 36 + 18..][..2]);
-        assert_eq!(tile[288 + 16 * 6 + 4 * 3..][..4], rows[3 * 36 + 18 + 6..][..4]);
+        assert_eq!(
+            tile[288 + 16 * 6 + 4 * 3..][..4],
+            rows[3 * 36 + 18 + 6..][..4]
+        );
     }
 }

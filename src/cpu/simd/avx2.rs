@@ -32,10 +32,6 @@ unsafe impl Simd for Avx2 {
         [_mm256_or_si256(a, c), _mm256_or_si256(b, d)]
     }
     #[inline(always)]
-    unsafe fn sub([a, b]: Self::I, [c, d]: Self::I) -> Self::I {
-        [_mm256_sub_epi32(a, c), _mm256_sub_epi32(b, d)]
-    }
-    #[inline(always)]
     unsafe fn shl<const N: i32>([a, b]: Self::I) -> Self::I {
         [_mm256_slli_epi32::<N>(a), _mm256_slli_epi32::<N>(b)]
     }

@@ -32,10 +32,6 @@ unsafe impl Simd for Avx512 {
         _mm512_or_si512(a, b)
     }
     #[inline(always)]
-    unsafe fn sub(a: __m512i, b: __m512i) -> __m512i {
-        _mm512_sub_epi32(a, b)
-    }
-    #[inline(always)]
     unsafe fn shl<const N: i32>(a: __m512i) -> __m512i {
         _mm512_sll_epi32(a, _mm_cvtsi32_si128(N))
     }

@@ -120,7 +120,6 @@ pub(super) unsafe trait Simd: Copy {
     unsafe fn splat(value: i32) -> Self::I;
     unsafe fn and(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn or(a: Self::I, b: Self::I) -> Self::I;
-    unsafe fn sub(a: Self::I, b: Self::I) -> Self::I;
     /// Each lane shifted left.
     unsafe fn shl<const N: i32>(a: Self::I) -> Self::I;
     /// Each lane shifted right, zeros from above.

@@ -60,10 +60,7 @@ unsafe fn start<const HAS: u8>(total: int32x4_t) -> Halves {
 #[allow(unsafe_op_in_unsafe_fn)] // as above
 unsafe fn finish<const HAS: u8>(sum: Halves, total: int32x4_t) -> int32x4_t {
     match HAS {
-        PLAIN => vaddq_s32(
-            total,
-            vpaddq_s32(vpaddlq_s16(sum.0), vpaddlq_s16(sum.1)),
-        ),
+        PLAIN => vaddq_s32(total, vpaddq_s32(vpaddlq_s16(sum.0), vpaddlq_s16(sum.1))),
         _ => vreinterpretq_s32_s16(sum.0),
     }
 }
@@ -192,10 +189,6 @@ unsafe impl<const HAS: u8> Simd for Neon<HAS> {
     #[inline(always)]
     unsafe fn or(a: Self::I, b: Self::I) -> Self::I {
         four!(vorrq_s32(a, each b))
-    }
-    #[inline(always)]
-    unsafe fn sub(a: Self::I, b: Self::I) -> Self::I {
-        four!(vsubq_s32(a, each b))
     }
     #[inline(always)]
     unsafe fn shl<const N: i32>(a: Self::I) -> Self::I {

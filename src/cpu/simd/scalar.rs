@@ -32,9 +32,6 @@ unsafe impl Simd for Scalar {
     unsafe fn or(a: Self::I, b: Self::I) -> Self::I {
         map(|i| a[i] | b[i])
     }
-    unsafe fn sub(a: Self::I, b: Self::I) -> Self::I {
-        map(|i| a[i].wrapping_sub(b[i]))
-    }
     unsafe fn shl<const N: i32>(a: Self::I) -> Self::I {
         map(|i| a[i] << N)
     }
