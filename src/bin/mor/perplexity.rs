@@ -36,16 +36,18 @@ pub fn perplexity(args: &PerplexityArgs) -> Result<()> {
         )
         .into());
     }
-    let mut base = None;
     let params = SessionParams {
         context,
         logit_rows: 32,
         ..Default::default()
     };
-    if let Some(path) = &args.against {
-        let model = base_of(&model, path, &text, &tokens)?;
-        base = Some(Base::new(&model, &args.engine, params.clone())?);
-    }
+    let mut base = match &args.against {
+        Some(path) => {
+            let base = base_of(&model, path, &text, &tokens)?;
+            Some(Base::new(&base, &args.engine, params.clone())?)
+        }
+        None => None,
+    };
     let mut session = input::session(&model, &args.engine, KvType::F16, params)?;
     let (mut sum, mut count) = (0.0f64, 0usize);
     let batch = session.plan().params().batch;
