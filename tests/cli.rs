@@ -302,6 +302,66 @@ fn lines_of_tokens_keep_their_numbers() {
 }
 
 #[test]
+fn perplexity_tells_how_far_a_model_is_from_its_base() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let (base, coarse) = (file("f32.gguf"), file("q4_0.gguf"));
+    let prose = &*file("prose.txt");
+    std::fs::write(prose, &include_bytes!("data/prose.txt")[..6000]).unwrap();
+    mor(&["convert", MODEL, "-o", &base, "--type", "f32"]);
+    mor(&["convert", MODEL, "-o", &coarse, "--type", "q4_0"]);
+    let measure = |model: &str, more: &[&str]| {
+        let args = ["perplexity", model, prose, "-c", "256", "--json"];
+        let json = mor(&[&args[..], more].concat()).stdout;
+        let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+        println!("{more:?}: {json}");
+        json
+    };
+    let number = |json: &serde_json::Value, key: &str| json[key].as_f64().unwrap();
+
+    // A model is no way off itself, to the bit.
+    let itself = measure(&base, &["--kv", "f32", "--against", &base]);
+    for key in ["kl_mean", "kl_standard_error", "kl_p99", "kl_max"] {
+        assert_eq!(number(&itself, key), 0.0, "{key}");
+    }
+    assert_eq!(number(&itself, "same_top"), 1.0);
+
+    // The rest is as without a base.
+    let alone = measure(&base, &["--kv", "f32"]);
+    assert_eq!(alone["perplexity"], itself["perplexity"]);
+    assert_eq!(alone["tokens"], itself["tokens"]);
+    assert!(alone.get("kl_mean").is_none());
+
+    // Coarser keys cost something, coarser weights more. The base keeps its cut when the model's is
+    // moved.
+    let kv = measure(&base, &["--kv", "q8_0", "--against", &base]);
+    let weights = measure(&coarse, &["--against", &base]);
+    let cut = measure(&base, &["--cut", "1", "--against", &base]);
+    let mut last = 0.0;
+    for json in [&kv, &weights, &cut] {
+        let mean = number(json, "kl_mean");
+        assert!(mean > last, "{mean} after {last}");
+        assert!(number(json, "kl_standard_error") < mean);
+        assert!(number(json, "kl_p99") > mean);
+        assert!(number(json, "kl_max") > number(json, "kl_p99"));
+        last = mean;
+    }
+    assert!(number(&kv, "kl_mean") < 1e-2);
+    assert!(number(&kv, "same_top") > 0.9);
+    assert!(number(&weights, "kl_mean") < 0.2);
+
+    let args = ["perplexity", &coarse, prose, "-c", "64", "--against", &base];
+    let shown = text(&mor(&args).stdout);
+    for word in [
+        "perplexity ",
+        "divergence from the base 0.",
+        "same most likely token ",
+    ] {
+        assert!(shown.contains(word), "'{word}' is not in: {shown}");
+    }
+}
+
+#[test]
 fn the_default_model_s_routers_have_not_collapsed() {
     // Held-out text (see models/README.md), scored in both modes.
     let prose = include_str!("data/prose.txt");

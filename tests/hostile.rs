@@ -486,6 +486,7 @@ fn a_standard_output_that_is_full_or_closed() {
         &["plan", model, "--json"],
         &["perplexity", model, text, "-c", "32"],
         &["perplexity", model, text, "-c", "32", "--json"],
+        &["perplexity", model, text, "-c", "32", "--against", model],
         &["generate-tokens", model, "--tokens", tokens, "-n", "2"],
         &["run", model, "-p", "it", "-n", "2"],
         &["help"],
@@ -526,5 +527,39 @@ fn texts_for_perplexity() {
     refuses(
         &["perplexity", inside, &text, "-c", &usize::MAX.to_string()],
         "two windows",
+    );
+}
+
+#[test]
+fn bases_for_perplexity() {
+    let desk = Desk::new();
+    let model = &*desk.file("speaking.gguf", speaking());
+    let text = &*desk.file("text.txt", "it is a truth ".repeat(20));
+    let against = |base: &str, phrase: &str| {
+        let args = ["perplexity", model, text, "-c", "32", "--against", base];
+        refuses(&args, phrase);
+    };
+    against(&desk.arg("no.gguf"), "check the spelling of its path");
+    against(text, "GGUF");
+    let inside = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/austen-mor-5m-q8_0.gguf");
+    against(
+        inside.to_str().unwrap(),
+        "a vocabulary of 4096 tokens, the model of 96; give a base of the same vocabulary",
+    );
+    let mut other = Draft::of(&speaking());
+    let tokens = other.metadata.get("tokenizer.ggml.tokens").unwrap();
+    let Value::Array(Array::String(tokens)) = tokens else {
+        panic!("tokens are strings");
+    };
+    let swapped = tokens.iter().map(|token| match token {
+        "i" => "t".to_string(),
+        "t" => "i".to_string(),
+        other => other.to_string(),
+    });
+    let swapped: Vec<String> = swapped.collect();
+    other.metadata.insert("tokenizer.ggml.tokens", swapped);
+    against(
+        &desk.file("other.gguf", other.bytes()),
+        "as other tokens than the model; give a base of the same tokenizer",
     );
 }

@@ -263,6 +263,10 @@ pub struct PerplexityArgs {
     /// Tokens of a window
     #[arg(short, long, default_value_t = 512)]
     pub context: usize,
+    /// Also tell how far the predictions are from this model's, which runs as trained and with
+    /// keys and values in f32
+    #[arg(long, value_name = "BASE.gguf")]
+    pub against: Option<PathBuf>,
     /// One JSON object and nothing else
     #[arg(long)]
     pub json: bool,

@@ -3,6 +3,7 @@
 mod args;
 mod chat;
 mod convert;
+mod divergence;
 mod evaluate;
 mod input;
 mod inspect;
