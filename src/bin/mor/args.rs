@@ -4,7 +4,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand, ValueEnum};
 use mor::KvType;
 use mor::convert::{
-    Balancing, Gating, Kind, KvStrategy, Overrides, RouterFunction, Selection, Sharing,
+    Balancing, Gating, Kind, KvStrategy, Overrides, RouterFunction, Selection, Sharing, SynthShape,
 };
 use mor::quant::TensorType;
 use std::path::PathBuf;
@@ -43,6 +43,8 @@ pub enum Command {
     GenerateTokens(GenerateTokensArgs),
     /// Perplexity of a text, windows and scoring as llama-perplexity's default
     Perplexity(PerplexityArgs),
+    /// Make a random model of a known shape, for benchmarks
+    Synth(SynthArgs),
 }
 
 /// What every command that runs a model takes.
@@ -271,6 +273,30 @@ pub struct ConvertArgs {
     pub overrides: OverrideArgs,
 }
 
+#[derive(clap::Args)]
+pub struct SynthArgs {
+    /// smollm-135m, smollm-360m or tiny; with -mor2, -mor3 or -mor4 behind it a relative that routes
+    /// tokens through a shared block, with -recursive2, 3 or 4 one without routers
+    #[arg(long, value_name = "NAME", value_parser = shape)]
+    pub shape: SynthShape,
+    /// Layers that a token of full depth passes; the nearest number that divides into the recursions
+    /// is taken [default: the shape's]
+    #[arg(long, value_name = "N")]
+    pub layers: Option<usize>,
+    /// Start of the random sequence
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Set the routers' cut so that random tokens run D recursions in mean [default: the cut is 0.5]
+    #[arg(long, value_name = "D", allow_negative_numbers = true)]
+    pub mean_depth: Option<f64>,
+    /// Type of the matrices: f32, f16, bf16, q8_0, q4_0 or q4_1
+    #[arg(long = "type", value_name = "TYPE", default_value = "f16", value_parser = matrix_type)]
+    pub ty: TensorType,
+    /// The file to write
+    #[arg(short, long, value_name = "OUT.gguf")]
+    pub output: PathBuf,
+}
+
 /// What the checkpoint and its configuration do not say, or say wrongly.
 #[derive(clap::Args)]
 #[command(next_help_heading = "What the checkpoint does not say")]
@@ -365,6 +391,14 @@ impl OverrideArgs {
 fn tokens(text: &str) -> Result<usize, String> {
     text.parse()
         .map_err(|_| "a whole number of tokens is needed, 0 or more".to_string())
+}
+
+/// A shape that models can be made in.
+fn shape(name: &str) -> Result<SynthShape, String> {
+    SynthShape::parse(name).ok_or_else(|| {
+        let known: Vec<_> = SynthShape::all().map(|shape| shape.name()).collect();
+        format!("there is no such shape; possible are {}", known.join(", "))
+    })
 }
 
 /// A type that matrices can be written in.

@@ -8,6 +8,7 @@ mod input;
 mod inspect;
 mod perplexity;
 mod run;
+mod synth;
 mod terminal;
 
 use args::{Args, Command};
@@ -46,6 +47,7 @@ fn command(command: Command) -> Result<()> {
         Command::Eval(args) => evaluate::eval(&args),
         Command::GenerateTokens(args) => evaluate::generate_tokens(&args),
         Command::Perplexity(args) => perplexity::perplexity(&args),
+        Command::Synth(args) => synth::synth(&args),
     }
 }
 
