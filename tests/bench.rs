@@ -1,4 +1,4 @@
-//! `mor synth`, with the smallest shape.
+//! `mor synth` and `mor bench`, with the smallest shape.
 #![cfg(feature = "cli")]
 
 use mor::convert::RandomTokens;
@@ -114,12 +114,98 @@ fn other_tokens_run_as_deep_as_asked_for() {
 }
 
 #[test]
+fn what_a_token_reads_is_what_there_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = |shape| Model::open(synth(&folder, &[shape, "--type", "q4_0"])).unwrap();
+    // Every matrix once, and no norm.
+    let vanilla = open("tiny");
+    let tensors = vanilla.gguf().tensors().iter();
+    let matrices = tensors
+        .filter(|t| t.dims.len() == 2)
+        .map(|t| t.bytes as u64);
+    assert_eq!(vanilla.weight_bytes_read(1), matrices.sum::<u64>());
+    // A recursion costs the block.
+    let shared = open("tiny-mor3");
+    let read = |depth| shared.weight_bytes_read(depth);
+    assert_eq!(read(3) - read(2), read(1) - read(0));
+    let saved = shared.unshared_weight_bytes() - shared.weight_bytes();
+    assert_eq!(read(3) - read(1), saved);
+    // A token of full depth reads every key that is kept.
+    let (mut session, _) = run_random(&shared, 1);
+    let tokens = session.depths().iter().rposition(|depth| *depth == 3);
+    session.rewind(tokens.unwrap() + 1).unwrap();
+    let read = shared.kv_entries_read(session.depths());
+    assert_eq!(read, session.kv_entries() as u64);
+}
+
+#[test]
+fn bench_measures_what_it_was_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let args = ["tiny-mor3", "--type", "q4_0", "--mean-depth", "1.5"];
+    let model = synth(&folder, &args);
+    let bench = |more: &[&str]| text(&[&["bench", &model], more].concat());
+    let json = |more: &[&str]| -> Value {
+        serde_json::from_str(&bench(&[&["--json"], more].concat())).unwrap()
+    };
+    let lists = [
+        "-p", "8,16", "-n", "4", "-d", "0,32", "-t", "1,2", "-r", "3",
+    ];
+    let measured = json(&lists);
+    let tests = measured["tests"].as_array().unwrap();
+    let names: Vec<_> = tests.iter().map(|t| t["test"].as_str().unwrap()).collect();
+    let once = ["pp8", "pp16", "tg4", "pp8 @ d32", "pp16 @ d32", "tg4 @ d32"];
+    assert_eq!(names, [once, once].concat());
+    assert_eq!(measured["threads"], 1);
+    assert_eq!(measured["sequences"], 1);
+    let speed = |test: &Value| test["tokens_per_second"].clone();
+    assert_eq!(measured["prompt_tokens_per_second"], speed(&tests[0]));
+    assert_eq!(measured["generation_tokens_per_second"], speed(&tests[2]));
+    assert_eq!(measured["mean_depth"], tests[2]["mean_depth"]);
+    assert!(measured["memory_bandwidth_bytes_per_second"].as_f64() > Some(0.0));
+    let plan = ["plan", &model, "-c", "48", "-t", "1", "--json"];
+    let plan: Value = serde_json::from_str(&text(&plan)).unwrap();
+    for key in ["weight_bytes", "session_bytes"] {
+        assert_eq!(measured[key], plan[key]);
+    }
+    for test in tests {
+        assert_eq!(test["samples"].as_array().unwrap().len(), 3);
+        assert!(test["median"].as_f64() > Some(0.0));
+        let generates = test["kind"] == "generation";
+        assert_eq!(test["weight_bytes_per_token"].is_f64(), generates);
+    }
+    assert!(tests[5]["kv_bytes_per_token"].as_f64() > tests[2]["kv_bytes_per_token"].as_f64());
+    // Only what was asked for, as deep as it may be.
+    let measured = json(&[
+        "-p",
+        "0",
+        "-n",
+        "4",
+        "-r",
+        "1",
+        "--cut",
+        "0",
+        "--max-depth",
+        "2",
+    ]);
+    assert!(measured["prompt_tokens_per_second"].is_null());
+    assert_eq!(measured["mean_depth"], 2.0);
+    // For people: a line for the model, a heading, a line for each test, one for memory.
+    let shown = bench(&["-p", "8", "-n", "4", "-t", "1", "-r", "2"]);
+    let lines: Vec<_> = shown.lines().collect();
+    assert_eq!(lines.len(), 5, "{shown}");
+    assert!(lines[0].starts_with("tiny-mor3: expert-choice MoR, Q4_0, "));
+    assert!(lines[3].starts_with("tg4 "), "{shown}");
+}
+
+#[test]
 fn what_cannot_be_is_refused_in_a_sentence() {
     let folder = tempfile::tempdir().unwrap();
+    let model = synth(&folder, &["tiny"]);
     let out = folder.path().join("no.gguf");
     let out = out.to_str().unwrap();
     let vanilla = ["synth", "--shape", "tiny", "-o", out];
     let shared = ["synth", "--shape", "tiny-mor3", "-o", out];
+    let bench = ["bench", &model];
     for (command, more, code, sentence) in [
         (&vanilla[..], ["--mean-depth", "1"], 1, "has no routers"),
         (&shared[..], ["--mean-depth", "3.5"], 1, "can have 0 to 3"),
@@ -127,11 +213,17 @@ fn what_cannot_be_is_refused_in_a_sentence() {
         (&shared[..], ["--layers", "2"], 1, "cannot have 2 layers"),
         (&shared[..], ["--type", "q4_k"], 2, "possible are f32, f16"),
         (&vanilla[..3], ["-o", "/no/such/folder/x"], 1, "no folder"),
+        (&bench[..], ["-b", "2"], 1, "one sequence for now"),
+        (&bench[..], ["-r", "0"], 1, "0 repetitions"),
+        (&bench[..], ["-t", "0"], 1, "threads: 0"),
+        (&bench[..], ["-p", "1,x"], 2, "whole number of tokens"),
     ] {
         let told = refusal(&[command, &more].concat(), code);
         assert!(told.contains(sentence), "{told}");
         assert!(code == 2 || told.lines().count() == 1, "{told}");
     }
+    let nothing = refusal(&["bench", &model, "-p", "0,0", "-n", "0"], 1);
+    assert!(nothing.contains("nothing to measure"), "{nothing}");
     let unknown = refusal(&["synth", "--shape", "huge", "-o", out], 2);
     assert!(unknown.contains("smollm-135m-mor3"), "{unknown}");
     assert!(!Path::new(out).exists());

@@ -43,6 +43,8 @@ pub enum Command {
     GenerateTokens(GenerateTokensArgs),
     /// Perplexity of a text, windows and scoring as llama-perplexity's default
     Perplexity(PerplexityArgs),
+    /// Measure prompt and generation rates, mean depth and memory
+    Bench(BenchArgs),
     /// Make a random model of a known shape, for benchmarks
     Synth(SynthArgs),
 }
@@ -271,6 +273,45 @@ pub struct ConvertArgs {
     pub tokenizer: Option<PathBuf>,
     #[command(flatten)]
     pub overrides: OverrideArgs,
+}
+
+#[derive(clap::Args)]
+pub struct BenchArgs {
+    /// GGUF file
+    pub model: PathBuf,
+    /// Tokens of a prompt; several tests are separated by commas, 0 leaves prompts out
+    #[arg(short, value_name = "N", default_value = "512", value_delimiter = ',', value_parser = tokens, allow_negative_numbers = true)]
+    pub prompt: Vec<usize>,
+    /// Tokens to generate, in the same way
+    #[arg(short = 'n', value_name = "N", default_value = "128", value_delimiter = ',', value_parser = tokens, allow_negative_numbers = true)]
+    pub generation: Vec<usize>,
+    /// Tokens that are in the context before a test begins, in the same way
+    #[arg(short = 'd', value_name = "N", default_value = "0", value_delimiter = ',', value_parser = tokens, allow_negative_numbers = true)]
+    pub before: Vec<usize>,
+    /// Threads, in the same way [default: one per core]
+    #[arg(short, long, value_name = "T", value_delimiter = ',')]
+    pub threads: Vec<usize>,
+    /// Sequences that run at once: one, for now
+    #[arg(short = 'b', long, value_name = "B", default_value_t = 1)]
+    pub sequences: usize,
+    /// Repetitions of each test, after one that is not counted
+    #[arg(short, long, value_name = "R", default_value_t = 5)]
+    pub repeats: usize,
+    /// Rows of one pass over the weights [default: 64]
+    #[arg(long)]
+    pub batch: Option<usize>,
+    /// How keys and values are stored [default: f16]
+    #[arg(long, value_enum)]
+    pub kv: Option<Kv>,
+    /// Cut of the routers, 0 to 1: higher is faster and coarser [default: the file's]
+    #[arg(long, allow_negative_numbers = true)]
+    pub cut: Option<f32>,
+    /// Most recursions that a token takes
+    #[arg(long, value_name = "D")]
+    pub max_depth: Option<usize>,
+    /// One JSON object and nothing else
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(clap::Args)]

@@ -1,6 +1,8 @@
 //! `mor`: run, look at, convert and measure Mixture-of-Recursions models from a terminal.
 
 mod args;
+mod bandwidth;
+mod bench;
 mod chat;
 mod convert;
 mod evaluate;
@@ -47,6 +49,7 @@ fn command(command: Command) -> Result<()> {
         Command::Eval(args) => evaluate::eval(&args),
         Command::GenerateTokens(args) => evaluate::generate_tokens(&args),
         Command::Perplexity(args) => perplexity::perplexity(&args),
+        Command::Bench(args) => bench::bench(&args),
         Command::Synth(args) => synth::synth(&args),
     }
 }
