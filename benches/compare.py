@@ -81,7 +81,7 @@ def main():
             rates[test][0].append(ours)
             rates[test][1].append(theirs)
             depths[test].append(depth)
-            shown = f"round {number + 1} of {args.rounds}: {kind}{p or n} @ d{d}, {t} threads"
+            shown = f"round {number + 1} of {args.rounds}: {kind}{p or n} -d {d} -t {t}"
             print(f"{shown}: mor {ours:.1f}, llama.cpp {theirs:.1f} tokens/s", file=sys.stderr)
     version = output([args.mor, "--version"]).strip()
     today = datetime.date.today().isoformat()
