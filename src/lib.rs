@@ -26,6 +26,7 @@ pub mod session;
 pub mod state;
 mod text;
 pub mod tokenizer;
+mod traffic;
 
 pub use cpu::thread::{CpuSet, ThreadParams};
 pub use error::{Error, Result};

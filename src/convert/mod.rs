@@ -1,4 +1,4 @@
-//! Checkpoints and GGUF files in, GGUF files out.
+//! Checkpoints and GGUF files in, GGUF files out; and random models for benchmarks.
 //!
 //! A checkpoint is a folder in the layout of the authors' training code (safetensors or PyTorch,
 //! whole or in shards, with `config.json` and `mor.yaml` or without). Its tensors are mapped, not
@@ -14,11 +14,14 @@ mod metadata;
 mod options;
 mod output;
 mod pickle;
+mod random;
 mod requantize;
 mod router;
 mod safetensors;
 mod source;
 mod spec;
+mod synth;
+mod synth_tokenizer;
 mod tokenizer;
 mod tokenizer_json;
 mod torch;
@@ -31,6 +34,8 @@ pub use options::{
 };
 
 pub use output::Output;
+pub use random::RandomTokens;
+pub use synth::{SynthOptions, SynthShape, SynthSummary, synth};
 
 use document::Document;
 use encode::{Encoding, Job};

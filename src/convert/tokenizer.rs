@@ -16,7 +16,8 @@ const SCORES: &str = "tokenizer.ggml.scores";
 
 /// GGUF's number for a token that no text has.
 pub(super) const UNUSED: i32 = 5;
-const NORMAL: i32 = 1;
+pub(super) const NORMAL: i32 = 1;
+pub(super) const CONTROL: i32 = 3;
 
 /// Puts a tokenizer into the metadata: the one that was asked for, or else the checkpoint's own.
 /// `vocab` is the number of the embedding's rows, `config` the checkpoint's config.json.

@@ -8,12 +8,10 @@ use serde_json::Value as Json;
 
 use super::document::{Document, read_text};
 use super::options::Progress;
-use super::tokenizer::{TOKENS, TYPES, UNUSED, beside, padding, too_large};
+use super::tokenizer::{CONTROL, NORMAL, TOKENS, TYPES, UNUSED, beside, padding, too_large};
 use crate::error::{Error, Result};
 use crate::gguf::{Array, Metadata, Strings, Value};
 
-const NORMAL: i32 = 1;
-const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 
 /// GPT-2's words.

@@ -4,7 +4,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand, ValueEnum};
 use mor::KvType;
 use mor::convert::{
-    Balancing, Gating, Kind, KvStrategy, Overrides, RouterFunction, Selection, Sharing,
+    Balancing, Gating, Kind, KvStrategy, Overrides, RouterFunction, Selection, Sharing, SynthShape,
 };
 use mor::model::TensorLayout;
 use mor::quant::TensorType;
@@ -44,6 +44,10 @@ pub enum Command {
     GenerateTokens(GenerateTokensArgs),
     /// Perplexity of a text, windows and scoring as llama-perplexity's default
     Perplexity(PerplexityArgs),
+    /// Measure prompt and generation rates, mean depth and memory
+    Bench(BenchArgs),
+    /// Make a random model of a known shape, for benchmarks
+    Synth(SynthArgs),
 }
 
 /// What every command that runs a model takes.
@@ -295,6 +299,69 @@ pub struct ConvertArgs {
     pub overrides: OverrideArgs,
 }
 
+#[derive(clap::Args)]
+pub struct BenchArgs {
+    /// GGUF file
+    pub model: PathBuf,
+    /// Tokens of a prompt; several tests are separated by commas, 0 leaves prompts out
+    #[arg(short, value_name = "N", default_value = "512", value_delimiter = ',', value_parser = tokens, allow_negative_numbers = true)]
+    pub prompt: Vec<usize>,
+    /// Tokens to generate, in the same way
+    #[arg(short = 'n', value_name = "N", default_value = "128", value_delimiter = ',', value_parser = tokens, allow_negative_numbers = true)]
+    pub generation: Vec<usize>,
+    /// Tokens that are in the context before a test begins, in the same way
+    #[arg(short = 'd', value_name = "N", default_value = "0", value_delimiter = ',', value_parser = tokens, allow_negative_numbers = true)]
+    pub before: Vec<usize>,
+    /// Threads, in the same way [default: one per core]
+    #[arg(short, long, value_name = "T", value_delimiter = ',')]
+    pub threads: Vec<usize>,
+    /// Sequences that run at once: one, for now
+    #[arg(short = 'b', long, value_name = "B", default_value_t = 1)]
+    pub sequences: usize,
+    /// Repetitions of each test, after one that is not counted
+    #[arg(short, long, value_name = "R", default_value_t = 5)]
+    pub repeats: usize,
+    /// Rows of one pass over the weights [default: 64]
+    #[arg(long)]
+    pub batch: Option<usize>,
+    /// How keys and values are stored [default: f16]
+    #[arg(long, value_enum)]
+    pub kv: Option<Kv>,
+    /// Cut of the routers, 0 to 1: higher is faster and coarser [default: the file's]
+    #[arg(long, allow_negative_numbers = true)]
+    pub cut: Option<f32>,
+    /// Most recursions that a token takes
+    #[arg(long, value_name = "D")]
+    pub max_depth: Option<usize>,
+    /// One JSON object and nothing else
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(clap::Args)]
+pub struct SynthArgs {
+    /// smollm-135m, smollm-360m or tiny; with -mor2, -mor3 or -mor4 behind it a relative that routes
+    /// tokens through a shared block, with -recursive2, 3 or 4 one without routers
+    #[arg(long, value_name = "NAME", value_parser = shape)]
+    pub shape: SynthShape,
+    /// Layers that a token of full depth passes; the nearest number that divides into the recursions
+    /// is taken [default: the shape's]
+    #[arg(long, value_name = "N")]
+    pub layers: Option<usize>,
+    /// Start of the random sequence
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Set the routers' cut so that random tokens run D recursions in mean [default: the cut is 0.5]
+    #[arg(long, value_name = "D", allow_negative_numbers = true)]
+    pub mean_depth: Option<f64>,
+    /// Type of the matrices: f32, f16, bf16, q8_0, q4_0 or q4_1
+    #[arg(long = "type", value_name = "TYPE", default_value = "f16", value_parser = matrix_type)]
+    pub ty: TensorType,
+    /// The file to write
+    #[arg(short, long, value_name = "OUT.gguf")]
+    pub output: PathBuf,
+}
+
 /// What the checkpoint and its configuration do not say, or say wrongly.
 #[derive(clap::Args)]
 #[command(next_help_heading = "What the checkpoint does not say")]
@@ -389,6 +456,14 @@ impl OverrideArgs {
 fn tokens(text: &str) -> Result<usize, String> {
     text.parse()
         .map_err(|_| "a whole number of tokens is needed, 0 or more".to_string())
+}
+
+/// A shape that models can be made in.
+fn shape(name: &str) -> Result<SynthShape, String> {
+    SynthShape::parse(name).ok_or_else(|| {
+        let known: Vec<_> = SynthShape::all().map(|shape| shape.name()).collect();
+        format!("there is no such shape; possible are {}", known.join(", "))
+    })
 }
 
 /// A type that matrices can be written in.

@@ -18,7 +18,7 @@ pub fn convert(args: &ConvertArgs) -> Result<()> {
         tokenizer: args.tokenizer.clone(),
         overrides: args.overrides.to_overrides(),
     };
-    let mut listener = Listener { progress: None };
+    let mut listener = Listener::new("converting");
     let summary = run(&args.input, &args.output, &options, &mut listener)?;
     drop(listener);
     tell(format_args!(
@@ -31,14 +31,25 @@ pub fn convert(args: &ConvertArgs) -> Result<()> {
     Ok(())
 }
 
-/// Shows a conversion on the terminal.
-struct Listener {
+/// Shows on the terminal how a file is made.
+pub struct Listener {
+    what: &'static str,
     progress: Option<Progress>,
+}
+
+impl Listener {
+    /// `what`: what is being done.
+    pub fn new(what: &'static str) -> Self {
+        Listener {
+            what,
+            progress: None,
+        }
+    }
 }
 
 impl mor::convert::Progress for Listener {
     fn start(&mut self, total_bytes: u64) {
-        self.progress = Some(Progress::new("converting", total_bytes));
+        self.progress = Some(Progress::new(self.what, total_bytes));
     }
     fn advance(&mut self, bytes: u64) {
         if let Some(progress) = &self.progress {

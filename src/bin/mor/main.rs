@@ -1,6 +1,8 @@
 //! `mor`: run, look at, convert and measure Mixture-of-Recursions models from a terminal.
 
 mod args;
+mod bandwidth;
+mod bench;
 mod chat;
 mod convert;
 mod divergence;
@@ -9,6 +11,7 @@ mod input;
 mod inspect;
 mod perplexity;
 mod run;
+mod synth;
 mod terminal;
 
 use args::{Args, Command};
@@ -47,6 +50,8 @@ fn command(command: Command) -> Result<()> {
         Command::Eval(args) => evaluate::eval(&args),
         Command::GenerateTokens(args) => evaluate::generate_tokens(&args),
         Command::Perplexity(args) => perplexity::perplexity(&args),
+        Command::Bench(args) => bench::bench(&args),
+        Command::Synth(args) => synth::synth(&args),
     }
 }
 

@@ -1,0 +1,33 @@
+//! `mor synth`.
+
+use crate::Result;
+use crate::args::SynthArgs;
+use crate::convert::Listener;
+use crate::terminal::{counted, mebibytes, tell};
+use mor::convert::{SynthOptions, synth as run};
+
+/// Makes a random model.
+pub fn synth(args: &SynthArgs) -> Result<()> {
+    let options = SynthOptions {
+        shape: args.shape,
+        layers: args.layers,
+        ty: args.ty,
+        seed: args.seed,
+        mean_depth: args.mean_depth,
+    };
+    let mut listener = Listener::new("making the model");
+    let summary = run(&args.output, &options, &mut listener)?;
+    drop(listener);
+    let calibrated = summary
+        .calibrated
+        .map(|(cut, depth)| format!(", a mean depth of {depth:.2} at a cut of {cut:.4}"));
+    tell(format_args!(
+        "wrote {}: {} stored, {} logical, {}{}",
+        args.output.display(),
+        counted(summary.stored_layers, "layer"),
+        summary.logical_layers,
+        mebibytes(summary.output_bytes),
+        calibrated.unwrap_or_default(),
+    ));
+    Ok(())
+}
