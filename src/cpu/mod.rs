@@ -7,6 +7,8 @@ pub mod thread;
 
 pub(crate) mod activations;
 pub(crate) mod attention;
+#[cfg(feature = "bench")]
+pub mod bench;
 mod blocks;
 mod forward;
 #[macro_use]

@@ -8,7 +8,7 @@ use super::blocks::{
 use super::matmul::GROUP_BYTES;
 #[cfg(target_arch = "aarch64")]
 use super::simd::{DOTPROD, I8MM, Neon, PLAIN};
-use super::simd::{LANES, Level, Scalar, Simd, dots_by_lanes};
+use super::simd::{LANES, Level, Scalar, Simd};
 use super::team::Disjoint;
 use crate::model::Matrix;
 use crate::quant::TensorType;
@@ -324,11 +324,9 @@ unsafe fn dots<S: Simd, T: Format, const ARRANGED: bool, const R: usize>(
     let numbers = &group.numbers;
     // SAFETY: as the caller says.
     unsafe {
-        match (T::SIGNED, ARRANGED) {
-            (false, false) => dots_by_lanes::<S, false, R>(wholes, numbers, columns, steps, x),
-            (true, false) => dots_by_lanes::<S, true, R>(wholes, numbers, columns, steps, x),
-            (false, true) => S::dots::<false, R>(wholes, numbers, columns, steps, x),
-            (true, true) => S::dots::<true, R>(wholes, numbers, columns, steps, x),
+        match T::SIGNED {
+            true => S::dots::<true, ARRANGED, R>(wholes, numbers, columns, steps, x),
+            false => S::dots::<false, ARRANGED, R>(wholes, numbers, columns, steps, x),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! AVX2: two registers are sixteen lanes.
 
-use super::{LANES, Simd};
+use super::{LANES, Simd, dots_by_lanes};
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
@@ -17,7 +17,8 @@ unsafe impl Simd for Avx2 {
     /// Sixteen bits each: two for a lane.
     type Sum = Pair<__m256i>;
     const NARROW: i32 = 2;
-    const SIGNED_BIAS: i32 = 0;
+    /// Signed bytes are taken as two halves without a sign.
+    const SIGNED_BIAS: i32 = 128;
 
     #[inline(always)]
     unsafe fn splat(value: i32) -> Self::I {
@@ -61,16 +62,10 @@ unsafe impl Simd for Avx2 {
             _mm256_add_epi16(b, _mm256_maddubs_epi16(w, x)),
         ]
     }
+    /// Never used: [`Simd::dots`] has another way.
     #[inline(always)]
-    unsafe fn dot_signed(sum: Self::Sum, [v, w]: Self::I, x: i32) -> Self::Sum {
-        let x = _mm256_set1_epi32(x);
-        // |w| · (x with w's sign). x is never -128, whose negative would not fit.
-        let (a, b) = (_mm256_abs_epi8(v), _mm256_abs_epi8(w));
-        let (x, y) = (_mm256_sign_epi8(x, v), _mm256_sign_epi8(x, w));
-        [
-            _mm256_add_epi16(sum[0], _mm256_maddubs_epi16(a, x)),
-            _mm256_add_epi16(sum[1], _mm256_maddubs_epi16(b, y)),
-        ]
+    unsafe fn dot_signed(sum: Self::Sum, _: Self::I, _: i32) -> Self::Sum {
+        sum
     }
     #[inline(always)]
     unsafe fn finish([a, b]: Self::Sum, [c, d]: Self::I) -> Self::I {
@@ -164,6 +159,46 @@ unsafe impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn prefetch(address: *const u8) {
         _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+
+    #[inline(always)]
+    unsafe fn dots<const SIGNED: bool, const ARRANGED: bool, const R: usize>(
+        totals: &mut [Self::I; R],
+        numbers: &[Self::I; 8],
+        [from, to]: [usize; 2],
+        steps: usize,
+        x: *const i8,
+    ) {
+        if !SIGNED {
+            return dots_by_lanes::<Self, false, R>(totals, numbers, [from, to], steps, x);
+        }
+        // The instruction multiplies bytes without a sign with bytes that have one, and pairs of
+        // products must fit sixteen bits. So w + 128 is taken as 16 · high + low, whose products can
+        // be added up eight times, where bytes as a whole would have to be widened each time.
+        let (half, one) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
+        for part in 0..2 {
+            let zero = _mm256_setzero_si256();
+            let (mut low, mut high) = ([zero; R], [zero; R]);
+            let mut k = from;
+            let end = if R > 1 { Self::hidden(to) } else { to };
+            while k < end {
+                let w = _mm256_xor_si256(numbers.get_unchecked(k)[part], _mm256_set1_epi8(-128));
+                let l = _mm256_and_si256(w, half);
+                let h = _mm256_and_si256(_mm256_srli_epi16::<4>(w), half);
+                for r in 0..R {
+                    let x = x.add(32 * r + 4 * k).cast::<i32>().read_unaligned();
+                    let x = _mm256_set1_epi32(x);
+                    low[r] = _mm256_add_epi16(low[r], _mm256_maddubs_epi16(l, x));
+                    high[r] = _mm256_add_epi16(high[r], _mm256_maddubs_epi16(h, x));
+                }
+                k += 1;
+            }
+            for (r, total) in totals.iter_mut().enumerate() {
+                let high = _mm256_slli_epi32::<4>(_mm256_madd_epi16(high[r], one));
+                let sum = _mm256_add_epi32(high, _mm256_madd_epi16(low[r], one));
+                total[part] = _mm256_add_epi32(total[part], sum);
+            }
+        }
     }
 }
 

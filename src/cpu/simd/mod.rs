@@ -113,7 +113,7 @@ pub(super) unsafe trait Simd: Copy {
 
     /// Products of a [`Simd::dot`] that share a sum of sixteen bits; 0 where sums have 32 bits.
     const NARROW: i32;
-    /// What [`Simd::dot_signed`] adds to each weight, to be taken off again by the caller.
+    /// What [`Simd::dots`] adds to each signed weight, to be taken off again by the caller.
     const SIGNED_BIAS: i32;
 
     /// The same number in each lane.
@@ -134,7 +134,7 @@ pub(super) unsafe trait Simd: Copy {
     /// the same in each lane.
     unsafe fn dot(sum: Self::Sum, w: Self::I, x: i32) -> Self::Sum;
     /// As [`Simd::dot`] for weights from -128 to 127, each of which counts as
-    /// [`Simd::SIGNED_BIAS`] more.
+    /// [`Simd::SIGNED_BIAS`] more, where [`dots_by_lanes`] is used for them.
     unsafe fn dot_signed(sum: Self::Sum, w: Self::I, x: i32) -> Self::Sum;
     /// The sums, `total` (as given to [`Simd::start`]) among them.
     unsafe fn finish(sum: Self::Sum, total: Self::I) -> Self::I;
@@ -175,10 +175,11 @@ pub(super) unsafe trait Simd: Copy {
     }
 
     /// Adds to `totals` the products of `R` rows of activations with columns `4 · from` to `4 · to`
-    /// of the arranged `numbers`. Row r's 32 activations lie at `x + 32 · r`. `steps` calls of
-    /// [`Simd::dot`] do not overflow a sum.
+    /// of `numbers`, which [`Simd::arrange`] has arranged or (`ARRANGED` is false) not. Row r's 32
+    /// activations lie at `x + 32 · r`. `steps` calls of [`Simd::dot`] do not overflow a sum. Of signed
+    /// numbers each counts as [`Simd::SIGNED_BIAS`] more.
     #[inline(always)]
-    unsafe fn dots<const SIGNED: bool, const R: usize>(
+    unsafe fn dots<const SIGNED: bool, const ARRANGED: bool, const R: usize>(
         totals: &mut [Self::I; R],
         numbers: &[Self::I; 8],
         [from, to]: [usize; 2],
@@ -199,30 +200,55 @@ pub(super) unsafe fn dots_by_lanes<S: Simd, const SIGNED: bool, const R: usize>(
     steps: usize,
     x: *const i8,
 ) {
+    // The loops that matter are hidden from the compiler: unrolled, it would mix all their steps and
+    // run out of registers. A single row needs few.
     // SAFETY: as the caller says.
     unsafe {
-        let mut k = from;
-        while k < to {
-            let end = if k + steps < to { k + steps } else { to };
-            let mut sums = [S::start(totals[0]); R];
-            for (sum, total) in sums.iter_mut().zip(totals.iter()) {
-                *sum = S::start(*total);
-            }
-            // As a real loop: unrolled, the compiler would mix all steps and run out of registers.
-            let end_of_loop = if R > 1 { S::hidden(end) } else { end };
-            while k < end_of_loop {
-                dot_step::<S, SIGNED, R>(&mut sums, numbers, k, x);
-                if steps > 1 {
-                    dot_step::<S, SIGNED, R>(&mut sums, numbers, k + 1, x);
-                    k += 1;
+        if steps <= 2 {
+            let end = if R > 1 { S::hidden(to) } else { to };
+            let mut k = from;
+            while k < end {
+                let mut sums = starts::<S, R>(totals);
+                for step in 0..steps {
+                    dot_step::<S, SIGNED, R>(&mut sums, numbers, k + step, x);
                 }
-                k += 1;
+                for (total, sum) in totals.iter_mut().zip(sums) {
+                    *total = S::finish(sum, *total);
+                }
+                k += steps;
+            }
+            return;
+        }
+        for first in (from..to).step_by(steps) {
+            let last = if first + steps < to {
+                first + steps
+            } else {
+                to
+            };
+            let mut sums = starts::<S, R>(totals);
+            let end = if R > 1 { S::hidden(last) } else { last };
+            let mut k = first;
+            while k < end {
+                dot_step::<S, SIGNED, R>(&mut sums, numbers, k, x);
+                dot_step::<S, SIGNED, R>(&mut sums, numbers, k + 1, x);
+                k += 2;
             }
             for (total, sum) in totals.iter_mut().zip(sums) {
                 *total = S::finish(sum, *total);
             }
-            k = end;
         }
+    }
+}
+
+#[inline(always)]
+unsafe fn starts<S: Simd, const R: usize>(totals: &[S::I; R]) -> [S::Sum; R] {
+    // SAFETY: as the caller says.
+    unsafe {
+        let mut sums = [S::start(totals[0]); R];
+        for (sum, total) in sums.iter_mut().zip(totals) {
+            *sum = S::start(*total);
+        }
+        sums
     }
 }
 

@@ -377,14 +377,14 @@ unsafe impl<const HAS: u8> Simd for Neon<HAS> {
     }
 
     #[inline(always)]
-    unsafe fn dots<const SIGNED: bool, const R: usize>(
+    unsafe fn dots<const SIGNED: bool, const ARRANGED: bool, const R: usize>(
         totals: &mut [Self::I; R],
         numbers: &[Self::I; 8],
         [from, to]: [usize; 2],
         steps: usize,
         x: *const i8,
     ) {
-        if HAS < I8MM {
+        if HAS < I8MM || !ARRANGED {
             return dots_by_lanes::<Self, SIGNED, R>(totals, numbers, [from, to], steps, x);
         }
         const { assert!(R <= 4) };
