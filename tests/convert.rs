@@ -4,6 +4,8 @@
 #[path = "convert/support.rs"]
 mod support;
 
+#[path = "convert/layout.rs"]
+mod layout;
 #[path = "convert/structure.rs"]
 mod structure;
 #[path = "convert/tokenizer.rs"]
@@ -46,7 +48,7 @@ fn every_case_converts_to_every_type() {
 #[test]
 fn a_type_without_an_encoder_is_refused() {
     let options = ConvertOptions {
-        ty: TensorType::Q6_K,
+        ty: Some(TensorType::Q6_K),
         ..ConvertOptions::default()
     };
     let error = convert_folder(&case_folder("vanilla"), &options).unwrap_err();

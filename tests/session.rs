@@ -139,7 +139,9 @@ fn kv_memory_is_that_of_the_active_tokens() {
         let planes = model.schedule().planes.iter().map(|p| entries(p.tokens));
         let planes: Vec<usize> = planes.collect();
         let h = model.hyperparameters();
-        let page = 2 * 4 * PAGE_TOKENS * h.kv_heads * h.head_dim;
+        // Values lie in whole vectors of sixteen.
+        let head = h.head_dim + h.head_dim.next_multiple_of(16);
+        let page = 4 * PAGE_TOKENS * h.kv_heads * head;
         let pages: usize = planes.iter().map(|n| n.div_ceil(PAGE_TOKENS)).sum();
         assert_eq!(session.kv_entries(), planes.iter().sum::<usize>(), "{case}");
         assert_eq!(session.kv_bytes_used(), pages * page, "{case}");

@@ -6,15 +6,15 @@
 //! `sum = fma(minimum, scale_x · sum_x, sum)`, with `whole` the exact sum of the products of whole
 //! numbers and `fma` rounded once.
 //! Every instruction set, one row or many, and any cut of the work among threads keep this order, so
-//! all give the same bits.
+//! all give the same bits. Matrices of floats have an order of their own (`floats.rs`).
 
 use super::activations::{Activations, GROUP};
-use super::ops;
+use super::floats::Floats;
 use super::simd::{LANES, Level};
 use super::team::{Disjoint, Team};
 use super::tiles::Tiles;
 use crate::model::Linear;
-use crate::quant::{TensorType, dequantize_into};
+use crate::quant::TensorType;
 
 /// Whether a matrix takes activations as they are, not as bytes.
 fn is_float(ty: TensorType) -> bool {
@@ -59,10 +59,7 @@ const TASK_BYTES: usize = 32 << 10;
 
 /// Bytes of scratch memory that a thread needs for matrices of up to `columns` columns.
 pub(crate) const fn scratch_bytes(columns: usize) -> usize {
-    let tile = columns.div_ceil(GROUP) * GROUP_BYTES;
-    let row = columns * size_of::<f32>();
-    let most = if tile > row { tile } else { row };
-    most.next_multiple_of(64)
+    (columns.div_ceil(GROUP) * GROUP_BYTES).next_multiple_of(64)
 }
 
 /// The most that a group of sixteen rows takes when it is taken apart.
@@ -129,23 +126,21 @@ impl Work<'_> {
     ) {
         let weight = &self.linear.weight;
         let all = weight.rows;
+        let bytes = &file[weight.offset..][..weight.rows * weight.row_bytes];
         if is_float(weight.ty) {
-            // SAFETY: any bytes are floats.
-            let row = unsafe { scratch.align_to_mut::<f32>() }.1;
-            let row = &mut row[..weight.columns];
-            for output in outputs.clone() {
-                dequantize_into(weight.ty, weight.row(file, output), row);
-                for (r, x) in input.x.chunks_exact(weight.columns).enumerate() {
-                    // SAFETY: element (r, output) belongs to the one task that has this output.
-                    let y = unsafe { &mut self.y.slice(r * all + output, 1)[0] };
-                    let before = if self.add { *y } else { 0.0 };
-                    *y = before + ops::dot(level, row, x);
-                }
-            }
+            let job = Floats {
+                weight,
+                bytes,
+                input,
+                outputs: outputs.clone(),
+                y: &self.y,
+                add: self.add,
+            };
+            job.run(level);
         } else {
             let job = Tiles {
                 weight,
-                bytes: &file[weight.offset..][..weight.rows * weight.row_bytes],
+                bytes,
                 input,
                 outputs: outputs.clone(),
                 scratch,
@@ -172,10 +167,13 @@ mod tests {
     use super::*;
     use crate::cpu::thread::ThreadParams;
     use crate::model::Matrix;
-    use crate::quant::dequantize_row;
-    use crate::quant::tiles::{TILE_ROWS, interleave};
+    use crate::quant::quantize_row;
+    use crate::quant::tiles::{TILE_ROWS, interleave, is_tiled};
 
-    const QUANTIZED: [TensorType; 8] = [
+    const TYPES: [TensorType; 11] = [
+        TensorType::F32,
+        TensorType::F16,
+        TensorType::BF16,
         TensorType::Q4_0,
         TensorType::Q4_1,
         TensorType::Q5_0,
@@ -197,7 +195,7 @@ mod tests {
         (random(state) >> 40) as f32 / (1 << 23) as f32 - 1.0
     }
 
-    /// A matrix of any bits but for its scales, which are set to small numbers.
+    /// A matrix of any bits but for its scales, which are set to small numbers; or of floats.
     fn matrix(ty: TensorType, rows: usize, columns: usize, state: &mut u64) -> (Vec<u8>, Matrix) {
         let row_bytes = ty.row_bytes(columns).unwrap();
         let mut file: Vec<u8> = (0..rows * row_bytes)
@@ -208,7 +206,14 @@ mod tests {
             TensorType::Q6_K => &[208],
             _ => &[0],
         };
-        for block in file.chunks_exact_mut(ty.block_bytes()) {
+        if is_float(ty) {
+            for row in file.chunks_exact_mut(row_bytes) {
+                let values: Vec<f32> = (0..columns).map(|_| 16.0 * unit(state)).collect();
+                quantize_row(ty, &values, row).unwrap();
+            }
+        }
+        let blocks = file.chunks_exact_mut(ty.block_bytes());
+        for block in blocks.filter(|_| !is_float(ty)) {
             for at in halves {
                 let scale = half::f16::from_f32(unit(state) / 16.0);
                 block[*at..at + 2].copy_from_slice(&scale.to_le_bytes());
@@ -237,12 +242,14 @@ mod tests {
         fn tiled(&self) -> Self {
             let mut weight = self.linear.weight;
             let mut file = self.file.clone();
+            weight.tiled = is_tiled(weight.ty);
             let tile = TILE_ROWS * weight.row_bytes;
-            let tiles = file
-                .chunks_exact_mut(tile)
-                .zip(self.file.chunks_exact(tile));
-            tiles.for_each(|(to, from)| interleave(weight.ty, from, to));
-            weight.tiled = true;
+            let tiles = file.chunks_exact_mut(tile);
+            for (to, from) in tiles.zip(self.file.chunks_exact(tile)) {
+                if weight.tiled {
+                    interleave(weight.ty, from, to);
+                }
+            }
             Case {
                 file,
                 linear: Linear { weight, bias: None },
@@ -261,8 +268,8 @@ mod tests {
             }
         }
 
-        /// The result, and the activations as bytes.
-        fn run(&self, level: Level, n: usize, threads: usize) -> (Vec<f32>, Bytes) {
+        /// The result, and the activations that went into it.
+        fn run(&self, level: Level, n: usize, threads: usize) -> (Vec<f32>, Vec<f64>) {
             let (columns, rows) = (self.linear.weight.columns, self.linear.weight.rows);
             let mut panels = vec![0; panel_words(n, columns)];
             let mut x = vec![0.0; n * columns];
@@ -280,10 +287,10 @@ mod tests {
                 columns,
                 &mut x,
                 &mut panels,
-                true,
+                any_quantized(&[&self.linear]),
                 each,
             );
-            let bytes = Bytes::of(level, &input);
+            let taken = taken(level, &input);
             let mut scratch = vec![0u8; threads * scratch_bytes(columns) + 64];
             let start = scratch.as_ptr().align_offset(64);
             let mut y = vec![f32::NAN; n * rows];
@@ -297,47 +304,39 @@ mod tests {
                 &mut all,
                 &mut scratch[start..end],
             );
-            (y, bytes)
+            (y, taken)
         }
     }
 
-    /// What panels hold, row by row.
-    #[derive(PartialEq)]
-    struct Bytes {
-        bytes: Vec<i8>,
-        scales: Vec<f32>,
-    }
-
-    impl Bytes {
-        fn of(level: Level, input: &Activations) -> Self {
-            let (width, groups) = (width(level, input.n), input.columns / GROUP);
-            let (mut bytes, mut scales) = (Vec::new(), Vec::new());
-            for row in 0..input.n {
-                let (panel, slot) = (row / width, row % width);
-                for g in 0..groups {
-                    let group = &input.panels[(panel * groups + g) * width * GROUP_WORDS..];
-                    let own = &group[slot * GROUP / 4..][..GROUP / 4];
-                    bytes.extend(own.iter().flat_map(|w| w.to_ne_bytes()).map(|b| b as i8));
-                    scales.push(f32::from_bits(group[GROUP / 4 * width + slot]));
-                }
+    /// The activations as a product takes them: floats, or what bytes are worth.
+    fn taken(level: Level, input: &Activations) -> Vec<f64> {
+        if input.panels.is_empty() {
+            return input.x.iter().map(|x| f64::from(*x)).collect();
+        }
+        let (width, groups) = (width(level, input.n), input.columns / GROUP);
+        let mut all = Vec::new();
+        for row in 0..input.n {
+            let (panel, slot) = (row / width, row % width);
+            for g in 0..groups {
+                let group = &input.panels[(panel * groups + g) * width * GROUP_WORDS..];
+                let scale = f64::from(f32::from_bits(group[GROUP / 4 * width + slot]));
+                let own = &group[slot * GROUP / 4..][..GROUP / 4];
+                let bytes = own.iter().flat_map(|w| w.to_ne_bytes());
+                all.extend(bytes.map(|b| f64::from(b as i8) * scale));
             }
-            Bytes { bytes, scales }
         }
+        all
     }
 
     /// What the module's comment says, in the plainest words.
-    fn oracle(case: &Case, Bytes { bytes, scales }: &Bytes) -> Vec<f64> {
+    fn oracle(case: &Case, x: &[f64]) -> Vec<f64> {
         let weight = &case.linear.weight;
         let mut row = vec![0.0; weight.columns];
         let mut y = Vec::new();
-        for r in 0..case.n {
+        for x in x.chunks_exact(weight.columns) {
             for output in 0..weight.rows {
-                dequantize_row(weight.ty, weight.row(&case.file, output), &mut row).unwrap();
-                let x = |c: usize| {
-                    let at = r * weight.columns + c;
-                    f64::from(bytes[at]) * f64::from(scales[at / GROUP])
-                };
-                y.push((0..weight.columns).map(|c| f64::from(row[c]) * x(c)).sum());
+                weight.decode_row(&case.file, output, &mut row);
+                y.push(row.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum());
             }
         }
         y
@@ -348,16 +347,26 @@ mod tests {
         let levels: Vec<Level> = Level::available().collect();
         println!("kernels tested: {levels:?}");
         let mut state = 7;
-        for ty in QUANTIZED {
-            for (rows, columns, n) in [(1, 256, 1), (16, 512, 1), (37, 768, 3), (50, 256, 19)] {
+        for ty in TYPES {
+            let sizes = [
+                (1, 256, 1),
+                (16, 512, 1),
+                (37, 768, 3),
+                (50, 256, 19),
+                (7, 90, 5),
+            ];
+            for (rows, columns, n) in sizes {
+                if ty.row_bytes(columns).is_none() {
+                    continue;
+                }
                 let case = Case::new(ty, rows, columns, n, &mut state);
-                let (plain, bytes) = case.run(Level::Scalar, n, 1);
-                let expected = oracle(&case, &bytes);
+                let (plain, taken) = case.run(Level::Scalar, n, 1);
+                let expected = oracle(&case, &taken);
                 // The oracle is exact but for its weights, each rounded once (2^-24 of it); the
                 // kernel rounds a few times for each group. Terms are below 32 · 8 in these cases.
                 let bound = 1e-6 * 256.0 * (columns / GROUP) as f64;
                 for (y, e) in plain.iter().zip(&expected) {
-                    assert!((f64::from(*y) - e).abs() < bound, "{ty}: {y} and {e}");
+                    assert!((f64::from(*y) - e).abs() < bound, "{ty} {rows}x{columns} n {n}: {y} and {e}");
                 }
                 let size = expected.iter().map(|e| e.abs()).fold(0.0, f64::max);
                 assert!(
@@ -367,8 +376,8 @@ mod tests {
                 let tiled = case.tiled();
                 for (level, case) in levels.iter().flat_map(|l| [(l, &case), (l, &tiled)]) {
                     for threads in [1, 2] {
-                        let (y, b) = case.run(*level, n, threads);
-                        assert!(b == bytes, "{ty} {level:?}");
+                        let (y, t) = case.run(*level, n, threads);
+                        assert!(t == taken, "{ty} {level:?}");
                         let same = y
                             .iter()
                             .zip(&plain)

@@ -10,6 +10,7 @@ pub(crate) mod attention;
 #[cfg(feature = "bench")]
 pub mod bench;
 mod blocks;
+mod floats;
 mod forward;
 #[macro_use]
 mod levels;

@@ -32,12 +32,6 @@ impl Matrix {
     pub fn bytes(&self) -> u64 {
         self.rows as u64 * self.row_bytes as u64
     }
-    /// The encoded row `row` of a matrix that is not tiled, out of the file's bytes.
-    pub(crate) fn row<'a>(&self, file: &'a [u8], row: usize) -> &'a [u8] {
-        debug_assert!(!self.tiled);
-        &file[self.offset + row * self.row_bytes..][..self.row_bytes]
-    }
-
     /// Whether the sixteen rows from `first` on are interleaved.
     pub(crate) fn is_tile(&self, first: usize) -> bool {
         self.tiled && first + TILE_ROWS <= self.rows

@@ -29,7 +29,7 @@ pub fn gguf_bytes(case: &str, ty: TensorType) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
     let options = ConvertOptions {
-        ty,
+        ty: Some(ty),
         ..Default::default()
     };
     convert(&case_folder(case), &path, &options, &mut Silent).unwrap();

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use mor::convert::{ConvertOptions, Progress, Summary, convert};
 use mor::gguf::Gguf;
+use mor::model::TensorLayout;
 use mor::quant::{TensorType, dequantize_row};
 
 /// The parts of a decoder layer: the checkpoint's name and the file's.
@@ -112,9 +113,11 @@ pub fn convert_case(case: &str, ty: TensorType) -> (Vec<u8>, Summary) {
     (converted.bytes, converted.summary)
 }
 
+/// Matrices row by row, so that tests can look at them.
 pub fn options(ty: TensorType) -> ConvertOptions {
     ConvertOptions {
-        ty,
+        ty: Some(ty),
+        layout: TensorLayout::Rows,
         ..ConvertOptions::default()
     }
 }

@@ -97,6 +97,16 @@ unsafe impl Simd for Avx2 {
         ]
     }
     #[inline(always)]
+    unsafe fn load_bfloat(halves: &[[u8; 2]; LANES]) -> Self::F {
+        let start = halves.as_ptr();
+        let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(start.cast()));
+        let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(start.add(8).cast()));
+        [
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+        ]
+    }
+    #[inline(always)]
     unsafe fn load_bytes(bytes: &[u8; LANES]) -> Self::F {
         let bytes = _mm_loadu_si128(bytes.as_ptr().cast());
         let (low, high) = (bytes, _mm_unpackhi_epi64(bytes, bytes));

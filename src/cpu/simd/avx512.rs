@@ -81,6 +81,11 @@ unsafe impl Simd for Avx512 {
         _mm512_cvtph_ps(_mm256_loadu_si256(halves.as_ptr().cast()))
     }
     #[inline(always)]
+    unsafe fn load_bfloat(halves: &[[u8; 2]; LANES]) -> __m512 {
+        let halves = _mm256_loadu_si256(halves.as_ptr().cast());
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
+    }
+    #[inline(always)]
     unsafe fn load_bytes(bytes: &[u8; LANES]) -> __m512 {
         let bytes = _mm_loadu_si128(bytes.as_ptr().cast());
         _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))

@@ -145,6 +145,8 @@ pub(super) unsafe trait Simd: Copy {
     unsafe fn load(floats: &[f32; LANES]) -> Self::F;
     /// Sixteen half-precision numbers.
     unsafe fn load_half(halves: &[[u8; 2]; LANES]) -> Self::F;
+    /// Sixteen numbers of the upper half of a float each.
+    unsafe fn load_bfloat(halves: &[[u8; 2]; LANES]) -> Self::F;
     /// Sixteen signed bytes.
     unsafe fn load_bytes(bytes: &[u8; LANES]) -> Self::F;
     /// Four bytes for each lane.

@@ -274,6 +274,17 @@ unsafe impl<const HAS: u8> Simd for Neon<HAS> {
         ]
     }
     #[inline(always)]
+    unsafe fn load_bfloat(halves: &[[u8; 2]; LANES]) -> Self::F {
+        let start = halves.as_ptr().cast::<u16>();
+        let (low, high) = (vld1q_u16(start), vld1q_u16(start.add(8)));
+        [
+            vreinterpretq_f32_u32(vshll_n_u16::<16>(vget_low_u16(low))),
+            vreinterpretq_f32_u32(vshll_high_n_u16::<16>(low)),
+            vreinterpretq_f32_u32(vshll_n_u16::<16>(vget_low_u16(high))),
+            vreinterpretq_f32_u32(vshll_high_n_u16::<16>(high)),
+        ]
+    }
+    #[inline(always)]
     unsafe fn load_bytes(bytes: &[u8; LANES]) -> Self::F {
         let bytes = vld1q_s8(bytes.as_ptr().cast());
         let (low, high) = (vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes));

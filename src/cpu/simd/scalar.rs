@@ -68,6 +68,9 @@ unsafe impl Simd for Scalar {
     unsafe fn load_half(halves: &[[u8; 2]; LANES]) -> Self::F {
         halves.map(|h| half::f16::from_le_bytes(h).to_f32())
     }
+    unsafe fn load_bfloat(halves: &[[u8; 2]; LANES]) -> Self::F {
+        halves.map(|h| f32::from_bits(u32::from(u16::from_le_bytes(h)) << 16))
+    }
     unsafe fn load_bytes(bytes: &[u8; LANES]) -> Self::F {
         bytes.map(|b| f32::from(b as i8))
     }
