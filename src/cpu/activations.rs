@@ -129,12 +129,13 @@ super::levels! {
 #[derive(Clone, Copy)]
 pub(super) struct PanelGroup<const W: usize>(pub *const u32);
 
+/// # Safety
 /// For all: the pointer is to a whole group, and `row` is below `W`.
 impl<const W: usize> PanelGroup<W> {
-    /// The bytes of a row, `GROUP` of them.
+    /// The bytes of all rows, `GROUP` each.
     #[inline(always)]
-    pub unsafe fn bytes(self, row: usize) -> *const i8 {
-        self.0.wrapping_add(GROUP / 4 * row).cast()
+    pub unsafe fn bytes(self) -> *const i8 {
+        self.0.cast()
     }
     #[inline(always)]
     pub unsafe fn scale(self, row: usize) -> f32 {

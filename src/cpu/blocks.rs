@@ -93,6 +93,40 @@ impl Place for InTile {
     }
 }
 
+/// Either, found out for each field: half the code, where speed does not matter.
+impl<A: Place, B: Place> Place for Result<A, B> {
+    fn after(self, bytes: usize) -> Self {
+        self.map(|a| a.after(bytes)).map_err(|b| b.after(bytes))
+    }
+    unsafe fn half<S: Simd>(self, at: usize) -> S::F {
+        // SAFETY: passed on, as for the others.
+        unsafe {
+            match self {
+                Ok(a) => a.half::<S>(at),
+                Err(b) => b.half::<S>(at),
+            }
+        }
+    }
+    unsafe fn four<S: Simd>(self, at: usize) -> S::I {
+        // SAFETY: as above.
+        unsafe {
+            match self {
+                Ok(a) => a.four::<S>(at),
+                Err(b) => b.four::<S>(at),
+            }
+        }
+    }
+    unsafe fn sixteen<S: Simd>(self, at: usize) -> [S::I; 4] {
+        // SAFETY: as above.
+        unsafe {
+            match self {
+                Ok(a) => a.sixteen::<S>(at),
+                Err(b) => b.sixteen::<S>(at),
+            }
+        }
+    }
+}
+
 /// 32 columns of sixteen rows: `weight = scale · (number − BIAS) + minimum`.
 #[derive(Clone, Copy)]
 pub(super) struct Group<S: Simd> {

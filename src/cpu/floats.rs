@@ -115,7 +115,7 @@ unsafe fn all<S: Simd, T: Element>(floats: &Floats) {
         let mut output = floats.outputs.start;
         // SAFETY: passed on; rows and outputs are inside.
         unsafe {
-            if n - row >= 2 {
+            if n - row >= 2 && !S::PLAIN {
                 while output + 2 <= end {
                     block::<S, T, 2, 2>(floats, output, row);
                     output += 2;
@@ -125,7 +125,7 @@ unsafe fn all<S: Simd, T: Element>(floats: &Floats) {
                 }
                 row += 2;
             } else {
-                while output + 4 <= end {
+                while output + 4 <= end && !S::PLAIN {
                     block::<S, T, 4, 1>(floats, output, row);
                     output += 4;
                 }

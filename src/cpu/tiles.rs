@@ -58,7 +58,7 @@ impl Tiles<'_> {
         match level {
             // SAFETY: a `Level` is had only by a machine that has its instruction set; the sizes
             // were checked in `run`.
-            Level::Scalar => unsafe { tiles_scalar::<T>(self) },
+            Level::Scalar => unsafe { run_tiles::<Scalar, T, 1>(self) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Level::Avx2 => unsafe { tiles_avx2::<T>(self) },
@@ -76,11 +76,6 @@ impl Tiles<'_> {
             Level::I8mm => unsafe { tiles_i8mm::<T>(self) },
         }
     }
-}
-
-unsafe fn tiles_scalar<T: Format>(tiles: Tiles) {
-    // SAFETY: passed on.
-    unsafe { run_tiles::<Scalar, T, 1>(tiles) }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -141,21 +136,23 @@ unsafe fn run_tiles<S: Simd, T: Format, const R: usize>(tiles: Tiles) {
         // SAFETY: the rows, or the tile, are whole, and the activations have `n` rows, as `run` has
         // checked.
         unsafe {
-            match (input.n, weight.is_tile(first)) {
+            let (is_tile, groups) = (weight.is_tile(first), blocks * T::GROUPS);
+            match (input.n, is_tile) {
+                _ if S::PLAIN => {
+                    let place = if is_tile { Ok(in_tile) } else { Err(in_rows) };
+                    unpack::<S, T, _>(place, blocks, unpacked);
+                }
                 (1, false) => sum_packed::<S, T, _>(in_rows, start, blocks, input, &out),
                 (1, true) => sum_packed::<S, T, _>(in_tile, start, blocks, input, &out),
                 (_, false) => unpack::<S, T, _>(in_rows, blocks, unpacked),
                 (_, true) => unpack::<S, T, _>(in_tile, blocks, unpacked),
             }
-            if input.n > 1 {
-                let mut r = 0;
-                while r + R <= input.n {
-                    sum_unpacked::<S, T, R, R>(unpacked, blocks, input, r, &out);
-                    r += R;
-                }
-                while r < input.n {
-                    sum_unpacked::<S, T, 1, R>(unpacked, blocks, input, r, &out);
-                    r += 1;
+            if S::PLAIN {
+                let groups = std::slice::from_raw_parts(unpacked.cast(), groups);
+                plain::sum(plain::Kind::of::<T>(), groups, input, &out);
+            } else if input.n > 1 {
+                for panel in 0..input.n.div_ceil(R) {
+                    sum_unpacked::<S, T, R>(unpacked, groups, input, panel, &out);
                 }
             }
         }
@@ -176,8 +173,14 @@ impl Out<'_> {
     #[inline(always)]
     unsafe fn put<S: Simd>(&self, r: usize, sum: S::F) {
         let mut lanes = [0.0; LANES];
-        // SAFETY: the caller has the instruction set.
-        unsafe { S::store(sum, &mut lanes) };
+        // SAFETY: passed on.
+        unsafe {
+            S::store(sum, &mut lanes);
+            self.put_lanes(r, &lanes);
+        }
+    }
+
+    unsafe fn put_lanes(&self, r: usize, lanes: &[f32; LANES]) {
         // SAFETY: these outputs of every row belong to this task.
         let y = unsafe { self.y.slice(r * self.all + self.first, self.count) };
         if self.add {
@@ -229,46 +232,45 @@ unsafe fn sum_packed<S: Simd, T: Format, P: Place>(
                 let group = T::group::<S>(place, &head, g);
                 let index = block * T::GROUPS + g;
                 let x = PanelGroup(input.panels.as_ptr().add(index * GROUP_WORDS));
-                add_group::<S, T, false, 1, 1>(&mut sums, &group, x, 0);
+                add_group::<S, T, false, 1>(&mut sums, &group, x);
             }
         }
         out.put::<S>(0, sums[0]);
     }
 }
 
-/// `R` rows of activations, of a panel of `W`, against weights that were taken apart.
+/// A panel of `R` rows of activations against weights that were taken apart. Slots of the last panel
+/// that no row fills hold anything, and nothing comes of them.
 #[inline(always)]
-unsafe fn sum_unpacked<S: Simd, T: Format, const R: usize, const W: usize>(
+unsafe fn sum_unpacked<S: Simd, T: Format, const R: usize>(
     groups: *const Group<S>,
-    blocks: usize,
+    count: usize,
     input: &Activations,
-    first_row: usize,
+    panel: usize,
     out: &Out,
 ) {
-    let count = blocks * T::GROUPS;
-    let (panel, slot) = (first_row / W, first_row % W);
     // SAFETY: passed on; `unpack` has written the groups, and `run` has checked the panels.
     unsafe {
         let mut sums = [S::splat_float(0.0); R];
-        let mut x = input.panels.as_ptr().add(panel * count * W * GROUP_WORDS);
+        let mut x = input.panels.as_ptr().add(panel * count * R * GROUP_WORDS);
         for index in 0..count {
-            add_group::<S, T, true, R, W>(&mut sums, &*groups.add(index), PanelGroup(x), slot);
-            x = x.add(W * GROUP_WORDS);
+            add_group::<S, T, true, R>(&mut sums, &*groups.add(index), PanelGroup(x));
+            x = x.add(R * GROUP_WORDS);
         }
-        for (r, sum) in sums.iter().enumerate() {
-            out.put::<S>(first_row + r, *sum);
+        let rows = (input.n - panel * R).min(R);
+        for (r, sum) in sums.iter().enumerate().take(rows) {
+            out.put::<S>(panel * R + r, *sum);
         }
     }
 }
 
-/// Adds one group of columns to the sums of the `R` rows of a panel from `slot` on. `ARRANGED` says
-/// whether the numbers are in the order of [`Simd::arrange`].
+/// Adds one group of columns to the sums of the `R` rows of a panel. `ARRANGED` says whether the
+/// numbers are in the order of [`Simd::arrange`].
 #[inline(always)]
-unsafe fn add_group<S: Simd, T: Format, const ARRANGED: bool, const R: usize, const W: usize>(
+unsafe fn add_group<S: Simd, T: Format, const ARRANGED: bool, const R: usize>(
     sums: &mut [S::F; R],
     group: &Group<S>,
-    x: PanelGroup<W>,
-    slot: usize,
+    x: PanelGroup<R>,
 ) {
     // SAFETY: the caller's rows are there.
     unsafe {
@@ -276,23 +278,23 @@ unsafe fn add_group<S: Simd, T: Format, const ARRANGED: bool, const R: usize, co
             for (half, scale) in [group.scale, group.other].into_iter().enumerate() {
                 let mut wholes = [S::splat(0); R];
                 for (r, whole) in wholes.iter_mut().enumerate() {
-                    *whole = weigh_bias::<S, T>(x.half_sum(slot + r, half));
+                    *whole = weigh_bias::<S, T>(x.half_sum(r, half));
                 }
                 let columns = [4 * half, 4 * half + 4];
-                dots::<S, T, ARRANGED, R>(&mut wholes, group, x.bytes(slot), columns);
-                add_scaled::<S, R, W>(sums, &wholes, scale, x, slot);
+                dots::<S, T, ARRANGED, R>(&mut wholes, group, x.bytes(), columns);
+                add_scaled::<S, R>(sums, &wholes, scale, x);
             }
         } else {
             let mut wholes = [S::splat(0); R];
             for (r, whole) in wholes.iter_mut().enumerate() {
-                *whole = weigh_bias::<S, T>(x.sum(slot + r));
+                *whole = weigh_bias::<S, T>(x.sum(r));
             }
-            dots::<S, T, ARRANGED, R>(&mut wholes, group, x.bytes(slot), [0, 8]);
-            add_scaled::<S, R, W>(sums, &wholes, group.scale, x, slot);
+            dots::<S, T, ARRANGED, R>(&mut wholes, group, x.bytes(), [0, 8]);
+            add_scaled::<S, R>(sums, &wholes, group.scale, x);
         }
         if T::MINIMUMS {
             for (r, sum) in sums.iter_mut().enumerate() {
-                let x = S::splat_float(x.weighted(slot + r));
+                let x = S::splat_float(x.weighted(r));
                 *sum = S::mul_add(group.other, x, *sum);
             }
         }
@@ -333,18 +335,90 @@ unsafe fn dots<S: Simd, T: Format, const ARRANGED: bool, const R: usize>(
 
 /// `sums = fma(whole · weight_scale, scale, sums)`.
 #[inline(always)]
-unsafe fn add_scaled<S: Simd, const R: usize, const W: usize>(
+unsafe fn add_scaled<S: Simd, const R: usize>(
     sums: &mut [S::F; R],
     wholes: &[S::I; R],
     weight_scale: S::F,
-    x: PanelGroup<W>,
-    slot: usize,
+    x: PanelGroup<R>,
 ) {
     for (r, (sum, whole)) in sums.iter_mut().zip(wholes).enumerate() {
         // SAFETY: the caller's rows are there.
         unsafe {
-            let scale = S::splat_float(x.scale(slot + r));
+            let scale = S::splat_float(x.scale(r));
             *sum = S::mul_add(S::mul(S::to_float(*whole), weight_scale), scale, *sum);
+        }
+    }
+}
+
+/// The sums in plain words, for any format: what the other instruction sets are measured by.
+mod plain {
+    use super::*;
+
+    /// What a format's numbers mean.
+    pub struct Kind {
+        bias: i32,
+        signed: bool,
+        halves: bool,
+        minimums: bool,
+    }
+
+    impl Kind {
+        pub fn of<T: Format>() -> Self {
+            Kind {
+                bias: T::BIAS,
+                signed: T::SIGNED,
+                halves: T::HALVES,
+                minimums: T::MINIMUMS,
+            }
+        }
+    }
+
+    /// # Safety
+    /// The activations have a group for each of `groups`, and `out` has a place for each row.
+    pub unsafe fn sum(kind: Kind, groups: &[Group<Scalar>], input: &Activations, out: &Out) {
+        for row in 0..input.n {
+            let mut sums = [0.0f32; LANES];
+            for (index, group) in groups.iter().enumerate() {
+                let at = (row * groups.len() + index) * GROUP_WORDS;
+                let x = PanelGroup::<1>(input.panels[at..][..GROUP_WORDS].as_ptr());
+                for (lane, sum) in sums.iter_mut().enumerate() {
+                    // SAFETY: a whole group, by the line above.
+                    unsafe { add(&kind, group, lane, x, sum) };
+                }
+            }
+            // SAFETY: passed on.
+            unsafe { out.put_lanes(row, &sums) };
+        }
+    }
+
+    unsafe fn add(
+        kind: &Kind,
+        group: &Group<Scalar>,
+        lane: usize,
+        x: PanelGroup<1>,
+        sum: &mut f32,
+    ) {
+        // SAFETY: the caller's group is whole: 32 bytes of activations and what belongs to them.
+        let (bytes, scale, weighted) = unsafe {
+            let bytes = std::slice::from_raw_parts(x.bytes(), GROUP);
+            (bytes, x.scale(0), x.weighted(0))
+        };
+        let columns = if kind.halves { GROUP / 2 } else { GROUP };
+        let scales = [group.scale[lane], group.other[lane]];
+        for (part, weight_scale) in (0..GROUP / columns).zip(scales) {
+            let mut whole = 0;
+            for column in part * columns..(part + 1) * columns {
+                let number = group.numbers[column / 4][lane].to_le_bytes()[column % 4];
+                let number = match kind.signed {
+                    true => i32::from(number as i8),
+                    false => i32::from(number),
+                };
+                whole += (number - kind.bias) * i32::from(bytes[column]);
+            }
+            *sum = (whole as f32 * weight_scale).mul_add(scale, *sum);
+        }
+        if kind.minimums {
+            *sum = group.other[lane].mul_add(weighted, *sum);
         }
     }
 }

@@ -43,6 +43,7 @@ fn for_each_field(ty: TensorType, row: usize, mut each: impl FnMut(usize, usize,
 }
 
 /// Interleaves sixteen rows; both slices hold sixteen rows of whole blocks.
+#[cfg(any(feature = "convert", test))]
 pub(crate) fn interleave(ty: TensorType, rows: &[u8], tile: &mut [u8]) {
     let row_bytes = rows.len() / TILE_ROWS;
     for (row, bytes) in rows.chunks_exact(row_bytes).enumerate() {
@@ -75,6 +76,7 @@ pub(crate) unsafe fn put_row(ty: TensorType, tile: *mut u8, row: usize, bytes: &
 }
 
 /// The inverse of [`interleave`].
+#[cfg(any(feature = "convert", test))]
 pub(crate) fn separate(ty: TensorType, tile: &[u8], rows: &mut [u8]) {
     let row_bytes = rows.len() / TILE_ROWS;
     for (row, bytes) in rows.chunks_exact_mut(row_bytes).enumerate() {

@@ -111,6 +111,8 @@ pub(super) unsafe trait Simd: Copy {
     /// Sums of products of bytes in the making.
     type Sum: Copy;
 
+    /// Whether products of bytes are taken in plain words instead (see `tiles.rs`).
+    const PLAIN: bool = false;
     /// Products of a [`Simd::dot`] that share a sum of sixteen bits; 0 where sums have 32 bits.
     const NARROW: i32;
     /// What [`Simd::dots`] adds to each signed weight, to be taken off again by the caller.

@@ -1,4 +1,5 @@
-//! Plain Rust, lane by lane.
+//! Plain Rust, lane by lane. Nothing of it is inlined into the kernels: sixteen lanes of everything would
+//! be by far the largest part of the library, for machines that are by far the rarest.
 
 use super::{LANES, Simd};
 
@@ -9,53 +10,56 @@ fn map(f: impl Fn(usize) -> u32) -> [u32; LANES] {
     std::array::from_fn(f)
 }
 
-/// The sum of the products of four pairs of bytes.
-fn dot_4(w: u32, x: i32, weight: impl Fn(u8) -> i32) -> i32 {
-    let (w, x) = (w.to_le_bytes(), x.to_le_bytes());
-    (0..4).map(|i| weight(w[i]) * i32::from(x[i] as i8)).sum()
-}
-
 // SAFETY: needs no instruction set.
 unsafe impl Simd for Scalar {
     type I = [u32; LANES];
     type F = [f32; LANES];
     type Sum = [u32; LANES];
+    const PLAIN: bool = true;
     const NARROW: i32 = 0;
     const SIGNED_BIAS: i32 = 0;
 
     unsafe fn splat(value: i32) -> Self::I {
         [value as u32; LANES]
     }
+    #[inline(never)]
     unsafe fn and(a: Self::I, b: Self::I) -> Self::I {
         map(|i| a[i] & b[i])
     }
+    #[inline(never)]
     unsafe fn or(a: Self::I, b: Self::I) -> Self::I {
         map(|i| a[i] | b[i])
     }
+    #[inline(never)]
     unsafe fn shl<const N: i32>(a: Self::I) -> Self::I {
         map(|i| a[i] << N)
     }
+    #[inline(never)]
     unsafe fn shr<const N: i32>(a: Self::I) -> Self::I {
         map(|i| a[i] >> N)
     }
+    #[inline(never)]
     unsafe fn shr_by(a: Self::I, n: u32) -> Self::I {
         map(|i| a[i] >> n)
     }
+    #[inline(never)]
     unsafe fn sign_extend_byte(a: Self::I) -> Self::I {
         map(|i| a[i] as i8 as u32)
     }
     unsafe fn start(total: Self::I) -> Self::Sum {
         total
     }
-    unsafe fn dot(sum: Self::Sum, w: Self::I, x: i32) -> Self::Sum {
-        map(|i| sum[i].wrapping_add(dot_4(w[i], x, i32::from) as u32))
+    /// Never used, as the next.
+    unsafe fn dot(sum: Self::Sum, _: Self::I, _: i32) -> Self::Sum {
+        sum
     }
-    unsafe fn dot_signed(sum: Self::Sum, w: Self::I, x: i32) -> Self::Sum {
-        map(|i| sum[i].wrapping_add(dot_4(w[i], x, |w| i32::from(w as i8)) as u32))
+    unsafe fn dot_signed(sum: Self::Sum, _: Self::I, _: i32) -> Self::Sum {
+        sum
     }
     unsafe fn finish(sum: Self::Sum, _: Self::I) -> Self::I {
         sum
     }
+    #[inline(never)]
     unsafe fn to_float(a: Self::I) -> Self::F {
         a.map(|a| a as i32 as f32)
     }
@@ -65,24 +69,31 @@ unsafe impl Simd for Scalar {
     unsafe fn load(floats: &[f32; LANES]) -> Self::F {
         *floats
     }
+    #[inline(never)]
     unsafe fn load_half(halves: &[[u8; 2]; LANES]) -> Self::F {
         halves.map(|h| half::f16::from_le_bytes(h).to_f32())
     }
+    #[inline(never)]
     unsafe fn load_bfloat(halves: &[[u8; 2]; LANES]) -> Self::F {
         halves.map(|h| f32::from_bits(u32::from(u16::from_le_bytes(h)) << 16))
     }
+    #[inline(never)]
     unsafe fn load_bytes(bytes: &[u8; LANES]) -> Self::F {
         bytes.map(|b| f32::from(b as i8))
     }
+    #[inline(never)]
     unsafe fn load_words(words: &[[u8; 4]; LANES]) -> Self::I {
         words.map(u32::from_le_bytes)
     }
+    #[inline(never)]
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
         std::array::from_fn(|i| a[i] * b[i])
     }
+    #[inline(never)]
     unsafe fn mul_add(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
         std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
     }
+    #[inline(never)]
     unsafe fn gather_half(rows: &[*const u8; LANES], offset: usize) -> Self::F {
         rows.map(|row| {
             // SAFETY: the caller passes places of two bytes.
@@ -90,10 +101,12 @@ unsafe impl Simd for Scalar {
             half::f16::from_le_bytes(bytes).to_f32()
         })
     }
+    #[inline(never)]
     unsafe fn gather_4(rows: &[*const u8; LANES], offset: usize) -> Self::I {
         // SAFETY: the caller passes places of four bytes.
         rows.map(|row| unsafe { row.add(offset).cast::<u32>().read_unaligned() }.to_le())
     }
+    #[inline(never)]
     unsafe fn gather_16(rows: &[*const u8; LANES], offset: usize) -> [Self::I; 4] {
         // SAFETY: the caller passes places of sixteen bytes.
         std::array::from_fn(|k| unsafe { Self::gather_4(rows, offset + 4 * k) })
