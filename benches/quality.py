@@ -60,7 +60,9 @@ def mor(args, *command):
 
 def convert(args, ty, out):
     tokenizer = ["--tokenizer", args.tokenizer] if args.tokenizer else []
-    mor(args, "convert", args.base, "-o", out, "--type", ty, *tokenizer)
+    # llama.cpp knows no tiles; the results are the same bits.
+    layout = ["--layout", "rows"] if args.llama else []
+    mor(args, "convert", args.base, "-o", out, "--type", ty, *layout, *tokenizer)
 
 
 def threads(args):

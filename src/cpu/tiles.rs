@@ -403,17 +403,18 @@ mod plain {
             let bytes = std::slice::from_raw_parts(x.bytes(), GROUP);
             (bytes, x.scale(0), x.weighted(0))
         };
-        let columns = if kind.halves { GROUP / 2 } else { GROUP };
-        let scales = [group.scale[lane], group.other[lane]];
-        for (part, weight_scale) in (0..GROUP / columns).zip(scales) {
+        let words = if kind.halves { 4 } else { 8 };
+        let parts = group.numbers.chunks(words).zip(bytes.chunks(4 * words));
+        for ((numbers, bytes), weight_scale) in parts.zip([group.scale[lane], group.other[lane]]) {
             let mut whole = 0;
-            for column in part * columns..(part + 1) * columns {
-                let number = group.numbers[column / 4][lane].to_le_bytes()[column % 4];
-                let number = match kind.signed {
-                    true => i32::from(number as i8),
-                    false => i32::from(number),
-                };
-                whole += (number - kind.bias) * i32::from(bytes[column]);
+            for (number, bytes) in numbers.iter().zip(bytes.as_chunks::<4>().0) {
+                for (number, byte) in number[lane].to_le_bytes().into_iter().zip(bytes) {
+                    let number = match kind.signed {
+                        true => i32::from(number as i8),
+                        false => i32::from(number),
+                    };
+                    whole += (number - kind.bias) * i32::from(*byte);
+                }
             }
             *sum = (whole as f32 * weight_scale).mul_add(scale, *sum);
         }
