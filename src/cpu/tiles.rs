@@ -172,21 +172,22 @@ struct Out<'a> {
 impl Out<'_> {
     #[inline(always)]
     unsafe fn put<S: Simd>(&self, r: usize, sum: S::F) {
-        let mut lanes = [0.0; LANES];
-        // SAFETY: passed on.
+        // SAFETY: these outputs of every row belong to this task; the caller has the instruction set.
         unsafe {
-            S::store(sum, &mut lanes);
-            self.put_lanes(r, &lanes);
-        }
-    }
-
-    unsafe fn put_lanes(&self, r: usize, lanes: &[f32; LANES]) {
-        // SAFETY: these outputs of every row belong to this task.
-        let y = unsafe { self.y.slice(r * self.all + self.first, self.count) };
-        if self.add {
-            y.iter_mut().zip(lanes).for_each(|(y, lane)| *y += lane);
-        } else {
-            y.copy_from_slice(&lanes[..self.count]);
+            let y = self.y.slice(r * self.all + self.first, self.count);
+            if let [y] = y.as_chunks_mut::<LANES>().0 {
+                let sum = match self.add {
+                    true => S::mul_add(sum, S::splat_float(1.0), S::load(y)),
+                    false => sum,
+                };
+                S::store(sum, y);
+            } else {
+                let mut lanes = [0.0; LANES];
+                S::store(sum, &mut lanes);
+                for (y, lane) in y.iter_mut().zip(lanes) {
+                    *y = if self.add { *y + lane } else { lane };
+                }
+            }
         }
     }
 }
@@ -387,7 +388,7 @@ mod plain {
                 }
             }
             // SAFETY: passed on.
-            unsafe { out.put_lanes(row, &sums) };
+            unsafe { out.put::<Scalar>(row, sums) };
         }
     }
 
