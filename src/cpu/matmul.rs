@@ -366,7 +366,10 @@ mod tests {
                 // kernel rounds a few times for each group. Terms are below 32 · 8 in these cases.
                 let bound = 1e-6 * 256.0 * (columns / GROUP) as f64;
                 for (y, e) in plain.iter().zip(&expected) {
-                    assert!((f64::from(*y) - e).abs() < bound, "{ty} {rows}x{columns} n {n}: {y} and {e}");
+                    assert!(
+                        (f64::from(*y) - e).abs() < bound,
+                        "{ty} {rows}x{columns} n {n}: {y} and {e}"
+                    );
                 }
                 let size = expected.iter().map(|e| e.abs()).fold(0.0, f64::max);
                 assert!(
