@@ -19,28 +19,16 @@ pub(in crate::cpu) struct Neon<const HAS: u8>;
 /// Lanes 0 to 3, 4 to 7, 8 to 11 and 12 to 15.
 type Quad<T> = [T; 4];
 
-/// Sums in the making of four lanes: with dotprod both halves together are 32 bits a lane (the second
-/// is not used); without, four sums of sixteen bits for each of lanes 0 and 1, and of lanes 2 and 3.
+/// Sums in the making of four lanes, where there is no dotprod: four sums of sixteen bits for each of
+/// lanes 0 and 1, and of lanes 2 and 3.
 #[derive(Clone, Copy)]
 pub(in crate::cpu) struct Halves(int16x8_t, int16x8_t);
 
 /// Four products of signed bytes in each lane, added up.
 #[inline(always)]
 #[allow(unsafe_op_in_unsafe_fn)] // every line is an intrinsic of the set that the trait demands
-unsafe fn dot<const HAS: u8>(sum: Halves, w: int32x4_t, x: int8x16_t) -> Halves {
+unsafe fn dot(sum: Halves, w: int32x4_t, x: int8x16_t) -> Halves {
     let w = vreinterpretq_s8_s32(w);
-    if HAS >= DOTPROD {
-        let mut lanes = sum.0;
-        asm!(
-            ".arch_extension dotprod",
-            "sdot {sum:v}.4s, {w:v}.16b, {x:v}.16b",
-            sum = inout(vreg) lanes,
-            w = in(vreg) w,
-            x = in(vreg) x,
-            options(pure, nomem, nostack, preserves_flags)
-        );
-        return Halves(lanes, sum.1);
-    }
     let low = vmlal_s8(sum.0, vget_low_s8(w), vget_low_s8(x));
     let high = vmlal_high_s8(sum.1, w, x);
     Halves(low, high)
@@ -48,20 +36,76 @@ unsafe fn dot<const HAS: u8>(sum: Halves, w: int32x4_t, x: int8x16_t) -> Halves 
 
 #[inline(always)]
 #[allow(unsafe_op_in_unsafe_fn)] // as above
-unsafe fn start<const HAS: u8>(total: int32x4_t) -> Halves {
-    let zero = vdupq_n_s16(0);
-    match HAS {
-        PLAIN => Halves(zero, zero),
-        _ => Halves(vreinterpretq_s16_s32(total), zero),
+unsafe fn finish(sum: Halves, total: int32x4_t) -> int32x4_t {
+    vaddq_s32(total, vpaddq_s32(vpaddlq_s16(sum.0), vpaddlq_s16(sum.1)))
+}
+
+/// The same bytes, of which the compiler knows nothing.
+#[inline(always)]
+#[allow(unsafe_op_in_unsafe_fn)] // as above
+unsafe fn hidden_bytes(bytes: int8x16_t) -> int8x16_t {
+    let mut bytes = bytes;
+    asm!("/* {bytes:v} */", bytes = inout(vreg) bytes, options(pure, nomem, nostack, preserves_flags));
+    bytes
+}
+
+/// Four products of signed bytes in each lane, with the four bytes number `WORD` of `x`, added to
+/// `sum`.
+#[inline(always)]
+#[allow(unsafe_op_in_unsafe_fn)] // as above
+unsafe fn dot_word<const WORD: i32>(sum: int32x4_t, w: int32x4_t, x: int8x16_t) -> int32x4_t {
+    let mut sum = sum;
+    asm!(
+        ".arch_extension dotprod",
+        "sdot {sum:v}.4s, {w:v}.16b, {x:v}.4b[{word}]",
+        sum = inout(vreg) sum,
+        w = in(vreg) w,
+        x = in(vreg) x,
+        word = const WORD,
+        options(pure, nomem, nostack, preserves_flags)
+    );
+    sum
+}
+
+/// Adds the products of four columns: those of word `WORD` of each row's `x`.
+#[inline(always)]
+#[allow(unsafe_op_in_unsafe_fn)] // as above
+unsafe fn dot_words<const WORD: i32, const R: usize>(
+    totals: &mut [Quad<int32x4_t>; R],
+    w: Quad<int32x4_t>,
+    x: &[int8x16_t; R],
+) {
+    for (total, x) in totals.iter_mut().zip(x) {
+        for (total, w) in total.iter_mut().zip(w) {
+            *total = dot_word::<WORD>(*total, w, *x);
+        }
     }
 }
 
+/// [`Simd::dots`] with dotprod, for numbers in their plain order. An instruction picks four bytes out
+/// of a register, so sixteen activations are loaded at once.
 #[inline(always)]
 #[allow(unsafe_op_in_unsafe_fn)] // as above
-unsafe fn finish<const HAS: u8>(sum: Halves, total: int32x4_t) -> int32x4_t {
-    match HAS {
-        PLAIN => vaddq_s32(total, vpaddq_s32(vpaddlq_s16(sum.0), vpaddlq_s16(sum.1))),
-        _ => vreinterpretq_s32_s16(sum.0),
+unsafe fn dots_by_words<const HAS: u8, const R: usize>(
+    totals: &mut [Quad<int32x4_t>; R],
+    numbers: &[Quad<int32x4_t>; 8],
+    [from, to]: [usize; 2],
+    x: *const i8,
+) {
+    debug_assert!(from.is_multiple_of(4) && to.is_multiple_of(4));
+    // Hidden for the reason given in `dots_by_lanes`.
+    let end = if R > 1 { Neon::<HAS>::hidden(to) } else { to };
+    let mut k = from;
+    while k < end {
+        let mut words = [vdupq_n_s8(0); R];
+        for (r, words) in words.iter_mut().enumerate() {
+            *words = vld1q_s8(x.add(32 * r + 4 * k));
+        }
+        dot_words::<0, R>(totals, *numbers.get_unchecked(k), &words);
+        dot_words::<1, R>(totals, *numbers.get_unchecked(k + 1), &words);
+        dot_words::<2, R>(totals, *numbers.get_unchecked(k + 2), &words);
+        dot_words::<3, R>(totals, *numbers.get_unchecked(k + 3), &words);
+        k += 4;
     }
 }
 
@@ -158,6 +202,14 @@ macro_rules! four {
             $function($a[3], $b[3]),
         ]
     };
+    ($function:ident($a:expr, each $b:expr, all $c:expr)) => {
+        [
+            $function($a[0], $b[0], $c),
+            $function($a[1], $b[1], $c),
+            $function($a[2], $b[2], $c),
+            $function($a[3], $b[3], $c),
+        ]
+    };
     ($function:ident($a:expr, all $b:expr)) => {
         [
             $function($a[0], $b),
@@ -213,24 +265,18 @@ unsafe impl<const HAS: u8> Simd for Neon<HAS> {
         // The shift of signed numbers brings copies of the sign.
         four!(vshlq_s32(upper, all down))
     }
+    /// As [`Simd::dot`] and [`Simd::finish`] never used with dotprod: [`Simd::dots`] has another way.
     #[inline(always)]
-    unsafe fn start(total: Self::I) -> Self::Sum {
-        [
-            start::<HAS>(total[0]),
-            start::<HAS>(total[1]),
-            start::<HAS>(total[2]),
-            start::<HAS>(total[3]),
-        ]
+    unsafe fn start(_: Self::I) -> Self::Sum {
+        let zero = vdupq_n_s16(0);
+        [Halves(zero, zero); 4]
     }
     #[inline(always)]
     unsafe fn dot(sum: Self::Sum, w: Self::I, x: i32) -> Self::Sum {
-        let x = vreinterpretq_s8_s32(vdupq_n_s32(x));
-        [
-            dot::<HAS>(sum[0], w[0], x),
-            dot::<HAS>(sum[1], w[1], x),
-            dot::<HAS>(sum[2], w[2], x),
-            dot::<HAS>(sum[3], w[3], x),
-        ]
+        // Knowing that both halves are the same, the compiler would use the lower one alone, and move
+        // the weights' upper half down for it each time.
+        let x = hidden_bytes(vreinterpretq_s8_s32(vdupq_n_s32(x)));
+        four!(dot(sum, each w, all x))
     }
     #[inline(always)]
     unsafe fn dot_signed(sum: Self::Sum, w: Self::I, x: i32) -> Self::Sum {
@@ -238,12 +284,7 @@ unsafe impl<const HAS: u8> Simd for Neon<HAS> {
     }
     #[inline(always)]
     unsafe fn finish(sum: Self::Sum, total: Self::I) -> Self::I {
-        [
-            finish::<HAS>(sum[0], total[0]),
-            finish::<HAS>(sum[1], total[1]),
-            finish::<HAS>(sum[2], total[2]),
-            finish::<HAS>(sum[3], total[3]),
-        ]
+        four!(finish(sum, each total))
     }
     #[inline(always)]
     unsafe fn to_float(a: Self::I) -> Self::F {
@@ -395,19 +436,29 @@ unsafe impl<const HAS: u8> Simd for Neon<HAS> {
         steps: usize,
         x: *const i8,
     ) {
-        if HAS < I8MM || !ARRANGED {
+        if HAS == PLAIN {
             return dots_by_lanes::<Self, SIGNED, R>(totals, numbers, [from, to], steps, x);
+        }
+        if HAS < I8MM || !ARRANGED {
+            return dots_by_words::<HAS, R>(totals, numbers, [from, to], x);
         }
         const { assert!(R <= 4) };
         let pairs = R.div_ceil(2);
         // Of each pair of rows of activations, for each four lanes: a 2 × 2 matrix for rows 4q and
-        // 4q + 1, one for rows 4q + 2 and 4q + 3.
+        // 4q + 1, one for rows 4q + 2 and 4q + 3. An odd last row is its own partner.
+        let partners = |pair: usize| (2 * pair, (2 * pair + 1).min(R - 1));
         let mut sums = [[[vdupq_n_s32(0); 2]; 4]; 2];
+        for (pair, sums) in sums.iter_mut().enumerate().take(pairs) {
+            let (first, second) = partners(pair);
+            for (q, sum) in sums.iter_mut().enumerate() {
+                let (a, b) = (totals[first][q], totals[second][q]);
+                *sum = [vzip1q_s32(a, b), vzip2q_s32(a, b)];
+            }
+        }
         for j in from / 2..to / 2 {
             let at = x.add(8 * j);
             for (pair, sums) in sums.iter_mut().enumerate().take(pairs) {
-                // An odd last row is its own partner.
-                let (first, second) = (2 * pair, (2 * pair + 1).min(R - 1));
+                let (first, second) = partners(pair);
                 let x = vcombine_s8(vld1_s8(at.add(32 * first)), vld1_s8(at.add(32 * second)));
                 for (q, sum) in sums.iter_mut().enumerate() {
                     sum[0] = matrix_product(sum[0], numbers[2 * j][q], x);
@@ -417,11 +468,9 @@ unsafe impl<const HAS: u8> Simd for Neon<HAS> {
         }
         for (pair, sums) in sums.iter().enumerate().take(pairs) {
             for (q, [a, b]) in sums.iter().enumerate() {
-                let total = &mut totals[2 * pair][q];
-                *total = vaddq_s32(*total, vuzp1q_s32(*a, *b));
+                totals[2 * pair][q] = vuzp1q_s32(*a, *b);
                 if 2 * pair + 1 < R {
-                    let total = &mut totals[2 * pair + 1][q];
-                    *total = vaddq_s32(*total, vuzp2q_s32(*a, *b));
+                    totals[2 * pair + 1][q] = vuzp2q_s32(*a, *b);
                 }
             }
         }
