@@ -125,6 +125,34 @@ super::levels! {
     }
 }
 
+/// One group of columns of one row.
+pub(super) struct GroupRow {
+    pub bytes: [u8; GROUP],
+    pub scale: f32,
+    /// The scale times the sum.
+    pub weighted: f32,
+}
+
+impl GroupRow {
+    /// Group `index` of `row`, out of panels of `width` rows.
+    pub fn of(input: &Activations, width: usize, row: usize, index: usize) -> Self {
+        let (panel, slot) = (row / width, row % width);
+        let first = (panel * (input.columns / GROUP) + index) * width * GROUP_WORDS;
+        let group = &input.panels[first..][..width * GROUP_WORDS];
+        let float = |field: usize| f32::from_bits(group[(GROUP / 4 + field) * width + slot]);
+        let mut bytes = [0; GROUP];
+        let words = &group[slot * GROUP / 4..][..GROUP / 4];
+        for (bytes, word) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(words) {
+            *bytes = word.to_ne_bytes();
+        }
+        GroupRow {
+            bytes,
+            scale: float(0),
+            weighted: float(1),
+        }
+    }
+}
+
 /// One group of columns of a panel of `W` rows.
 #[derive(Clone, Copy)]
 pub(super) struct PanelGroup<const W: usize>(pub *const u32);

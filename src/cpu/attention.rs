@@ -8,7 +8,7 @@
 
 use super::levels;
 use super::ops::{exp, sum_of_lanes};
-use super::simd::{LANES, Level, Scalar, Simd};
+use super::simd::{LANES, Level, Rows, Scalar, Simd};
 #[cfg(target_arch = "aarch64")]
 use super::simd::{Neon, PLAIN};
 use super::team::{Disjoint, Team};
@@ -457,12 +457,15 @@ unsafe fn decode_values<S: Simd>(shape: &KvShape, values: &[u8], out: &mut [f32]
                 }
             }
             KvType::Q8_0 => {
-                let rows: [*const u8; LANES] =
-                    std::array::from_fn(|slot| values[slot * shape.value_bytes..].as_ptr());
+                let rows = Rows {
+                    start: values.as_ptr(),
+                    stride: shape.value_bytes,
+                    last: PAGE_TOKENS - 1,
+                };
                 let width = out.len() / PAGE_TOKENS;
                 for block in 0..width / 32 {
                     let mut scales = [0.0; LANES];
-                    S::store(S::gather_half(&rows, 34 * block), &mut scales);
+                    S::store(S::gather_half(rows, 34 * block), &mut scales);
                     for (slot, scale) in scales.iter().enumerate() {
                         let bytes = &values[slot * shape.value_bytes + 34 * block + 2..][..32];
                         let out = &mut out[slot * width + 32 * block..][..32];

@@ -1,7 +1,7 @@
 //! The block formats as sixteen rows see them: one function for each format, which takes a block
 //! apart into bytes, scales and minimums. What the numbers mean is in `src/quant`.
 
-use super::simd::{LANES, Simd};
+use super::simd::{LANES, Rows, Simd};
 
 /// Sixteen rows of a matrix at one block each: where the fields of the blocks are. `at` is a field's
 /// place in a block.
@@ -29,34 +29,30 @@ pub(super) trait Place: Copy {
 
 /// Rows one after the other, as GGUF has them.
 #[derive(Clone, Copy)]
-pub(super) struct InRows<'a> {
-    pub rows: &'a [*const u8; LANES],
-    /// Bytes from the rows' beginnings to the block.
-    pub offset: usize,
-}
+pub(super) struct InRows(pub Rows);
 
-impl Place for InRows<'_> {
+impl Place for InRows {
     #[inline(always)]
     fn after(self, bytes: usize) -> Self {
-        InRows {
-            rows: self.rows,
-            offset: self.offset + bytes,
-        }
+        InRows(Rows {
+            start: self.0.start.wrapping_add(bytes),
+            ..self.0
+        })
     }
     #[inline(always)]
     unsafe fn half<S: Simd>(self, at: usize) -> S::F {
         // SAFETY: passed on.
-        unsafe { S::gather_half(self.rows, self.offset + at) }
+        unsafe { S::gather_half(self.0, at) }
     }
     #[inline(always)]
     unsafe fn four<S: Simd>(self, at: usize) -> S::I {
         // SAFETY: passed on.
-        unsafe { S::gather_4(self.rows, self.offset + at) }
+        unsafe { S::gather_4(self.0, at) }
     }
     #[inline(always)]
     unsafe fn sixteen<S: Simd>(self, at: usize) -> [S::I; 4] {
         // SAFETY: passed on.
-        unsafe { S::gather_16(self.rows, self.offset + at) }
+        unsafe { S::gather_16(self.0, at) }
     }
 }
 

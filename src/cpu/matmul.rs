@@ -143,7 +143,7 @@ impl Work<'_> {
                 bytes,
                 input,
                 outputs: outputs.clone(),
-                scratch,
+                scratch: Disjoint::new(scratch),
                 y: &self.y,
                 add: self.add,
             };
@@ -163,7 +163,7 @@ impl Work<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::activations::{GROUP_WORDS, panel_words, prepare, width};
+    use super::super::activations::{GroupRow, panel_words, prepare, width};
     use super::*;
     use crate::cpu::thread::ThreadParams;
     use crate::model::Matrix;
@@ -313,16 +313,12 @@ mod tests {
         if input.panels.is_empty() {
             return input.x.iter().map(|x| f64::from(*x)).collect();
         }
-        let (width, groups) = (width(level, input.n), input.columns / GROUP);
         let mut all = Vec::new();
         for row in 0..input.n {
-            let (panel, slot) = (row / width, row % width);
-            for g in 0..groups {
-                let group = &input.panels[(panel * groups + g) * width * GROUP_WORDS..];
-                let scale = f64::from(f32::from_bits(group[GROUP / 4 * width + slot]));
-                let own = &group[slot * GROUP / 4..][..GROUP / 4];
-                let bytes = own.iter().flat_map(|w| w.to_ne_bytes());
-                all.extend(bytes.map(|b| f64::from(b as i8) * scale));
+            for group in 0..input.columns / GROUP {
+                let group = GroupRow::of(input, width(level, input.n), row, group);
+                let worth = |byte: &u8| f64::from(*byte as i8) * f64::from(group.scale);
+                all.extend(group.bytes.iter().map(worth));
             }
         }
         all

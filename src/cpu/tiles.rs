@@ -1,14 +1,14 @@
 //! Products of quantized matrices, sixteen rows at a time: the kernels behind `matmul.rs`, written once
 //! for all instruction sets and block formats. The order of every sum is told there.
 
-use super::activations::{Activations, GROUP, GROUP_WORDS, PanelGroup, width};
+use super::activations::{Activations, GROUP, GROUP_WORDS, GroupRow, PanelGroup, width};
 use super::blocks::{
     Format, Group, InRows, InTile, Place, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0,
 };
 use super::matmul::GROUP_BYTES;
 #[cfg(target_arch = "aarch64")]
 use super::simd::{DOTPROD, I8MM, Neon, PLAIN};
-use super::simd::{LANES, Level, Scalar, Simd};
+use super::simd::{LANES, Level, Rows, Scalar, Simd};
 use super::team::Disjoint;
 use crate::model::Matrix;
 use crate::quant::TensorType;
@@ -20,7 +20,7 @@ pub(super) struct Tiles<'a> {
     pub bytes: &'a [u8],
     pub input: &'a Activations<'a>,
     pub outputs: std::ops::Range<usize>,
-    pub scratch: &'a mut [u8],
+    pub scratch: Disjoint<'a, u8>,
     /// [n, rows of the matrix]
     pub y: &'a Disjoint<'a, f32>,
     /// Whether results are added to what is there.
@@ -58,7 +58,7 @@ impl Tiles<'_> {
         match level {
             // SAFETY: a `Level` is had only by a machine that has its instruction set; the sizes
             // were checked in `run`.
-            Level::Scalar => unsafe { run_tiles::<Scalar, T, 1>(self) },
+            Level::Scalar => unsafe { plain::tiles::<T>(&self, 1) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Level::Avx2 => unsafe { tiles_avx2::<T>(self) },
@@ -112,47 +112,38 @@ unsafe fn run_tiles<S: Simd, T: Format, const R: usize>(tiles: Tiles) {
     const { assert!(size_of::<Group<S>>() <= GROUP_BYTES && align_of::<Group<S>>() <= 64) };
     let Tiles { weight, input, .. } = tiles;
     let row_bytes = weight.row_bytes;
-    let unpacked = tiles.scratch.as_mut_ptr().cast::<Group<S>>();
+    let unpacked = tiles
+        .scratch
+        .pointer(0, tiles.scratch.len())
+        .cast::<Group<S>>();
     for first in tiles.outputs.clone().step_by(LANES) {
-        let count = (tiles.outputs.end - first).min(LANES);
-        let out = Out {
-            first,
-            count,
-            all: weight.rows,
-            y: tiles.y,
-            add: tiles.add,
-        };
+        if tiles.outputs.end - first < LANES {
+            let width = if input.n == 1 { 1 } else { R };
+            // SAFETY: passed on.
+            return unsafe { plain::tile::<T>(&tiles, first, width) };
+        }
+        let out = Out::new(&tiles, first);
         // SAFETY: inside the matrix's bytes, as `run` has checked.
         let start = unsafe { tiles.bytes.as_ptr().add(first * row_bytes) };
-        // Lanes beyond the last row do its work again, for nobody.
-        let rows: [*const u8; LANES] =
-            std::array::from_fn(|lane| start.wrapping_add(lane.min(count - 1) * row_bytes));
-        let in_rows = InRows {
-            rows: &rows,
-            offset: 0,
-        };
+        let in_rows = InRows(Rows {
+            start,
+            stride: row_bytes,
+            last: LANES - 1,
+        });
         let in_tile = InTile(start);
         let blocks = row_bytes / T::BYTES;
         // SAFETY: the rows, or the tile, are whole, and the activations have `n` rows, as `run` has
         // checked.
         unsafe {
-            let (is_tile, groups) = (weight.is_tile(first), blocks * T::GROUPS);
-            match (input.n, is_tile) {
-                _ if S::PLAIN => {
-                    let place = if is_tile { Ok(in_tile) } else { Err(in_rows) };
-                    unpack::<S, T, _>(place, blocks, unpacked);
-                }
+            match (input.n, weight.is_tile(first)) {
                 (1, false) => sum_packed::<S, T, _>(in_rows, start, blocks, input, &out),
                 (1, true) => sum_packed::<S, T, _>(in_tile, start, blocks, input, &out),
                 (_, false) => unpack::<S, T, _>(in_rows, blocks, unpacked),
                 (_, true) => unpack::<S, T, _>(in_tile, blocks, unpacked),
             }
-            if S::PLAIN {
-                let groups = std::slice::from_raw_parts(unpacked.cast(), groups);
-                plain::sum(plain::Kind::of::<T>(), groups, input, &out);
-            } else if input.n > 1 {
+            if input.n > 1 {
                 for panel in 0..input.n.div_ceil(R) {
-                    sum_unpacked::<S, T, R>(unpacked, groups, input, panel, &out);
+                    sum_unpacked::<S, T, R>(unpacked, blocks * T::GROUPS, input, panel, &out);
                 }
             }
         }
@@ -169,7 +160,17 @@ struct Out<'a> {
     add: bool,
 }
 
-impl Out<'_> {
+impl<'a> Out<'a> {
+    fn new(tiles: &Tiles<'a>, first: usize) -> Self {
+        Out {
+            first,
+            count: (tiles.outputs.end - first).min(LANES),
+            all: tiles.weight.rows,
+            y: tiles.y,
+            add: tiles.add,
+        }
+    }
+
     #[inline(always)]
     unsafe fn put<S: Simd>(&self, r: usize, sum: S::F) {
         // SAFETY: these outputs of every row belong to this task; the caller has the instruction set.
@@ -351,40 +352,73 @@ unsafe fn add_scaled<S: Simd, const R: usize>(
     }
 }
 
-/// The sums in plain words, for any format: what the other instruction sets are measured by.
+/// The same in plain words, for any format: what the other instruction sets are measured by, and what
+/// does the last rows of a matrix where they are fewer than sixteen.
 mod plain {
     use super::*;
 
+    /// # Safety
+    /// As [`run_tiles`]; panels have `width` rows.
+    pub unsafe fn tiles<T: Format>(tiles: &Tiles, width: usize) {
+        for first in tiles.outputs.clone().step_by(LANES) {
+            // SAFETY: passed on.
+            unsafe { tile::<T>(tiles, first, width) };
+        }
+    }
+
+    /// # Safety
+    /// As above; `first` is one of the outputs.
+    pub unsafe fn tile<T: Format>(tiles: &Tiles, first: usize, width: usize) {
+        let out = Out::new(tiles, first);
+        let row_bytes = tiles.weight.row_bytes;
+        let start = tiles.bytes[first * row_bytes..].as_ptr();
+        // Lanes beyond the last row do its work again, for nobody.
+        let in_rows = InRows(Rows {
+            start,
+            stride: row_bytes,
+            last: out.count - 1,
+        });
+        let place = match tiles.weight.is_tile(first) {
+            true => Ok(InTile(start)),
+            false => Err(in_rows),
+        };
+        let blocks = row_bytes / T::BYTES;
+        let unpacked = tiles.scratch.pointer(0, tiles.scratch.len()).cast();
+        let kind = Kind {
+            bias: T::BIAS,
+            signed: T::SIGNED,
+            halves: T::HALVES,
+            minimums: T::MINIMUMS,
+        };
+        // SAFETY: whole blocks, and scratch for them, as `run` has checked.
+        unsafe {
+            unpack::<Scalar, T, _>(place, blocks, unpacked);
+            let groups = std::slice::from_raw_parts(unpacked, blocks * T::GROUPS);
+            sum(kind, groups, tiles.input, width, &out);
+        }
+    }
+
     /// What a format's numbers mean.
-    pub struct Kind {
+    struct Kind {
         bias: i32,
         signed: bool,
         halves: bool,
         minimums: bool,
     }
 
-    impl Kind {
-        pub fn of<T: Format>() -> Self {
-            Kind {
-                bias: T::BIAS,
-                signed: T::SIGNED,
-                halves: T::HALVES,
-                minimums: T::MINIMUMS,
-            }
-        }
-    }
-
-    /// # Safety
-    /// The activations have a group for each of `groups`, and `out` has a place for each row.
-    pub unsafe fn sum(kind: Kind, groups: &[Group<Scalar>], input: &Activations, out: &Out) {
+    unsafe fn sum(
+        kind: Kind,
+        groups: &[Group<Scalar>],
+        input: &Activations,
+        width: usize,
+        out: &Out,
+    ) {
         for row in 0..input.n {
             let mut sums = [0.0f32; LANES];
             for (index, group) in groups.iter().enumerate() {
-                let at = (row * groups.len() + index) * GROUP_WORDS;
-                let x = PanelGroup::<1>(input.panels[at..][..GROUP_WORDS].as_ptr());
+                let x = GroupRow::of(input, width, row, index);
                 for (lane, sum) in sums.iter_mut().enumerate() {
-                    // SAFETY: a whole group, by the line above.
-                    unsafe { add(&kind, group, lane, x, sum) };
+                    add(&kind, group, lane, &x, sum);
                 }
             }
             // SAFETY: passed on.
@@ -392,20 +426,9 @@ mod plain {
         }
     }
 
-    unsafe fn add(
-        kind: &Kind,
-        group: &Group<Scalar>,
-        lane: usize,
-        x: PanelGroup<1>,
-        sum: &mut f32,
-    ) {
-        // SAFETY: the caller's group is whole: 32 bytes of activations and what belongs to them.
-        let (bytes, scale, weighted) = unsafe {
-            let bytes = std::slice::from_raw_parts(x.bytes(), GROUP);
-            (bytes, x.scale(0), x.weighted(0))
-        };
+    fn add(kind: &Kind, group: &Group<Scalar>, lane: usize, x: &GroupRow, sum: &mut f32) {
         let words = if kind.halves { 4 } else { 8 };
-        let parts = group.numbers.chunks(words).zip(bytes.chunks(4 * words));
+        let parts = group.numbers.chunks(words).zip(x.bytes.chunks(4 * words));
         for ((numbers, bytes), weight_scale) in parts.zip([group.scale[lane], group.other[lane]]) {
             let mut whole = 0;
             for (number, bytes) in numbers.iter().zip(bytes.as_chunks::<4>().0) {
@@ -414,13 +437,13 @@ mod plain {
                         true => i32::from(number as i8),
                         false => i32::from(number),
                     };
-                    whole += (number - kind.bias) * i32::from(*byte);
+                    whole += (number - kind.bias) * i32::from(*byte as i8);
                 }
             }
-            *sum = (whole as f32 * weight_scale).mul_add(scale, *sum);
+            *sum = (whole as f32 * weight_scale).mul_add(x.scale, *sum);
         }
         if kind.minimums {
-            *sum = group.other[lane].mul_add(weighted, *sum);
+            *sum = group.other[lane].mul_add(x.weighted, *sum);
         }
     }
 }

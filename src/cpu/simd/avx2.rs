@@ -1,6 +1,6 @@
 //! AVX2: two registers are sixteen lanes.
 
-use super::{LANES, Simd, dots_by_lanes};
+use super::{LANES, Rows, Simd, dots_by_lanes};
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
@@ -132,21 +132,21 @@ unsafe impl Simd for Avx2 {
         [_mm256_fmadd_ps(a, c, e), _mm256_fmadd_ps(b, d, f)]
     }
     #[inline(always)]
-    unsafe fn gather_half(rows: &[*const u8; LANES], offset: usize) -> Self::F {
+    unsafe fn gather_half(rows: Rows, offset: usize) -> Self::F {
         [
             _mm256_cvtph_ps(eight_halves(rows, 0, offset)),
             _mm256_cvtph_ps(eight_halves(rows, 8, offset)),
         ]
     }
     #[inline(always)]
-    unsafe fn gather_4(rows: &[*const u8; LANES], offset: usize) -> Self::I {
+    unsafe fn gather_4(rows: Rows, offset: usize) -> Self::I {
         [
             _mm256_set_m128i(four_words(rows, 4, offset), four_words(rows, 0, offset)),
             _mm256_set_m128i(four_words(rows, 12, offset), four_words(rows, 8, offset)),
         ]
     }
     #[inline(always)]
-    unsafe fn gather_16(rows: &[*const u8; LANES], offset: usize) -> [Self::I; 4] {
+    unsafe fn gather_16(rows: Rows, offset: usize) -> [Self::I; 4] {
         let (low, high) = (eight_rows(rows, 0, offset), eight_rows(rows, 8, offset));
         [
             [low[0], high[0]],
@@ -216,49 +216,45 @@ unsafe impl Simd for Avx2 {
 /// to wait for it.
 #[inline(always)]
 #[allow(unsafe_op_in_unsafe_fn)] // as above
-pub(super) unsafe fn eight_halves(
-    rows: &[*const u8; LANES],
-    first: usize,
-    offset: usize,
-) -> __m128i {
+pub(super) unsafe fn eight_halves(rows: Rows, first: usize, offset: usize) -> __m128i {
     _mm_set_epi16(
-        rows[first + 7].add(offset).cast::<i16>().read_unaligned(),
-        rows[first + 6].add(offset).cast::<i16>().read_unaligned(),
-        rows[first + 5].add(offset).cast::<i16>().read_unaligned(),
-        rows[first + 4].add(offset).cast::<i16>().read_unaligned(),
-        rows[first + 3].add(offset).cast::<i16>().read_unaligned(),
-        rows[first + 2].add(offset).cast::<i16>().read_unaligned(),
-        rows[first + 1].add(offset).cast::<i16>().read_unaligned(),
-        rows[first].add(offset).cast::<i16>().read_unaligned(),
+        rows.at(first + 7, offset).cast::<i16>().read_unaligned(),
+        rows.at(first + 6, offset).cast::<i16>().read_unaligned(),
+        rows.at(first + 5, offset).cast::<i16>().read_unaligned(),
+        rows.at(first + 4, offset).cast::<i16>().read_unaligned(),
+        rows.at(first + 3, offset).cast::<i16>().read_unaligned(),
+        rows.at(first + 2, offset).cast::<i16>().read_unaligned(),
+        rows.at(first + 1, offset).cast::<i16>().read_unaligned(),
+        rows.at(first, offset).cast::<i16>().read_unaligned(),
     )
 }
 
 /// Four bytes of each of four rows.
 #[inline(always)]
 #[allow(unsafe_op_in_unsafe_fn)] // as above
-pub(super) unsafe fn four_words(rows: &[*const u8; LANES], first: usize, offset: usize) -> __m128i {
+pub(super) unsafe fn four_words(rows: Rows, first: usize, offset: usize) -> __m128i {
     _mm_set_epi32(
-        rows[first + 3].add(offset).cast::<i32>().read_unaligned(),
-        rows[first + 2].add(offset).cast::<i32>().read_unaligned(),
-        rows[first + 1].add(offset).cast::<i32>().read_unaligned(),
-        rows[first].add(offset).cast::<i32>().read_unaligned(),
+        rows.at(first + 3, offset).cast::<i32>().read_unaligned(),
+        rows.at(first + 2, offset).cast::<i32>().read_unaligned(),
+        rows.at(first + 1, offset).cast::<i32>().read_unaligned(),
+        rows.at(first, offset).cast::<i32>().read_unaligned(),
     )
 }
 
 /// Rows i and 4 + i, so that a transposition stays inside 128 bits.
 #[inline(always)]
 #[allow(unsafe_op_in_unsafe_fn)] // as above
-unsafe fn two_rows(rows: &[*const u8; LANES], i: usize, offset: usize) -> __m256i {
+unsafe fn two_rows(rows: Rows, i: usize, offset: usize) -> __m256i {
     _mm256_set_m128i(
-        _mm_loadu_si128(rows[4 + i].add(offset).cast()),
-        _mm_loadu_si128(rows[i].add(offset).cast()),
+        _mm_loadu_si128(rows.at(4 + i, offset).cast()),
+        _mm_loadu_si128(rows.at(i, offset).cast()),
     )
 }
 
 /// 16 bytes of each of eight rows: bytes 0 to 3 in the first result, and so on.
 #[inline(always)]
 #[allow(unsafe_op_in_unsafe_fn)] // as above
-unsafe fn eight_rows(rows: &[*const u8; LANES], first: usize, offset: usize) -> [__m256i; 4] {
+unsafe fn eight_rows(rows: Rows, first: usize, offset: usize) -> [__m256i; 4] {
     let (a, b) = (
         two_rows(rows, first, offset),
         two_rows(rows, first + 1, offset),

@@ -1,7 +1,7 @@
 //! AVX-512 with VNNI: a register is sixteen lanes.
 
 use super::avx2::{eight_halves, four_words};
-use super::{LANES, Simd};
+use super::{LANES, Rows, Simd};
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
@@ -103,18 +103,18 @@ unsafe impl Simd for Avx512 {
         _mm512_fmadd_ps(a, b, c)
     }
     #[inline(always)]
-    unsafe fn gather_half(rows: &[*const u8; LANES], offset: usize) -> __m512 {
+    unsafe fn gather_half(rows: Rows, offset: usize) -> __m512 {
         let (low, high) = (eight_halves(rows, 0, offset), eight_halves(rows, 8, offset));
         _mm512_cvtph_ps(_mm256_set_m128i(high, low))
     }
     #[inline(always)]
-    unsafe fn gather_4(rows: &[*const u8; LANES], offset: usize) -> __m512i {
+    unsafe fn gather_4(rows: Rows, offset: usize) -> __m512i {
         let low = _mm256_set_m128i(four_words(rows, 4, offset), four_words(rows, 0, offset));
         let high = _mm256_set_m128i(four_words(rows, 12, offset), four_words(rows, 8, offset));
         _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
     }
     #[inline(always)]
-    unsafe fn gather_16(rows: &[*const u8; LANES], offset: usize) -> [__m512i; 4] {
+    unsafe fn gather_16(rows: Rows, offset: usize) -> [__m512i; 4] {
         let (a, b) = (every_fourth(rows, 0, offset), every_fourth(rows, 1, offset));
         let (c, d) = (every_fourth(rows, 2, offset), every_fourth(rows, 3, offset));
         let (ab0, ab1) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
@@ -139,9 +139,9 @@ unsafe impl Simd for Avx512 {
 /// The 16 bytes of rows i, 4 + i, 8 + i and 12 + i, so that a transposition stays inside 128 bits.
 #[inline(always)]
 #[allow(unsafe_op_in_unsafe_fn)] // as above
-unsafe fn every_fourth(rows: &[*const u8; LANES], i: usize, offset: usize) -> __m512i {
-    let z = _mm512_castsi128_si512(_mm_loadu_si128(rows[i].add(offset).cast()));
-    let z = _mm512_inserti32x4::<1>(z, _mm_loadu_si128(rows[4 + i].add(offset).cast()));
-    let z = _mm512_inserti32x4::<2>(z, _mm_loadu_si128(rows[8 + i].add(offset).cast()));
-    _mm512_inserti32x4::<3>(z, _mm_loadu_si128(rows[12 + i].add(offset).cast()))
+unsafe fn every_fourth(rows: Rows, i: usize, offset: usize) -> __m512i {
+    let z = _mm512_castsi128_si512(_mm_loadu_si128(rows.at(i, offset).cast()));
+    let z = _mm512_inserti32x4::<1>(z, _mm_loadu_si128(rows.at(4 + i, offset).cast()));
+    let z = _mm512_inserti32x4::<2>(z, _mm_loadu_si128(rows.at(8 + i, offset).cast()));
+    _mm512_inserti32x4::<3>(z, _mm_loadu_si128(rows.at(12 + i, offset).cast()))
 }

@@ -98,6 +98,28 @@ impl Level {
     }
 }
 
+/// Where sixteen rows lie in memory.
+#[derive(Clone, Copy)]
+pub(super) struct Rows {
+    pub start: *const u8,
+    /// Bytes from one row to the next. (Not sixteen pointers: they would take up all registers.)
+    pub stride: usize,
+    /// The last row that is there; only [`Scalar`] heeds it, the others need all sixteen.
+    pub last: usize,
+}
+
+impl Rows {
+    /// The place `offset` bytes into a row.
+    #[inline(always)]
+    pub fn at(self, row: usize, offset: usize) -> *const u8 {
+        let four = self
+            .start
+            .wrapping_add(offset)
+            .wrapping_add(row / 4 * (4 * self.stride));
+        four.wrapping_add(row % 4 * self.stride)
+    }
+}
+
 /// Sixteen lanes of 32 bits: as whole numbers, as four bytes each, or as floats.
 ///
 /// # Safety
@@ -157,11 +179,11 @@ pub(super) unsafe trait Simd: Copy {
     /// `a · b + c`, rounded once.
     unsafe fn mul_add(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// The half-precision number at each of sixteen places.
-    unsafe fn gather_half(rows: &[*const u8; LANES], offset: usize) -> Self::F;
+    unsafe fn gather_half(rows: Rows, offset: usize) -> Self::F;
     /// The four bytes at each of sixteen places.
-    unsafe fn gather_4(rows: &[*const u8; LANES], offset: usize) -> Self::I;
+    unsafe fn gather_4(rows: Rows, offset: usize) -> Self::I;
     /// Sixteen bytes at each of sixteen places: bytes 0 to 3 in the first result, and so on.
-    unsafe fn gather_16(rows: &[*const u8; LANES], offset: usize) -> [Self::I; 4];
+    unsafe fn gather_16(rows: Rows, offset: usize) -> [Self::I; 4];
     unsafe fn store(a: Self::F, out: &mut [f32; LANES]);
     /// Asks for the cache line at an address, which need not be one.
     unsafe fn prefetch(address: *const u8);

@@ -2,7 +2,7 @@
 //! phones since 2018, Jetson Orin; i8mm: phones since 2021) to be one instruction. Those, and the
 //! conversion from half precision, have no stable intrinsics, so they are written as assembly.
 
-use super::{LANES, Simd, dots_by_lanes};
+use super::{LANES, Rows, Simd, dots_by_lanes};
 use std::arch::aarch64::*;
 use std::arch::asm;
 
@@ -142,13 +142,13 @@ unsafe fn to_single(halves: uint16x4_t) -> float32x4_t {
 /// Two bytes of each of four rows.
 #[inline(always)]
 #[allow(unsafe_op_in_unsafe_fn)] // as above
-unsafe fn four_halves(rows: &[*const u8; LANES], first: usize, offset: usize) -> float32x4_t {
+unsafe fn four_halves(rows: Rows, first: usize, offset: usize) -> float32x4_t {
     let halves = vdup_n_u16(0);
-    let halves = vld1_lane_u16::<0>(rows[first].add(offset).cast(), halves);
-    let halves = vld1_lane_u16::<1>(rows[first + 1].add(offset).cast(), halves);
-    let halves = vld1_lane_u16::<2>(rows[first + 2].add(offset).cast(), halves);
+    let halves = vld1_lane_u16::<0>(rows.at(first, offset).cast(), halves);
+    let halves = vld1_lane_u16::<1>(rows.at(first + 1, offset).cast(), halves);
+    let halves = vld1_lane_u16::<2>(rows.at(first + 2, offset).cast(), halves);
     to_single(vld1_lane_u16::<3>(
-        rows[first + 3].add(offset).cast(),
+        rows.at(first + 3, offset).cast(),
         halves,
     ))
 }
@@ -156,22 +156,22 @@ unsafe fn four_halves(rows: &[*const u8; LANES], first: usize, offset: usize) ->
 /// Four bytes of each of four rows.
 #[inline(always)]
 #[allow(unsafe_op_in_unsafe_fn)] // as above
-unsafe fn four_words(rows: &[*const u8; LANES], first: usize, offset: usize) -> int32x4_t {
+unsafe fn four_words(rows: Rows, first: usize, offset: usize) -> int32x4_t {
     let words = vdupq_n_s32(0);
-    let words = vld1q_lane_s32::<0>(rows[first].add(offset).cast(), words);
-    let words = vld1q_lane_s32::<1>(rows[first + 1].add(offset).cast(), words);
-    let words = vld1q_lane_s32::<2>(rows[first + 2].add(offset).cast(), words);
-    vld1q_lane_s32::<3>(rows[first + 3].add(offset).cast(), words)
+    let words = vld1q_lane_s32::<0>(rows.at(first, offset).cast(), words);
+    let words = vld1q_lane_s32::<1>(rows.at(first + 1, offset).cast(), words);
+    let words = vld1q_lane_s32::<2>(rows.at(first + 2, offset).cast(), words);
+    vld1q_lane_s32::<3>(rows.at(first + 3, offset).cast(), words)
 }
 
 /// Sixteen bytes of each of four rows: bytes 0 to 3 in the first result, and so on.
 #[inline(always)]
 #[allow(unsafe_op_in_unsafe_fn)] // as above
-unsafe fn four_rows(rows: &[*const u8; LANES], first: usize, offset: usize) -> Quad<int32x4_t> {
-    let a = vld1q_s32(rows[first].add(offset).cast());
-    let b = vld1q_s32(rows[first + 1].add(offset).cast());
-    let c = vld1q_s32(rows[first + 2].add(offset).cast());
-    let d = vld1q_s32(rows[first + 3].add(offset).cast());
+unsafe fn four_rows(rows: Rows, first: usize, offset: usize) -> Quad<int32x4_t> {
+    let a = vld1q_s32(rows.at(first, offset).cast());
+    let b = vld1q_s32(rows.at(first + 1, offset).cast());
+    let c = vld1q_s32(rows.at(first + 2, offset).cast());
+    let d = vld1q_s32(rows.at(first + 3, offset).cast());
     let even_ab = vreinterpretq_s64_s32(vtrn1q_s32(a, b));
     let odd_ab = vreinterpretq_s64_s32(vtrn2q_s32(a, b));
     let even_cd = vreinterpretq_s64_s32(vtrn1q_s32(c, d));
@@ -360,7 +360,7 @@ unsafe impl<const HAS: u8> Simd for Neon<HAS> {
         ]
     }
     #[inline(always)]
-    unsafe fn gather_half(rows: &[*const u8; LANES], offset: usize) -> Self::F {
+    unsafe fn gather_half(rows: Rows, offset: usize) -> Self::F {
         [
             four_halves(rows, 0, offset),
             four_halves(rows, 4, offset),
@@ -369,7 +369,7 @@ unsafe impl<const HAS: u8> Simd for Neon<HAS> {
         ]
     }
     #[inline(always)]
-    unsafe fn gather_4(rows: &[*const u8; LANES], offset: usize) -> Self::I {
+    unsafe fn gather_4(rows: Rows, offset: usize) -> Self::I {
         [
             four_words(rows, 0, offset),
             four_words(rows, 4, offset),
@@ -378,7 +378,7 @@ unsafe impl<const HAS: u8> Simd for Neon<HAS> {
         ]
     }
     #[inline(always)]
-    unsafe fn gather_16(rows: &[*const u8; LANES], offset: usize) -> [Self::I; 4] {
+    unsafe fn gather_16(rows: Rows, offset: usize) -> [Self::I; 4] {
         let (a, b) = (four_rows(rows, 0, offset), four_rows(rows, 4, offset));
         let (c, d) = (four_rows(rows, 8, offset), four_rows(rows, 12, offset));
         [

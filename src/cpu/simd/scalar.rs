@@ -1,7 +1,7 @@
 //! Plain Rust, lane by lane. Nothing of it is inlined into the kernels: sixteen lanes of everything would
 //! be by far the largest part of the library, for machines that are by far the rarest.
 
-use super::{LANES, Simd};
+use super::{LANES, Rows, Simd};
 
 #[derive(Clone, Copy)]
 pub(in crate::cpu) struct Scalar;
@@ -94,20 +94,24 @@ unsafe impl Simd for Scalar {
         std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
     }
     #[inline(never)]
-    unsafe fn gather_half(rows: &[*const u8; LANES], offset: usize) -> Self::F {
-        rows.map(|row| {
+    unsafe fn gather_half(rows: Rows, offset: usize) -> Self::F {
+        std::array::from_fn(|row| {
+            let place = rows.at(row.min(rows.last), offset);
             // SAFETY: the caller passes places of two bytes.
-            let bytes = unsafe { row.add(offset).cast::<[u8; 2]>().read_unaligned() };
+            let bytes = unsafe { place.cast::<[u8; 2]>().read_unaligned() };
             half::f16::from_le_bytes(bytes).to_f32()
         })
     }
     #[inline(never)]
-    unsafe fn gather_4(rows: &[*const u8; LANES], offset: usize) -> Self::I {
-        // SAFETY: the caller passes places of four bytes.
-        rows.map(|row| unsafe { row.add(offset).cast::<u32>().read_unaligned() }.to_le())
+    unsafe fn gather_4(rows: Rows, offset: usize) -> Self::I {
+        map(|row| {
+            let place = rows.at(row.min(rows.last), offset);
+            // SAFETY: the caller passes places of four bytes.
+            unsafe { place.cast::<u32>().read_unaligned() }.to_le()
+        })
     }
     #[inline(never)]
-    unsafe fn gather_16(rows: &[*const u8; LANES], offset: usize) -> [Self::I; 4] {
+    unsafe fn gather_16(rows: Rows, offset: usize) -> [Self::I; 4] {
         // SAFETY: the caller passes places of sixteen bytes.
         std::array::from_fn(|k| unsafe { Self::gather_4(rows, offset + 4 * k) })
     }
