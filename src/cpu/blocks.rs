@@ -11,6 +11,15 @@ use super::simd::{LANES, Rows, Simd};
 pub(super) trait Place: Copy {
     /// The place `bytes` further on in each row.
     fn after(self, bytes: usize) -> Self;
+    /// The same place, of which the compiler forgets where its rows are: it would keep each row's
+    /// address in a register, and has too few.
+    ///
+    /// # Safety
+    /// As for all functions.
+    #[inline(always)]
+    unsafe fn forgotten<S: Simd>(self) -> Self {
+        self
+    }
     /// A half-precision number of each row.
     unsafe fn half<S: Simd>(self, at: usize) -> S::F;
     /// Four bytes of each row.
@@ -32,6 +41,14 @@ pub(super) trait Place: Copy {
 pub(super) struct InRows(pub Rows);
 
 impl Place for InRows {
+    #[inline(always)]
+    unsafe fn forgotten<S: Simd>(self) -> Self {
+        InRows(Rows {
+            // SAFETY: passed on.
+            stride: unsafe { S::hidden(self.0.stride) },
+            ..self.0
+        })
+    }
     #[inline(always)]
     fn after(self, bytes: usize) -> Self {
         InRows(Rows {

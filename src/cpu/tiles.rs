@@ -222,7 +222,9 @@ unsafe fn sum_packed<S: Simd, T: Format, P: Place>(
     // SAFETY: passed on.
     unsafe {
         let mut sums = [S::splat_float(0.0)];
+        let mut rows = rows;
         for block in 0..blocks {
+            rows = rows.forgotten::<S>();
             // The next tile's bytes, as many as this step takes.
             let next = start.wrapping_add(LANES * (blocks + block) * T::BYTES);
             for line in 0..(LANES * T::BYTES).div_ceil(64) {
