@@ -5,7 +5,7 @@
 //! while slows no single line down.
 
 use mor::KvType;
-use mor::cpu::bench::{LongAttention, MatrixProduct, levels};
+use mor::cpu::bench::{Barrier, LongAttention, MatrixProduct, levels};
 use mor::quant::TensorType;
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,7 @@ fn main() {
         matrix_products(&set, &mut lines);
         attentions(&set, &mut lines);
     }
+    barriers(&mut lines);
     lines.retain(|line| words.iter().all(|word| line.text.contains(word.as_str())));
     for _ in 0..ROUNDS {
         for line in &mut lines {
@@ -115,5 +116,22 @@ fn attentions(set: &str, lines: &mut Vec<Line>) {
                 best: f64::INFINITY,
             });
         }
+    }
+}
+
+/// What it costs to share an operation, beside the operation.
+fn barriers(lines: &mut Vec<Line>) {
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    for threads in [2, 4, 8].into_iter().filter(|n| *n <= cores) {
+        let Some(mut barrier) = Barrier::new(threads) else {
+            continue;
+        };
+        lines.push(Line {
+            text: format!("barrier threads={threads}"),
+            products: 0.0,
+            bytes: 0.0,
+            run: Box::new(move || barrier.run()),
+            best: f64::INFINITY,
+        });
     }
 }

@@ -1,12 +1,10 @@
-//! Ends a generation from another thread.
+//! Ends a long prompt from another thread. (A generation ends so too, with `Finish::Cancelled`.)
 //!
 //!     cargo run --release --example cancel -- models/austen-mor-5m-q8_0.gguf
 //!
 //! The same program in C is `examples/c/cancel.c`.
 
-use mor::generate::GenerateParams;
-use mor::{Model, Session, SessionParams};
-use std::ops::ControlFlow;
+use mor::{Error, Model, Session, SessionParams};
 use std::time::{Duration, Instant};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -26,17 +24,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         canceller.cancel();
         Instant::now()
     });
-    let endless = GenerateParams {
-        max_tokens: usize::MAX,
-        ..Default::default()
-    };
-    let finish = session.generate(&endless, |_| ControlFlow::Continue(()))?;
+    // Longer than any machine takes for it.
+    let prompt: Vec<u32> = (0..90_000).map(|i| 5 + i % 1000).collect();
+    let outcome = session.prefill(&prompt);
     let asked = other.join().map_err(|_| "the other thread panicked")?;
-    println!(
-        "{finish:?} {:?} after it was asked for; the session holds {} tokens and can go on",
-        asked.elapsed(),
-        session.tokens().len()
-    );
+    match outcome {
+        Err(Error::Cancelled) => println!(
+            "cancelled {:?} after it was asked for; the session holds {} tokens and can go on",
+            asked.elapsed(),
+            session.tokens().len()
+        ),
+        other => return Err(format!("not cancelled: {other:?}").into()),
+    }
     session.step(4)?;
     Ok(())
 }

@@ -197,3 +197,23 @@ impl LongAttention {
         attention.run(&mut team, scratch, &mut self.partials, &mut self.out);
     }
 }
+
+/// A team of threads that is given empty tasks, one for each thread.
+pub struct Barrier {
+    team: Team<'static>,
+}
+
+impl Barrier {
+    /// A team of `threads`, the caller among them.
+    pub fn new(threads: usize) -> Option<Self> {
+        // Not given back: the team keeps it to the end.
+        let memory = vec![0u8; Team::bytes(threads) + Team::ALIGNMENT].leak();
+        let team = Team::new(threads, &ThreadParams::default(), aligned(memory)).ok()?;
+        Some(Barrier { team })
+    }
+
+    /// Opens a job, and waits until all is done.
+    pub fn run(&mut self) {
+        self.team.run(self.team.threads(), &|_, _| {});
+    }
+}

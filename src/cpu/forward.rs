@@ -435,6 +435,7 @@ impl Pass<'_, '_, '_> {
             *seat = Seat { sequence, visible };
         }
         let rows = Rows {
+            level,
             rope: &h.rope,
             head_dim: h.head_dim,
             table: b.rope,
@@ -514,6 +515,7 @@ impl Pass<'_, '_, '_> {
 
 /// Queries, keys and values of some rows, before attention.
 struct Rows<'a> {
+    level: Level,
     rope: &'a Rope,
     head_dim: usize,
     /// [rows of the pass, rope dims / 2]
@@ -541,14 +543,14 @@ impl Rows<'_> {
             let width = self.q.len() / n;
             // SAFETY: each row belongs to one task.
             let q = unsafe { self.q.slice(row * width, width) };
-            ops::rotate(self.rope, self.head_dim, table, q);
+            ops::rotate(self.level, self.rope.pairing, self.head_dim, table, q);
             if !self.appends {
                 return;
             }
             let width = self.k.len() / n;
             // SAFETY: as above.
             let k = unsafe { self.k.slice(row * width, width) };
-            ops::rotate(self.rope, self.head_dim, table, k);
+            ops::rotate(self.level, self.rope.pairing, self.head_dim, table, k);
             let Seat { sequence, visible } = self.seats[row];
             let place = (sequence as usize, self.plane, visible as usize - 1);
             let v = &self.v[row * width..][..width];

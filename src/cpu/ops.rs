@@ -120,18 +120,26 @@ pub fn rope_row(rope: &Rope, factors: Option<&[f32]>, position: usize, table: &m
     }
 }
 
-/// Rotates the heads of one row `x` [heads · head_dim] by `table`.
-pub fn rotate(rope: &Rope, head_dim: usize, table: &[[f32; 2]], x: &mut [f32]) {
-    let half = rope.dims / 2;
-    for head in x.chunks_exact_mut(head_dim) {
-        for (i, [cos, sin]) in table.iter().enumerate() {
-            let (first, second) = match rope.pairing {
-                RopePairing::Neox => (i, i + half),
-                RopePairing::Norm => (2 * i, 2 * i + 1),
+super::levels! {
+    /// Rotates the heads of one row `x` [heads · head_dim] by `table`.
+    pub(crate) fn rotate(pairing: RopePairing, head_dim: usize, table: &[[f32; 2]], x: &mut [f32]) {
+        for head in x.chunks_exact_mut(head_dim) {
+            let turn = |a: &mut f32, b: &mut f32, [cos, sin]: &[f32; 2]| {
+                (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
             };
-            let (a, b) = (head[first], head[second]);
-            head[first] = a * cos - b * sin;
-            head[second] = b * cos + a * sin;
+            match pairing {
+                RopePairing::Neox => {
+                    let (first, rest) = head.split_at_mut(table.len());
+                    for ((a, b), angle) in first.iter_mut().zip(rest).zip(table) {
+                        turn(a, b, angle);
+                    }
+                }
+                RopePairing::Norm => {
+                    for ([a, b], angle) in head.as_chunks_mut::<2>().0.iter_mut().zip(table) {
+                        turn(a, b, angle);
+                    }
+                }
+            }
         }
     }
 }
