@@ -311,7 +311,8 @@ unsafe fn weigh_bias<S: Simd, T: Format>(sum: i32) -> S::I {
     let bias = T::BIAS + if T::SIGNED { S::SIGNED_BIAS } else { 0 };
     debug_assert!(bias % 8 == 0);
     // SAFETY: the caller has the instruction set.
-    unsafe { S::splat(sum * (bias / 8)) }
+    // Wrapping, because a slot that no row fills may hold anything.
+    unsafe { S::splat(sum.wrapping_mul(bias / 8)) }
 }
 
 /// Adds the products of columns `4 · from` to `4 · to` of a group.
