@@ -398,21 +398,9 @@ impl Pass<'_, '_, '_> {
         let (q, attn) = (&mut b.q[..n * query_size], &mut b.attn[..n * query_size]);
         let (k, v) = (&mut b.k[..n * kv_size], &mut b.v[..n * kv_size]);
         let active = &b.active[..n];
-        let width = h.hidden_size;
         let quantized = any_quantized(&[&layer.q, &layer.k, &layer.v]);
         let norm = ops::Norm::new(level, file, &layer.attn_norm, h.norm_epsilon);
-        let input = prepare(
-            team,
-            level,
-            n,
-            width,
-            b.norm,
-            b.panels,
-            quantized,
-            |row, y| {
-                norm.row(&x[row * width..][..width], y);
-            },
-        );
+        let input = norm.prepare(team, n, x, b.norm, b.panels, quantized);
         let mut all = [
             Product::new(&layer.q, q),
             Product::new(&layer.k, k),
@@ -477,22 +465,11 @@ impl Pass<'_, '_, '_> {
     fn feed_forward_half(&mut self, layer: &Layer, x: &mut [f32], n: usize) {
         let (file, h) = (self.model.bytes(), self.model.hyperparameters());
         let (team, level, b) = (&mut *self.team, self.level, &mut *self.buffers);
-        let (width, inner) = (h.hidden_size, h.feed_forward_size);
+        let inner = h.feed_forward_size;
         let (gate, up) = (&mut b.gate[..n * inner], &mut b.up[..n * inner]);
         let quantized = any_quantized(&[&layer.gate, &layer.up]);
         let norm = ops::Norm::new(level, file, &layer.ffn_norm, h.norm_epsilon);
-        let input = prepare(
-            team,
-            level,
-            n,
-            width,
-            b.norm,
-            b.panels,
-            quantized,
-            |row, y| {
-                norm.row(&x[row * width..][..width], y);
-            },
-        );
+        let input = norm.prepare(team, n, x, b.norm, b.panels, quantized);
         let mut all = [Product::new(&layer.gate, gate), Product::new(&layer.up, up)];
         products(team, level, file, &input, &mut all, b.scratch);
         let quantized = any_quantized(&[&layer.down]);
@@ -587,9 +564,7 @@ pub(crate) fn logits(
     let quantized = any_quantized(&[&output]);
     let norm = ops::Norm::new(level, file, model.output_norm(), h.norm_epsilon);
     let (y, panels) = (&mut *buffers.norm, &mut *buffers.panels);
-    let input = prepare(team, level, count, d, y, panels, quantized, |row, y| {
-        norm.row(&x[row * d..][..d], y);
-    });
+    let input = norm.prepare(team, count, x, y, panels, quantized);
     let mut all = [Product::new(&output, logits)];
     products(team, level, file, &input, &mut all, buffers.scratch);
     match logits.iter().position(|l| !l.is_finite()) {

@@ -4,7 +4,9 @@
 //! the weights only. So a row's bits depend neither on the rows beside it nor on the number of
 //! threads, nor on the instruction set.
 
+use super::activations::{Activations, prepare};
 use super::simd::Level;
+use super::team::Team;
 use crate::model::{Rope, RopePairing, Vector};
 
 /// Independent partial sums of a dot product: enough to fill the adders of any core that the
@@ -88,8 +90,31 @@ impl<'a> Norm<'a> {
         }
     }
 
-    pub fn row(&self, x: &[f32], y: &mut [f32]) {
-        norm_row(self.level, x, self.weight, self.epsilon, y);
+    /// The first `n` rows of `x`, normalised into `y`, ready for matrix products (see
+    /// [`prepare`]).
+    pub fn prepare<'b>(
+        &self,
+        team: &mut Team,
+        n: usize,
+        x: &[f32],
+        y: &'b mut [f32],
+        panels: &'b mut [u32],
+        quantized: bool,
+    ) -> Activations<'b> {
+        let width = self.weight.len();
+        prepare(
+            team,
+            self.level,
+            n,
+            width,
+            y,
+            panels,
+            quantized,
+            |row, y| {
+                let x = &x[row * width..][..width];
+                norm_row(self.level, x, self.weight, self.epsilon, y);
+            },
+        )
     }
 }
 
