@@ -6,6 +6,8 @@ use super::blocks::{
     Format, Group, InRows, InTile, Place, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0,
 };
 use super::matmul::GROUP_BYTES;
+#[cfg(target_arch = "x86_64")]
+use super::simd::{Avx2, Avx512};
 #[cfg(target_arch = "aarch64")]
 use super::simd::{DOTPROD, I8MM, Neon, PLAIN};
 use super::simd::{LANES, Level, Rows, Scalar, Simd};
@@ -67,7 +69,7 @@ impl Tiles<'_> {
             Level::Avx512 => unsafe { tiles_avx512::<T>(self) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
-            Level::Neon => unsafe { run_tiles::<Neon<PLAIN>, T, 2>(self) },
+            Level::Neon => unsafe { run_tiles::<Neon<PLAIN>, T, { Neon::<PLAIN>::ROWS }>(self) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
             Level::Dotprod => unsafe { tiles_dotprod::<T>(self) },
@@ -82,28 +84,28 @@ impl Tiles<'_> {
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn tiles_avx2<T: Format>(tiles: Tiles) {
     // SAFETY: passed on.
-    unsafe { run_tiles::<super::simd::Avx2, T, 4>(tiles) }
+    unsafe { run_tiles::<Avx2, T, { Avx2::ROWS }>(tiles) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn tiles_avx512<T: Format>(tiles: Tiles) {
     // SAFETY: passed on.
-    unsafe { run_tiles::<super::simd::Avx512, T, 8>(tiles) }
+    unsafe { run_tiles::<Avx512, T, { Avx512::ROWS }>(tiles) }
 }
 
 #[cfg(target_arch = "aarch64")]
 #[target_feature(enable = "dotprod")]
 unsafe fn tiles_dotprod<T: Format>(tiles: Tiles) {
     // SAFETY: passed on.
-    unsafe { run_tiles::<Neon<DOTPROD>, T, 4>(tiles) }
+    unsafe { run_tiles::<Neon<DOTPROD>, T, { Neon::<DOTPROD>::ROWS }>(tiles) }
 }
 
 #[cfg(target_arch = "aarch64")]
 #[target_feature(enable = "dotprod,i8mm")]
 unsafe fn tiles_i8mm<T: Format>(tiles: Tiles) {
     // SAFETY: passed on.
-    unsafe { run_tiles::<Neon<I8MM>, T, 4>(tiles) }
+    unsafe { run_tiles::<Neon<I8MM>, T, { Neon::<I8MM>::ROWS }>(tiles) }
 }
 
 /// All tiles of the job; `R` rows of activations at a time share what is taken out of a block.

@@ -6,6 +6,11 @@ use std::arch::x86_64::*;
 #[derive(Clone, Copy)]
 pub(in crate::cpu) struct Avx2;
 
+impl Avx2 {
+    /// Rows of activations that a matrix product takes at a time: what fits the registers.
+    pub const ROWS: usize = 4;
+}
+
 /// Lanes 0 to 7 and 8 to 15.
 type Pair<T> = [T; 2];
 

@@ -7,6 +7,11 @@ use std::arch::x86_64::*;
 #[derive(Clone, Copy)]
 pub(in crate::cpu) struct Avx512;
 
+impl Avx512 {
+    /// Rows of activations that a matrix product takes at a time: what fits the registers.
+    pub const ROWS: usize = 8;
+}
+
 // No closures here, and none in the kernels: the compiler would not inline these functions into them,
 // since a closure does not have its function's instruction set.
 // SAFETY: all bodies are inlined into their callers, which enable the instruction set.

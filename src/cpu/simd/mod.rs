@@ -82,13 +82,15 @@ impl Level {
         match self {
             Level::Scalar => 1,
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => 4,
+            Level::Avx2 => Avx2::ROWS,
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => 8,
+            Level::Avx512 => Avx512::ROWS,
             #[cfg(target_arch = "aarch64")]
-            Level::Neon => 2,
+            Level::Neon => Neon::<PLAIN>::ROWS,
             #[cfg(target_arch = "aarch64")]
-            Level::Dotprod | Level::I8mm => 4,
+            Level::Dotprod => Neon::<DOTPROD>::ROWS,
+            #[cfg(target_arch = "aarch64")]
+            Level::I8mm => Neon::<I8MM>::ROWS,
         }
     }
 

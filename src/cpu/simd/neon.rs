@@ -16,6 +16,11 @@ pub(in crate::cpu) const I8MM: u8 = 2;
 #[derive(Clone, Copy)]
 pub(in crate::cpu) struct Neon<const HAS: u8>;
 
+impl<const HAS: u8> Neon<HAS> {
+    /// Rows of activations that a matrix product takes at a time: what fits the registers.
+    pub const ROWS: usize = if HAS >= DOTPROD { 4 } else { 2 };
+}
+
 /// Lanes 0 to 3, 4 to 7, 8 to 11 and 12 to 15.
 type Quad<T> = [T; 4];
 
