@@ -109,18 +109,22 @@ pub(crate) struct KvRegions {
     pub pages: Region,
     pub tables: Region,
     pub lengths: Region,
+    pub owners: Region,
     pub free: Region,
     pub free_count: Region,
 }
 
-/// The cache, as it lies in the arena.
+/// The cache, as it lies in the arena. A list is the pages and entries of one plane of one sequence:
+/// list number `sequence · planes + plane`.
 pub struct KvCache<'a> {
     pub(crate) shape: &'a KvShape,
     pub(crate) pages: &'a mut [u8],
-    /// [sequences][planes][table_pages] page numbers.
+    /// [lists][table_pages] page numbers.
     pub(crate) tables: &'a mut [u32],
-    /// [sequences][planes] entries.
+    /// [lists] entries.
     pub(crate) lengths: &'a mut [u32],
+    /// [pages] lists that have the page.
+    pub(crate) owners: &'a mut [u32],
     /// A stack of free pages, of which the first `free_count[0]` are valid.
     pub(crate) free: &'a mut [u32],
     pub(crate) free_count: &'a mut [u32],
@@ -139,60 +143,106 @@ impl KvCache<'_> {
             *page = (pages - 1 - i) as u32;
         }
         self.free_count[0] = pages as u32;
+        self.owners.fill(0);
         self.lengths.fill(0);
     }
 
-    /// Pages in use.
+    /// Pages in use; one that several sequences share counts once.
     pub fn pages_used(&self) -> usize {
-        self.shape.pages - self.free_count[0] as usize
+        self.shape.pages - self.pages_free()
     }
 
-    fn list(&self, sequence: usize, plane: usize) -> usize {
+    /// Pages that nobody has.
+    pub(crate) fn pages_free(&self) -> usize {
+        self.free_count[0] as usize
+    }
+
+    /// The list of a plane of a sequence.
+    pub(crate) fn list(&self, sequence: usize, plane: usize) -> usize {
         sequence * self.shape.planes + plane
     }
 
-    /// Entries of a plane.
-    pub fn length(&self, sequence: usize, plane: usize) -> usize {
-        self.lengths[self.list(sequence, plane)] as usize
+    /// Entries of a list.
+    pub(crate) fn length(&self, list: usize) -> usize {
+        self.lengths[list] as usize
     }
 
-    /// The pages of a plane in order; those past its length are stale.
-    pub(crate) fn table(&self, sequence: usize, plane: usize) -> &[u32] {
-        &self.tables[self.list(sequence, plane) * self.shape.table_pages..]
-            [..self.shape.table_pages]
+    /// The pages of a list in order; those past its length are stale.
+    pub(crate) fn table(&self, list: usize) -> &[u32] {
+        &self.tables[list * self.shape.table_pages..][..self.shape.table_pages]
     }
 
-    /// Makes room for one more entry and returns its slot. Fails, changing nothing, when the pool
-    /// is empty.
-    pub(crate) fn append(&mut self, sequence: usize, plane: usize) -> Result<usize> {
-        let list = self.list(sequence, plane);
-        let slot = self.lengths[list] as usize;
+    /// Free pages that `entries` more entries of a list would take.
+    pub(crate) fn pages_for(&self, list: usize, entries: usize) -> usize {
+        let length = self.length(list);
+        let more = (length + entries).div_ceil(PAGE_TOKENS) - length.div_ceil(PAGE_TOKENS);
+        more + usize::from(entries > 0 && self.last_page_is_shared(list))
+    }
+
+    /// Whether the next entry of a list goes to a page that other lists have too.
+    fn last_page_is_shared(&self, list: usize) -> bool {
+        let length = self.length(list);
+        !length.is_multiple_of(PAGE_TOKENS)
+            && self.owners[self.table(list)[length / PAGE_TOKENS] as usize] > 1
+    }
+
+    /// Makes room for one more entry and returns its slot; a page that other lists share is copied
+    /// first. Fails, changing nothing, when the pool is empty.
+    pub(crate) fn append(&mut self, list: usize) -> Result<usize> {
+        let slot = self.length(list);
+        let at = list * self.shape.table_pages + slot / PAGE_TOKENS;
         if slot.is_multiple_of(PAGE_TOKENS) {
-            let full = Error::KvFull {
-                pages: self.shape.pages,
-            };
-            let left = self.free_count[0].checked_sub(1).ok_or(full)?;
-            self.free_count[0] = left;
-            self.tables[list * self.shape.table_pages + slot / PAGE_TOKENS] =
-                self.free[left as usize];
+            self.tables[at] = self.take_page()?;
+        } else if self.last_page_is_shared(list) {
+            let (old, new) = (self.tables[at] as usize, self.take_page()?);
+            let bytes = self.shape.page_bytes();
+            let to = new as usize * bytes;
+            self.pages.copy_within(old * bytes..(old + 1) * bytes, to);
+            self.owners[old] -= 1;
+            self.tables[at] = new;
         }
         self.lengths[list] += 1;
         Ok(slot)
     }
 
-    /// Forgets the entries from `length` on and frees their pages.
-    pub(crate) fn truncate(&mut self, sequence: usize, plane: usize, length: usize) {
-        let list = self.list(sequence, plane);
-        let old = self.lengths[list] as usize;
+    fn take_page(&mut self) -> Result<u32> {
+        let full = Error::KvFull {
+            pages: self.shape.pages,
+        };
+        let left = self.free_count[0].checked_sub(1).ok_or(full)?;
+        self.free_count[0] = left;
+        let page = self.free[left as usize];
+        self.owners[page as usize] = 1;
+        Ok(page)
+    }
+
+    /// Forgets the entries from `length` on; pages that no list has any more are free.
+    pub(crate) fn truncate(&mut self, list: usize, length: usize) {
+        let old = self.length(list);
         if length >= old {
             return;
         }
-        for page in length.div_ceil(PAGE_TOKENS)..old.div_ceil(PAGE_TOKENS) {
-            self.free[self.free_count[0] as usize] =
-                self.tables[list * self.shape.table_pages + page];
-            self.free_count[0] += 1;
+        for index in length.div_ceil(PAGE_TOKENS)..old.div_ceil(PAGE_TOKENS) {
+            let page = self.tables[list * self.shape.table_pages + index];
+            self.owners[page as usize] -= 1;
+            if self.owners[page as usize] == 0 {
+                self.free[self.free_count[0] as usize] = page;
+                self.free_count[0] += 1;
+            }
         }
         self.lengths[list] = length as u32;
+    }
+
+    /// Gives an empty list the first `length` entries of another, on the same pages.
+    pub(crate) fn share(&mut self, from: usize, to: usize, length: usize) {
+        debug_assert!(self.length(to) == 0 && length <= self.length(from));
+        let (from, size) = (from * self.shape.table_pages, self.shape.table_pages);
+        let pages = length.div_ceil(PAGE_TOKENS);
+        self.tables.copy_within(from..from + pages, to * size);
+        for page in &self.tables[to * size..][..pages] {
+            self.owners[*page as usize] += 1;
+        }
+        self.lengths[to] = length as u32;
     }
 
     /// To store entries from several threads.
@@ -245,7 +295,7 @@ impl KvWriter<'_> {
     /// No other thread stores or reads this entry meanwhile.
     pub unsafe fn store(
         &self,
-        (sequence, plane, slot): (usize, usize, usize),
+        (list, slot): (usize, usize),
         key: &[f32],
         value: &[f32],
     ) -> Result<()> {
@@ -266,7 +316,7 @@ impl KvWriter<'_> {
             }
             let encoded = encoded.each_ref().map(|e| &e[..key_bytes]);
             // SAFETY: passed on.
-            unsafe { self.write((sequence, plane, slot), head, encoded) };
+            unsafe { self.write((list, slot), head, encoded) };
         }
         Ok(())
     }
@@ -277,12 +327,11 @@ impl KvWriter<'_> {
     /// As [`KvWriter::store`].
     pub unsafe fn write(
         &self,
-        (sequence, plane, slot): (usize, usize, usize),
+        (list, slot): (usize, usize),
         head: usize,
         [key, value]: [&[u8]; 2],
     ) {
         let shape = self.shape;
-        let list = sequence * shape.planes + plane;
         let page = self.tables[list * shape.table_pages + slot / PAGE_TOKENS] as usize;
         let slot = slot % PAGE_TOKENS;
         let (start, bytes) = shape.keys(head);

@@ -75,6 +75,8 @@ pub struct Plan {
     kv: KvRegions,
     activations: Activations,
     sequences: Sequences,
+    /// Rows between their first and their last layer.
+    slots: usize,
     /// Bytes at the beginning that belong to the team; the arena follows.
     team_bytes: usize,
     arena_bytes: usize,
@@ -101,6 +103,8 @@ struct Activations {
     active: Region,
     kept: Region,
     depth: Region,
+    left: Region,
+    leaving: Region,
     seats: Region,
     panels: Region,
     scratch: Region,
@@ -118,18 +122,26 @@ struct Sequences {
     depths: Region,
 }
 
-/// One token of one sequence in a pass.
+/// One token of one sequence on its way through the layers.
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
 pub(crate) struct Row {
     pub sequence: u32,
     pub position: u32,
     pub token: u32,
+    /// The recursion that it stands before.
+    pub recursion: u32,
 }
 
 impl Plan {
     /// Plans a session of `model`. Takes no memory.
     pub fn new(model: &Model, params: &SessionParams) -> Result<Self> {
+        // All rows of a pass are done before the next pass begins.
+        Self::with_stays(model, params, 1)
+    }
+
+    /// Plans memory in which rows stay for up to `stays` passes.
+    fn with_stays(model: &Model, params: &SessionParams, stays: usize) -> Result<Self> {
         let h = model.hyperparameters();
         let mut params = params.clone();
         if params.context == 0 {
@@ -147,12 +159,13 @@ impl Plan {
 
         let mut layout = Layout { bytes: 0 };
         let n = params.batch;
+        let slots = n.checked_mul(stays).ok_or_else(too_large)?;
         let hidden = h.hidden_size;
         let widest = model.widest_row();
         let scratch_bytes =
             matmul::scratch_bytes(widest).max(attention::scratch_bytes(&kv_shape, h.heads));
         let activations = Activations {
-            x: layout.add::<f32>(&[n, hidden])?,
+            x: layout.add::<f32>(&[slots, hidden])?,
             h: layout.add::<f32>(&[n, hidden])?,
             norm: layout.add::<f32>(&[n, hidden])?,
             q: layout.add::<f32>(&[n, h.query_size()])?,
@@ -164,12 +177,14 @@ impl Plan {
             router_hidden: layout.add::<f32>(&[n, model.router_width()])?,
             scores: layout.add::<f32>(&[n, h.recursions])?,
             aux_scores: layout.add::<f32>(&[n])?,
-            rope: layout.add::<[f32; 2]>(&[n, h.rope.dims / 2])?,
+            rope: layout.add::<[f32; 2]>(&[slots, h.rope.dims / 2])?,
             rope_factors: layout.add::<f32>(&[model.rope_factors().map_or(0, |f| f.length)])?,
-            rows: layout.add::<Row>(&[n])?,
+            rows: layout.add::<Row>(&[slots])?,
             active: layout.add::<u32>(&[n])?,
             kept: layout.add::<u32>(&[n])?,
-            depth: layout.add::<u8>(&[n])?,
+            depth: layout.add::<u8>(&[slots])?,
+            left: layout.add::<u32>(&[slots])?,
+            leaving: layout.add::<f32>(&[n, hidden])?,
             seats: layout.add::<Seat>(&[n])?,
             panels: layout.add::<u32>(&[panel_words(n, widest)])?,
             scratch: layout.add::<u8>(&[params.threads, scratch_bytes])?,
@@ -187,6 +202,7 @@ impl Plan {
         let kv = KvRegions {
             tables: layout.add::<u32>(&[lists, kv_shape.table_pages])?,
             lengths: layout.add::<u32>(&[lists])?,
+            owners: layout.add::<u32>(&[kv_shape.pages])?,
             free: layout.add::<u32>(&[kv_shape.pages])?,
             free_count: layout.add::<u32>(&[1])?,
             pages: layout.add::<u8>(&[kv_shape.pages, kv_shape.page_bytes()])?,
@@ -201,6 +217,7 @@ impl Plan {
             kv,
             activations,
             sequences,
+            slots,
             team_bytes,
             arena_bytes: layout.bytes,
         })
@@ -245,6 +262,7 @@ impl Plan {
         let sampling = a.logits.bytes + a.candidates.bytes + a.text.bytes;
         let tables = self.kv.tables.bytes
             + self.kv.lengths.bytes
+            + self.kv.owners.bytes
             + self.kv.free.bytes
             + self.kv.free_count.bytes;
         let history = self.sequences.tokens.bytes + self.sequences.depths.bytes;
@@ -298,6 +316,8 @@ impl Plan {
             active: carver.take(a.active),
             kept: carver.take(a.kept),
             depth: carver.take(a.depth),
+            left: carver.take(a.left),
+            leaving: carver.take(a.leaving),
             seats: carver.take(a.seats),
             panels: carver.take(a.panels),
             scratch: carver.take(a.scratch),
@@ -312,6 +332,7 @@ impl Plan {
                 shape: &self.kv_shape,
                 tables: carver.take(self.kv.tables),
                 lengths: carver.take(self.kv.lengths),
+                owners: carver.take(self.kv.owners),
                 free: carver.take(self.kv.free),
                 free_count: carver.take(self.kv.free_count),
                 pages: carver.take(self.kv.pages),
@@ -438,11 +459,12 @@ impl<'a> Carver<'a> {
     }
 }
 
-/// The arena's parts. Shapes are in elements.
+/// The arena's parts. Shapes are in elements. A row has a slot from its first layer to its last; in
+/// between, the rows that run together are packed, in the order of `active`.
 pub(crate) struct Buffers<'a> {
-    /// [batch, hidden] the residual stream.
+    /// [slots, hidden] the residual stream.
     pub x: &'a mut [f32],
-    /// [batch, hidden] rows inside a recursion, packed.
+    /// [batch, hidden] rows in the recursions, packed.
     pub h: &'a mut [f32],
     /// [batch, hidden] normalised rows.
     pub norm: &'a mut [f32],
@@ -464,18 +486,22 @@ pub(crate) struct Buffers<'a> {
     pub scores: &'a mut [f32],
     /// [batch] scores of the auxiliary router.
     pub aux_scores: &'a mut [f32],
-    /// [batch, rope dims / 2] cosine and sine at each row's position.
+    /// [slots, rope dims / 2] cosine and sine at each row's position.
     pub rope: &'a mut [[f32; 2]],
     /// [rope dims / 2] divisors of the frequencies, or empty.
     pub rope_factors: &'a mut [f32],
-    /// [batch] the rows of this pass.
+    /// [slots] the rows.
     pub rows: &'a mut [Row],
-    /// [batch] indices of rows that are still in the recursions.
+    /// [batch] slots of the rows that are in the recursions.
     pub active: &'a mut [u32],
     /// [batch] indices (into `active`) of rows that go on.
     pub kept: &'a mut [u32],
-    /// [batch] recursions that each row ran.
+    /// [slots] recursions that each row ran or, as soon as that is decided, will run.
     pub depth: &'a mut [u8],
+    /// [slots] slots of rows that have left the recursions.
+    pub left: &'a mut [u32],
+    /// [batch, hidden] rows in the last layers, packed; then what logits are computed from.
+    pub leaving: &'a mut [f32],
     /// [batch] where each packed row stands in its plane.
     pub seats: &'a mut [Seat],
     /// [`panel_words`] activations as bytes.

@@ -43,28 +43,9 @@ pub fn least_score(spec: &RouterSpec, cut: f32) -> f32 {
     }
 }
 
-/// Threshold mode: writes the indices of scores that are at least `least` to `kept` and returns
-/// how many they are.
-pub fn keep_above(scores: &[f32], least: f32, kept: &mut [u32]) -> usize {
-    let mut count = 0;
-    for (i, score) in scores.iter().enumerate() {
-        if *score >= least {
-            kept[count] = i as u32;
-            count += 1;
-        }
-    }
-    count
-}
-
-/// Capacity mode: the best `max(1, floor(capacity · total))` scores, in order of position; of equal
-/// scores the earlier wins. Returns how many they are.
-pub fn keep_best(
-    spec: &RouterSpec,
-    scores: &[f32],
-    capacity: f64,
-    total: usize,
-    kept: &mut [u32],
-) -> usize {
+/// Capacity mode: keeps the best `max(1, floor(capacity · total))` scores; of equal scores the
+/// earlier wins. Writes 1 to `kept` for those and 0 for the others.
+pub fn keep_best(spec: &RouterSpec, scores: &[f32], capacity: f64, total: usize, kept: &mut [u32]) {
     let count = ((capacity * total as f64) as usize)
         .max(1)
         .min(scores.len());
@@ -79,7 +60,13 @@ pub fn keep_best(
         y.total_cmp(&x).then(a.cmp(b))
     });
     kept[..count].sort_unstable();
-    count
+    // From indices to flags, in place: an index is never below its own place in the list.
+    let mut left = count;
+    for i in (0..scores.len()).rev() {
+        let best = left > 0 && kept[left - 1] as usize == i;
+        left -= usize::from(best);
+        kept[i] = u32::from(best);
+    }
 }
 
 /// Token-choice: turns the scores of one token for each depth into weights.
@@ -135,19 +122,20 @@ mod tests {
     }
 
     #[test]
-    fn the_best_are_kept_in_order_and_at_least_one() {
+    fn the_best_are_kept_and_at_least_one() {
         let scores = [0.5, -1.0, 3.0, 0.5, 0.5];
         let mut kept = [0; 5];
         let sigmoid = spec(RouterFunction::Sigmoid);
-        assert_eq!(keep_best(&sigmoid, &scores, 0.6, 5, &mut kept), 3);
-        assert_eq!(kept[..3], [0, 2, 3]);
-        assert_eq!(keep_best(&sigmoid, &scores, 0.0, 5, &mut kept), 1);
-        assert_eq!(kept[0], 2);
-        assert_eq!(keep_best(&sigmoid, &scores, 1.0, 50, &mut kept), 5);
+        keep_best(&sigmoid, &scores, 0.6, 5, &mut kept);
+        assert_eq!(kept, [1, 0, 1, 1, 0]);
+        keep_best(&sigmoid, &scores, 0.0, 5, &mut kept);
+        assert_eq!(kept, [0, 0, 1, 0, 0]);
+        keep_best(&sigmoid, &scores, 1.0, 50, &mut kept);
+        assert_eq!(kept, [1; 5]);
         let mut negative = spec(RouterFunction::Sigmoid);
         negative.alpha = -0.1;
-        assert_eq!(keep_best(&negative, &scores, 0.2, 5, &mut kept), 1);
-        assert_eq!(kept[0], 1);
+        keep_best(&negative, &scores, 0.2, 5, &mut kept);
+        assert_eq!(kept, [0, 1, 0, 0, 0]);
     }
 
     #[test]

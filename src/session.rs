@@ -1,6 +1,6 @@
 //! A session: one sequence, its memory, and the calls that move it on.
 
-use crate::cpu::{self, Clock, Pace, simd::Level, team::Team};
+use crate::cpu::{self, Clock, Pace, Settings, simd::Level, team::Team};
 use crate::error::{Error, Result};
 use crate::memory::Shared;
 use crate::model::{MAX_RECURSIONS, Model, anonymous};
@@ -19,6 +19,7 @@ pub struct Session<'m> {
     team: Team<'m>,
     /// The instruction set of the kernels.
     level: Level,
+    routing: Routing,
     settings: Settings,
     pub(crate) sampler: Sampler,
     pace: Pace,
@@ -29,14 +30,6 @@ pub struct Session<'m> {
     _locked: Option<Locked>,
     /// The memory that all this lies in, unless it is the caller's. Dropped last.
     _memory: Option<MmapMut>,
-}
-
-/// What may change between two tokens.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Settings {
-    routing: Routing,
-    cut: f32,
-    depth_limit: usize,
 }
 
 /// What is known of the last token's logits.
@@ -153,7 +146,6 @@ impl<'m> Session<'m> {
         }
         let h = model.hyperparameters();
         let settings = Settings {
-            routing: Routing::Threshold,
             cut: h.router.as_ref().map_or(0.5, |r| r.cut),
             depth_limit: h.recursions,
         };
@@ -163,6 +155,7 @@ impl<'m> Session<'m> {
             arena,
             team,
             level: Level::best(),
+            routing: Routing::Threshold,
             settings,
             sampler: Sampler::new(SamplerParams::default())?,
             pace: Pace::default(),
@@ -289,7 +282,7 @@ impl<'m> Session<'m> {
     /// Who decides which tokens go on. Capacity routing needs an empty session whose batch holds
     /// the whole text.
     pub fn set_routing(&mut self, routing: Routing) {
-        self.settings.routing = routing;
+        self.routing = routing;
     }
 
     /// Runs `tokens` after those so far, in chunks of the planned batch. On an error the session
@@ -321,7 +314,7 @@ impl<'m> Session<'m> {
                 self.model.check_file()?;
                 let mut buffers = self.plan.carve(self.arena);
                 let row = &*buffers.last_row;
-                buffers.x[..row.len()].copy_from_slice(row);
+                buffers.leaving[..row.len()].copy_from_slice(row);
                 let (team, level) = (&mut self.team, self.level);
                 cpu::logits(&self.model, team, level, &mut buffers, 0, 1)?;
                 self.last = Last::Logits;
@@ -383,7 +376,7 @@ impl<'m> Session<'m> {
         let mut b = self.plan.carve(self.arena);
         for (plane, description) in self.model.schedule().planes.iter().enumerate() {
             let entries = description.tokens.entries(&b.depths[..length]);
-            b.kv.truncate(0, plane, entries);
+            b.kv.truncate(plane, entries);
         }
         self.length = length;
         self.last = Last::Nothing;
@@ -413,7 +406,8 @@ impl<'m> Session<'m> {
         let row = (tokens.len() - 1) % self.plan.params().batch;
         let hidden = self.model.hyperparameters().hidden_size;
         let b = self.plan.carve(self.arena);
-        b.last_row.copy_from_slice(&b.x[row * hidden..][..hidden]);
+        b.last_row
+            .copy_from_slice(&b.leaving[row * hidden..][..hidden]);
         self.last = Last::Row;
         Ok(())
     }
@@ -431,25 +425,36 @@ impl<'m> Session<'m> {
                 sequence: 0,
                 position: (self.length + i) as u32,
                 token: *token,
+                recursion: 0,
             };
+            buffers.active[i] = i as u32;
         }
         let clock = match n {
             1 => Clock::start(&mut self.pace, self.model.tail_bytes()),
             _ => None,
         };
-        cpu::Pass {
+        let mut pass = cpu::Pass {
             model: &self.model,
             team: &mut self.team,
             level: self.level,
             buffers: &mut buffers,
-            n,
-            routing: self.settings.routing,
-            cut: self.settings.cut,
-            depth_limit: self.settings.depth_limit,
+            flying: 0,
+            left: 0,
+            settings: &[self.settings],
+            routing: self.routing,
             cancel: self.cancel.get(),
             clock,
+            depth_in_time: MAX_RECURSIONS,
+            culprit: None,
+        };
+        pass.enter(n)?;
+        while pass.flying > 0 {
+            pass.recurse()?;
         }
-        .run()?;
+        for (i, slot) in pass.buffers.left[..n].iter_mut().enumerate() {
+            *slot = i as u32;
+        }
+        pass.finish(0..n)?;
         buffers.tokens[self.length..][..n].copy_from_slice(chunk);
         buffers.depths[self.length..][..n].copy_from_slice(&buffers.depth[..n]);
         after((&mut self.team, &mut buffers), n)?;
@@ -477,7 +482,7 @@ impl<'m> Session<'m> {
             )));
         }
         let routed = self.model.hyperparameters().router.is_some();
-        if self.settings.routing == Routing::Capacity
+        if self.routing == Routing::Capacity
             && routed
             && (self.length > 0 || tokens.len() > params.batch)
         {

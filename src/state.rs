@@ -101,8 +101,8 @@ impl Session<'_> {
         }
         let mut rest = &mut out[layout.kv..];
         for plane in 0..b.kv.shape().planes {
-            for slot in 0..b.kv.length(0, plane) {
-                let page = b.kv.table(0, plane)[slot / PAGE_TOKENS];
+            for slot in 0..b.kv.length(plane) {
+                let page = b.kv.table(plane)[slot / PAGE_TOKENS];
                 for head in 0..b.kv.shape().kv_heads {
                     let (entry, more) = rest.split_at_mut(2 * b.kv.shape().key_bytes);
                     let (key, value) = entry.split_at_mut(b.kv.shape().key_bytes);
@@ -138,14 +138,14 @@ impl Session<'_> {
         for (plane, description) in self.model.schedule().planes.iter().enumerate() {
             for _ in 0..description.tokens.entries(saved.depths) {
                 // `check` has counted the pages; a failure would be cleaned up all the same.
-                let slot = b.kv.append(0, plane)?;
+                let slot = b.kv.append(plane)?;
                 let key_bytes = b.kv.shape().key_bytes;
                 let writer = b.kv.writer();
                 for head in 0..self.plan.kv_shape.kv_heads {
                     let (entry, more) = rest.split_at(2 * key_bytes);
                     let entry = entry.split_at(key_bytes).into();
                     // SAFETY: no other thread is at work.
-                    unsafe { writer.write((0, plane, slot), head, entry) };
+                    unsafe { writer.write((plane, slot), head, entry) };
                     rest = more;
                 }
             }

@@ -21,14 +21,16 @@ const PART: usize = 8 * BLOCK;
 /// Query heads that go over the keys together: enough to make up for decoding them.
 const QUERIES: usize = 12;
 
-/// Where a row stands in the cache plane it attends to.
+/// Where a row stands in the cache.
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
 pub struct Seat {
-    /// The row's sequence.
-    pub sequence: u32,
+    /// The list that it attends to: the plane of its sequence.
+    pub list: u32,
     /// Entries that it sees: those at its own position and before.
     pub visible: u32,
+    /// 1 when the last of them is its own, to be written by this layer, otherwise 0.
+    pub own: u32,
 }
 
 /// Elements of a head, in whole vectors.
@@ -66,11 +68,10 @@ pub(crate) fn partial_floats(shape: &KvShape, heads: usize) -> usize {
     parts.saturating_mul(result_floats(shape, heads))
 }
 
-/// The rows of a pass and the plane that they attend to.
+/// The rows of a pass and the cache that they attend to.
 pub(crate) struct Attention<'a> {
     pub level: Level,
     pub kv: &'a KvCache<'a>,
-    pub plane: usize,
     pub heads: usize,
     /// One for each row.
     pub seats: &'a [Seat],
@@ -154,10 +155,10 @@ impl Attention<'_> {
             let end = (start + rows).min(self.seats.len());
             let mut first = start;
             while first < end {
-                // Rows of one sequence.
-                let sequence = self.seats[first].sequence;
+                // Rows that see the same keys.
+                let list = self.seats[first].list;
                 let mut last = first + 1;
-                while last < end && self.seats[last].sequence == sequence {
+                while last < end && self.seats[last].list == list {
                     last += 1;
                 }
                 let unit = Unit {
@@ -180,7 +181,7 @@ impl Attention<'_> {
     }
 }
 
-/// Some rows of one sequence and one key head: query `i` is row `i / group`'s head `i % group` of
+/// Some rows with the same keys and one key head: query `i` is row `i / group`'s head `i % group` of
 /// those that the key head serves.
 struct Unit<'a> {
     attention: &'a Attention<'a>,
@@ -357,7 +358,7 @@ unsafe fn attend<S: Simd>(unit: &Unit, part: usize, room: &mut Room, result: &mu
     let (shape, kv_head) = (kv.shape(), unit.kv_head);
     let (dim, width, queries) = (shape.head_dim, padded(shape), unit.queries());
     let group = group(shape, unit.attention.heads);
-    let pages = kv.table(unit.seats()[0].sequence as usize, unit.attention.plane);
+    let pages = kv.table(unit.seats()[0].list as usize);
     let end = unit.visible().min((part + 1) * PART);
     let scale = 1.0 / (dim as f32).sqrt();
     for (query, q) in room.q.chunks_exact_mut(width).enumerate() {
@@ -601,7 +602,7 @@ mod tests {
     fn oracle(kv: &KvCache, head: usize, visible: usize, q: &[f32]) -> Vec<f64> {
         let kv_head = head / (HEADS / KV_HEADS);
         let entry = |slot: usize, is_value: bool| {
-            let page = kv.table(0, 0)[slot / PAGE_TOKENS];
+            let page = kv.table(0)[slot / PAGE_TOKENS];
             let (mut key, mut value) =
                 (vec![0; kv.shape().key_bytes], vec![0; kv.shape().key_bytes]);
             kv.read(page, kv_head, slot % PAGE_TOKENS, [&mut key, &mut value]);
@@ -648,12 +649,13 @@ mod tests {
             // What no entry has been written to may hold anything.
             let mut pages = vec![0xff; shape.pages * shape.page_bytes()];
             let (mut tables, mut lengths) = ([0; PAGES], [0]);
-            let (mut free, mut free_count) = ([0; PAGES], [0]);
+            let (mut owners, mut free, mut free_count) = ([0; PAGES], [0; PAGES], [0]);
             let mut kv = KvCache {
                 shape: &shape,
                 pages: &mut pages,
                 tables: &mut tables,
                 lengths: &mut lengths,
+                owners: &mut owners,
                 free: &mut free,
                 free_count: &mut free_count,
             };
@@ -666,9 +668,9 @@ mod tests {
                         .map(|i| wave(first + i, speed))
                         .collect()
                 };
-                let slot = kv.append(0, 0).unwrap();
+                let slot = kv.append(0).unwrap();
                 // SAFETY: no other thread is at work.
-                unsafe { kv.writer().store((0, 0, slot), &row(0.7), &row(1.3)) }.unwrap();
+                unsafe { kv.writer().store((0, slot), &row(0.7), &row(1.3)) }.unwrap();
             }
             let seen = [
                 1,
@@ -680,8 +682,8 @@ mod tests {
                 ENTRIES,
             ];
             let seats = seen.map(|visible| Seat {
-                sequence: 0,
                 visible: visible as u32,
+                ..Seat::default()
             });
             let q: Vec<f32> = (0..seats.len() * HEADS * head_dim)
                 .map(|i| 2.0 * wave(i, 0.3))
@@ -700,7 +702,6 @@ mod tests {
                 let attention = Attention {
                     level,
                     kv: &kv,
-                    plane: 0,
                     heads: HEADS,
                     seats: &seats[first..last],
                     q: &q[first * row..last * row],

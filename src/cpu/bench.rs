@@ -150,8 +150,8 @@ impl LongAttention {
             ..KvShape::new(ty, kv_heads, dim)?
         };
         let seat = |row| Seat {
-            sequence: 0,
             visible: (context - rows + 1 + row) as u32,
+            ..Seat::default()
         };
         Some(LongAttention {
             level: level(set)?,
@@ -182,13 +182,13 @@ impl LongAttention {
             pages: &mut self.pages,
             tables: &mut tables,
             lengths: &mut [self.seats.last().map_or(0, |s| s.visible)],
+            owners: &mut [],
             free: &mut [],
             free_count: &mut [0],
         };
         let attention = Attention {
             level: self.level,
             kv: &kv,
-            plane: 0,
             heads: self.heads,
             seats: &self.seats,
             q: &self.q,

@@ -1,67 +1,173 @@
-//! One pass over a batch of rows: embed, first layers, recursions with routing, last layers. It
-//! reads like the reference; what runs when comes from the model's schedule.
+//! A row's way through the model: embedding and own first layers, recursions as long as its router
+//! lets it go on, own last layers. It reads like the reference; what runs when comes from the model's
+//! schedule.
+//!
+//! Rows enter, recurse and finish in separate calls, and rows that stand before different recursions
+//! run the shared block together. A session sends all its rows through at once; a batch lets rows
+//! enter while others are half-way (`src/batch`).
 
 use super::activations::prepare;
-use super::attention::{Attention, Seat};
+use super::layer::Place;
 use super::matmul::{Product, any_quantized, products};
 use super::ops;
 use super::pace::Clock;
 use super::simd::Level;
-use super::team::{Disjoint, Team};
+use super::team::Team;
 use crate::error::{Error, Result};
-use crate::kv::KvWriter;
 use crate::model::{
-    Hyperparameters, Keys, KvStrategy, Layer, LayerRun, Model, Rope, Router, RouterKind,
-    RouterSpec, Stage,
+    Hyperparameters, KvStrategy, LayerRun, Model, Router, RouterKind, RouterSpec, Stage,
 };
-use crate::plan::{Buffers, Row};
+use crate::plan::Buffers;
 use crate::routing::{self, Routing};
 use std::mem::take;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::ops::Range;
+use std::sync::atomic::AtomicBool;
 
-/// A pass in the making: the first `n` rows of the buffers.
+/// What decides how deep the tokens of a sequence go.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Settings {
+    /// The cut of threshold routing.
+    pub cut: f32,
+    /// The most recursions.
+    pub depth_limit: usize,
+}
+
+/// Rows on their way.
 pub(crate) struct Pass<'a, 'b, 'm> {
     pub model: &'a Model,
     pub team: &'a mut Team<'m>,
     pub level: Level,
     pub buffers: &'a mut Buffers<'b>,
-    pub n: usize,
+    /// Rows in the recursions: the first of `buffers.active`. Of those that stand before the same
+    /// recursion all are side by side.
+    pub flying: usize,
+    /// Rows that have left them: the first of `buffers.left`.
+    pub left: usize,
+    /// Of each sequence.
+    pub settings: &'a [Settings],
     pub routing: Routing,
-    pub cut: f32,
-    pub depth_limit: usize,
     /// Set from other threads to end the pass; looked at before each layer.
     pub cancel: Option<&'a AtomicBool>,
     /// The token's time budget, for passes of one row.
     pub clock: Option<Clock<'a>>,
+    /// The most recursions that the time budget allows as far as is known.
+    pub depth_in_time: usize,
+    /// The slot of the row that made a value which is not finite.
+    pub culprit: Option<u32>,
 }
 
 impl Pass<'_, '_, '_> {
-    /// Runs rows `0..n`, which stand in `buffers.rows`. Afterwards `buffers.x` holds the residual
-    /// stream after the last layer and `buffers.depth` the recursions that each row ran; the
-    /// cache has the rows' entries. On an error some planes may have them and others not: the
-    /// caller truncates.
-    pub fn run(&mut self) -> Result<()> {
+    /// `n` rows enter: slots `buffers.active[flying..][..n]`, with what is to be run in
+    /// `buffers.rows`, those of a sequence in the order of their positions. They pass the own first
+    /// layers and then stand before their first recursion, or have left.
+    ///
+    /// After an error, of this and of the other calls, some planes of the cache have the rows'
+    /// entries and others not: the caller truncates.
+    pub fn enter(&mut self, n: usize) -> Result<()> {
         let model = self.model;
-        let schedule = model.schedule();
-        self.embed();
-        for (i, active) in self.buffers.active[..self.n].iter_mut().enumerate() {
-            *active = i as u32;
+        let first = self.flying;
+        self.flying += n;
+        self.embed(first..self.flying);
+        self.on_packed_rows(&model.schedule().prelude, first..self.flying)?;
+        self.lap(&model.schedule().prelude);
+        let (d, b) = (self.hyperparameters().hidden_size, &mut *self.buffers);
+        for c in first..first + n {
+            let slot = b.active[c] as usize;
+            b.x[slot * d..][..d].copy_from_slice(&b.h[c * d..][..d]);
+            b.depth[slot] = 0;
         }
-        self.on_all_rows(&schedule.prelude)?;
-        self.lap(&schedule.prelude);
-        self.limit_depth_in_advance();
+        self.limit_depth_in_advance(first);
         match &model.hyperparameters().router {
-            None => self.recurse_all(&schedule.stages)?,
+            None => Ok(()),
             Some(spec) if spec.kind == RouterKind::Expert => {
-                self.recurse_by_expert_choice(spec, &schedule.stages)?;
+                self.route_by_expert_choice(spec, first)
             }
-            Some(spec) => self.recurse_by_token_choice(spec, &schedule.stages)?,
+            Some(spec) => {
+                self.choose_depths(spec, first)?;
+                self.drop_shallow(first);
+                Ok(())
+            }
         }
-        for (i, active) in self.buffers.active[..self.n].iter_mut().enumerate() {
-            *active = i as u32;
+    }
+
+    /// Every row in the recursions runs the one that it stands before; without a router, all of
+    /// them. Some leave.
+    pub fn recurse(&mut self) -> Result<()> {
+        let model = self.model;
+        match &model.hyperparameters().router {
+            None => self.recurse_all(&model.schedule().stages),
+            Some(spec) => {
+                self.block()?;
+                self.merge(spec);
+                match spec.kind {
+                    RouterKind::Expert => self.route_by_expert_choice(spec, 0),
+                    RouterKind::Token => {
+                        self.drop_shallow(0);
+                        Ok(())
+                    }
+                }
+            }
         }
-        self.on_all_rows(&schedule.coda)
+    }
+
+    /// Own last layers of rows that have left: slots `buffers.left[rows]`, those of a sequence in
+    /// the order of their positions. The results stand in `buffers.leaving`.
+    pub fn finish(&mut self, rows: Range<usize>) -> Result<()> {
+        let model = self.model;
+        let (d, b) = (self.hyperparameters().hidden_size, &mut *self.buffers);
+        let (leaving, slots) = (take(&mut b.leaving), take(&mut b.left));
+        for (x, slot) in leaving.chunks_exact_mut(d).zip(&slots[rows.clone()]) {
+            x.copy_from_slice(&b.x[*slot as usize * d..][..d]);
+        }
+        let x = &mut leaving[..rows.len() * d];
+        let mut runs = model.schedule().coda.iter();
+        let result = runs.try_for_each(|run| self.layer(Place::Own(run), &slots[rows.clone()], x));
+        (self.buffers.leaving, self.buffers.left) = (leaving, slots);
+        result
+    }
+
+    pub(super) fn hyperparameters(&self) -> &Hyperparameters {
+        self.model.hyperparameters()
+    }
+
+    /// Token embeddings and rotary angles.
+    fn embed(&mut self, packed: Range<usize>) {
+        let (model, b) = (self.model, &mut *self.buffers);
+        let h = model.hyperparameters();
+        let embedding = model.token_embedding();
+        let half = h.rope.dims / 2;
+        let factors = (!b.rope_factors.is_empty()).then_some(&*b.rope_factors);
+        for c in packed {
+            let slot = b.active[c] as usize;
+            let row = &mut b.rows[slot];
+            row.recursion = 0;
+            let x = &mut b.h[c * h.hidden_size..][..h.hidden_size];
+            embedding.decode_row(model.bytes(), row.token as usize, x);
+            let table = &mut b.rope[slot * half..][..half];
+            ops::rope_row(&h.rope, factors, row.position as usize, table);
+        }
+    }
+
+    /// Layers on some of the packed rows, none of which depend on the recursion.
+    fn on_packed_rows(&mut self, runs: &[LayerRun], packed: Range<usize>) -> Result<()> {
+        self.with_packed(packed, |pass, slots, h| {
+            runs.iter()
+                .try_for_each(|run| pass.layer(Place::Own(run), slots, h))
+        })
+    }
+
+    /// Calls `each(pass, slots, rows)` with some of the packed rows.
+    fn with_packed(
+        &mut self,
+        packed: Range<usize>,
+        each: impl FnOnce(&mut Self, &[u32], &mut [f32]) -> Result<()>,
+    ) -> Result<()> {
+        let d = self.hyperparameters().hidden_size;
+        let (h, active) = (take(&mut self.buffers.h), take(&mut self.buffers.active));
+        let rows = &mut h[packed.start * d..packed.end * d];
+        let result = each(self, &active[packed], rows);
+        (self.buffers.h, self.buffers.active) = (h, active);
+        result
     }
 
     /// Tells the clock that these layers are done.
@@ -71,22 +177,24 @@ impl Pass<'_, '_, '_> {
         }
     }
 
-    /// Lowers the depth limit to the recursions that the time budget allows as far as is known by
-    /// now; the first is never left out.
-    fn limit_depth_in_advance(&mut self) {
+    /// Lowers the depth to what the time budget allows as far as is known by now; the first
+    /// recursion is never left out.
+    fn limit_depth_in_advance(&mut self, first: usize) {
         let Some(clock) = &self.clock else { return };
         let stages = &self.model.schedule().stages;
-        while self.depth_limit > 1 {
-            let within = stages.iter().filter(|s| s.recursion < self.depth_limit);
+        let mut limit = self.limit(first);
+        while limit > 1 {
+            let within = stages.iter().filter(|s| s.recursion < limit);
             if clock.allows(within.map(|s| self.model.run_bytes(&s.runs)).sum()) {
-                return;
+                break;
             }
             // What the first recursion takes is not known yet: `in_time` decides after it.
             if clock.is_new() && !self.hyperparameters().decides_depth_first() {
-                return;
+                break;
             }
-            self.depth_limit -= 1;
+            limit -= 1;
         }
+        self.depth_in_time = limit;
     }
 
     /// Whether there is time for this recursion too.
@@ -97,225 +205,241 @@ impl Pass<'_, '_, '_> {
         }
     }
 
-    fn hyperparameters(&self) -> &Hyperparameters {
-        self.model.hyperparameters()
+    fn settings(&self, packed: usize) -> Settings {
+        let row = self.buffers.rows[self.buffers.active[packed] as usize];
+        self.settings[row.sequence as usize]
     }
 
-    /// Token embeddings and rotary angles.
-    fn embed(&mut self) {
-        let (model, b) = (self.model, &mut *self.buffers);
-        let h = model.hyperparameters();
-        let embedding = model.token_embedding();
-        let half = h.rope.dims / 2;
-        let factors = (!b.rope_factors.is_empty()).then_some(&*b.rope_factors);
-        for (i, row) in b.rows[..self.n].iter().enumerate() {
-            let x = &mut b.x[i * h.hidden_size..][..h.hidden_size];
-            embedding.decode_row(model.bytes(), row.token as usize, x);
-            let table = &mut b.rope[i * half..][..half];
-            ops::rope_row(&h.rope, factors, row.position as usize, table);
-        }
+    /// The most recursions of a packed row.
+    fn limit(&self, packed: usize) -> usize {
+        self.settings(packed).depth_limit.min(self.depth_in_time)
     }
 
-    /// Layers on the residual stream itself.
-    fn on_all_rows(&mut self, runs: &[LayerRun]) -> Result<()> {
-        let x = take(&mut self.buffers.x);
-        let result = runs.iter().try_for_each(|run| self.layer(run, x, self.n));
-        self.buffers.x = x;
-        result
+    /// The recursion that a packed row stands before, and the end of those that stand there too.
+    fn segment(&self, first: usize) -> (usize, usize) {
+        let b = &self.buffers;
+        let recursion = |slot: &u32| b.rows[*slot as usize].recursion;
+        let active = &b.active[first..self.flying];
+        let here = recursion(&active[0]);
+        let length = active.iter().take_while(|s| recursion(s) == here).count();
+        (here as usize, first + length)
     }
 
-    /// Layers on the first `n` packed rows.
-    fn on_packed_rows(&mut self, runs: &[LayerRun], n: usize) -> Result<()> {
-        let h = take(&mut self.buffers.h);
-        let result = runs.iter().try_for_each(|run| self.layer(run, h, n));
-        self.buffers.h = h;
-        result
-    }
-
-    /// Vanilla and recursive models: every row runs every recursion within the limit.
+    /// Vanilla and recursive models: every row runs every recursion within the limit, which is the
+    /// same for all.
     fn recurse_all(&mut self, stages: &[Stage]) -> Result<()> {
+        if self.flying == 0 {
+            return Ok(());
+        }
         let in_turn = !self.hyperparameters().sharing.repeats_in_place();
         let mut depth = 0;
-        let limit = self.depth_limit;
+        let limit = self.limit(0);
         for stage in stages.iter().filter(|s| s.recursion < limit) {
             if in_turn && !self.in_time(stage) {
                 break;
             }
-            self.on_all_rows(&stage.runs)?;
+            self.on_packed_rows(&stage.runs, 0..self.flying)?;
             self.lap(&stage.runs);
             depth = depth.max(stage.recursion + 1);
         }
-        self.buffers.depth[..self.n].fill(depth as u8);
-        Ok(())
-    }
-
-    /// Before each recursion a router decides who goes on; those who do add the block's weighted
-    /// result to their residual stream.
-    fn recurse_by_expert_choice(&mut self, spec: &RouterSpec, stages: &[Stage]) -> Result<()> {
-        let shared = self.hyperparameters().kv == KvStrategy::Shared;
-        let total = self.n;
-        let mut active = total;
-        self.buffers.depth[..total].fill(0);
-        for (r, stage) in stages.iter().enumerate().take(self.depth_limit) {
-            if !self.in_time(stage) {
-                break;
-            }
-            self.pack(active);
-            let model = self.model;
-            self.scores(model.router(r), active, spec)?;
-            let kept = self.choose(spec, r, active)?;
-            // With shared keys, recursion 0 gives every token its keys, kept or not.
-            let run_all = shared && r == 0;
-            let running = if run_all {
-                active
-            } else {
-                self.compact(kept);
-                kept
-            };
-            if running > 0 {
-                self.on_packed_rows(&stage.runs, running)?;
-                self.lap(&stage.runs);
-            }
-            self.merge_kept(spec, kept, run_all);
-            let b = &mut *self.buffers;
-            for c in 0..kept {
-                // Kept indices ascend, so entries ahead are still untouched.
-                b.active[c] = if run_all {
-                    b.active[b.kept[c] as usize]
-                } else {
-                    b.active[c]
-                };
-                b.depth[b.active[c] as usize] = r as u8 + 1;
-            }
-            active = kept;
-            if active == 0 {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// Copies the active rows of the residual stream to the packed rows.
-    fn pack(&mut self, active: usize) {
         let (d, b) = (self.hyperparameters().hidden_size, &mut *self.buffers);
-        for (c, row) in b.active[..active].iter().enumerate() {
-            b.h[c * d..][..d].copy_from_slice(&b.x[*row as usize * d..][..d]);
+        for (slot, h) in b.active[..self.flying].iter().zip(b.h.chunks_exact(d)) {
+            b.x[*slot as usize * d..][..d].copy_from_slice(h);
+            b.depth[*slot as usize] = depth as u8;
         }
+        self.keep(0, |_, _| false);
+        Ok(())
     }
 
-    /// Who of the active rows goes on: indices into them, ascending, in `kept`.
-    fn choose(&mut self, spec: &RouterSpec, recursion: usize, active: usize) -> Result<usize> {
-        if self.routing == Routing::Capacity {
-            let b = &mut *self.buffers;
-            let (capacity, scores) = (spec.capacities[recursion], &b.scores[..active]);
-            return Ok(routing::keep_best(spec, scores, capacity, self.n, b.kept));
-        }
-        let least = routing::least_score(spec, self.cut);
+    /// The shared block once, each row at its own recursion.
+    fn block(&mut self) -> Result<()> {
         let model = self.model;
-        if let Some(auxiliary) = model.auxiliary_router(recursion) {
-            // The main router's scores are still needed as weights.
-            self.buffers.aux_scores[..active].copy_from_slice(&self.buffers.scores[..active]);
-            self.scores(auxiliary, active, spec)?;
-            let b = &mut *self.buffers;
-            let count = routing::keep_above(&b.scores[..active], least, b.kept);
-            b.scores[..active].copy_from_slice(&b.aux_scores[..active]);
-            return Ok(count);
-        }
-        let b = &mut *self.buffers;
-        Ok(routing::keep_above(&b.scores[..active], least, b.kept))
-    }
-
-    /// Moves the kept of the packed rows, their scores and their row numbers to the front.
-    fn compact(&mut self, kept: usize) {
-        let (d, b) = (self.hyperparameters().hidden_size, &mut *self.buffers);
-        for to in 0..kept {
-            let from = b.kept[to] as usize;
-            b.h.copy_within(from * d..(from + 1) * d, to * d);
-            b.scores[to] = b.scores[from];
-            b.active[to] = b.active[from];
-        }
-    }
-
-    /// `x[row] += weight · h[packed]` for the kept rows.
-    fn merge_kept(&mut self, spec: &RouterSpec, kept: usize, run_all: bool) {
-        let (d, b) = (self.hyperparameters().hidden_size, &mut *self.buffers);
-        for c in 0..kept {
-            let packed = if run_all { b.kept[c] as usize } else { c };
-            let row = b.active[packed] as usize;
-            let weight = if spec.weighted {
-                routing::weight(spec, b.scores[packed])
+        let mut first = 0;
+        while first < self.flying {
+            let (recursion, end) = self.segment(first);
+            // Recursions with weights of their own run one after another.
+            let end = if model.block_is_shared() {
+                self.flying
             } else {
-                1.0
+                end
             };
-            add_scaled(&mut b.x[row * d..][..d], weight, &b.h[packed * d..][..d]);
+            let stage = &model.schedule().stages[recursion];
+            self.with_packed(first..end, |pass, slots, h| {
+                (0..stage.runs.len()).try_for_each(|run| pass.layer(Place::Block(run), slots, h))
+            })?;
+            self.lap(&stage.runs);
+            first = end;
+        }
+        Ok(())
+    }
+
+    /// Adds the block's weighted result to the residual stream of the rows for which it counts: all
+    /// that were kept (expert-choice), those that have run as deep as they should (token-choice).
+    /// All stand before the next recursion then.
+    fn merge(&mut self, spec: &RouterSpec) {
+        let (d, outputs) = (self.hyperparameters().hidden_size, self.outputs());
+        let b = &mut *self.buffers;
+        for c in 0..self.flying {
+            let slot = b.active[c] as usize;
+            let r = b.rows[slot].recursion as usize;
+            b.rows[slot].recursion += 1;
+            if usize::from(b.depth[slot]) != r + 1 {
+                continue;
+            }
+            let (x, h) = (&mut b.x[slot * d..][..d], &mut b.h[c * d..][..d]);
+            let weight = match spec.kind {
+                _ if !spec.weighted => 1.0,
+                RouterKind::Expert => routing::weight(spec, b.scores[c]),
+                RouterKind::Token => b.scores[c * outputs + r],
+            };
+            for (x, h) in x.iter_mut().zip(&*h) {
+                *x += weight * h;
+            }
+            if spec.kind == RouterKind::Expert {
+                h.copy_from_slice(x);
+            }
         }
     }
 
-    /// One router gives each row its depth; a row that has run that far adds its weighted result.
-    fn recurse_by_token_choice(&mut self, spec: &RouterSpec, stages: &[Stage]) -> Result<()> {
-        let n = self.n;
-        let d = self.hyperparameters().hidden_size;
-        self.pack(n);
+    /// Scores of a row.
+    fn outputs(&self) -> usize {
+        self.model.router(0).outputs()
+    }
+
+    /// Before each recursion a router decides who of the rows from `first` on goes on.
+    fn route_by_expert_choice(&mut self, spec: &RouterSpec, first: usize) -> Result<()> {
+        let model = self.model;
+        // A row that was not kept before was only along for its keys.
+        self.keep(first, |pass, c| {
+            let slot = pass.buffers.active[c] as usize;
+            let r = pass.buffers.rows[slot].recursion as usize;
+            r < pass.limit(c)
+                && r == usize::from(pass.buffers.depth[slot])
+                && pass.in_time(&model.schedule().stages[r])
+        });
+        let shared = self.hyperparameters().kv == KvStrategy::Shared;
+        let mut from = first;
+        while from < self.flying {
+            let (recursion, to) = self.segment(from);
+            self.choose(spec, recursion, from..to)?;
+            let b = &mut *self.buffers;
+            for c in from..to {
+                if b.kept[c] != 0 {
+                    b.depth[b.active[c] as usize] = recursion as u8 + 1;
+                } else if shared && recursion == 0 {
+                    // Recursion 0 gives every token its keys, kept or not.
+                    b.kept[c] = 1;
+                }
+            }
+            from = to;
+        }
+        self.keep(first, |pass, c| pass.buffers.kept[c] != 0);
+        Ok(())
+    }
+
+    /// Who of some rows that stand before the same recursion goes on: 1 or 0 in `buffers.kept`.
+    fn choose(&mut self, spec: &RouterSpec, recursion: usize, packed: Range<usize>) -> Result<()> {
+        let model = self.model;
+        self.scores(model.router(recursion), packed.clone(), spec)?;
+        if self.routing == Routing::Capacity {
+            // The packed rows are all that are left of the text, which came in one pass.
+            let total = self.left + self.flying;
+            let b = &mut *self.buffers;
+            let scores = &b.scores[packed];
+            routing::keep_best(spec, scores, spec.capacities[recursion], total, b.kept);
+            return Ok(());
+        }
+        let auxiliary = model.auxiliary_router(recursion);
+        if let Some(auxiliary) = auxiliary {
+            // The main router's scores are still needed as weights.
+            let b = &mut *self.buffers;
+            b.aux_scores[packed.clone()].copy_from_slice(&b.scores[packed.clone()]);
+            self.scores(auxiliary, packed.clone(), spec)?;
+        }
+        for c in packed.clone() {
+            let least = routing::least_score(spec, self.settings(c).cut);
+            self.buffers.kept[c] = u32::from(self.buffers.scores[c] >= least);
+        }
+        if auxiliary.is_some() {
+            let b = &mut *self.buffers;
+            b.scores[packed.clone()].copy_from_slice(&b.aux_scores[packed]);
+        }
+        Ok(())
+    }
+
+    /// One router gives each row from `first` on its depth.
+    fn choose_depths(&mut self, spec: &RouterSpec, first: usize) -> Result<()> {
         let model = self.model;
         let router = model.router(0);
-        self.scores(router, n, spec)?;
+        if first == self.flying {
+            return Ok(());
+        }
+        self.scores(router, first..self.flying, spec)?;
         let outputs = router.outputs();
         if let Some(bias) = &router.pick_bias
             && !bias.values(model.bytes()).all(f32::is_finite)
         {
             return Err(Error::not_finite("a router's bias"));
         }
-        let b = &mut *self.buffers;
-        for row in 0..n {
-            let weights = &mut b.scores[row * outputs..][..outputs];
+        for c in first..self.flying {
+            let limit = self.limit(c);
+            let b = &mut *self.buffers;
+            let weights = &mut b.scores[c * outputs..][..outputs];
             routing::token_weights(spec, weights);
-            let weights = &weights[..self.depth_limit];
+            let weights = &weights[..limit];
             let picked = match &router.pick_bias {
                 Some(bias) => routing::pick(weights, bias.values(model.bytes())),
                 None => routing::pick(weights, std::iter::repeat(0.0)),
             };
-            b.depth[row] = picked as u8 + 1;
-        }
-        let mut active = n;
-        for (r, stage) in stages.iter().enumerate().take(self.depth_limit) {
-            let b = &mut *self.buffers;
-            let mut kept = 0;
-            for c in 0..active {
-                let row = b.active[c] as usize;
-                if b.depth[row] as usize > r {
-                    b.h.copy_within(c * d..(c + 1) * d, kept * d);
-                    b.active[kept] = row as u32;
-                    kept += 1;
-                }
-            }
-            active = kept;
-            if active == 0 {
-                break;
-            }
-            self.on_packed_rows(&stage.runs, active)?;
-            self.lap(&stage.runs);
-            let b = &mut *self.buffers;
-            for c in 0..active {
-                let row = b.active[c] as usize;
-                if b.depth[row] as usize == r + 1 {
-                    let weight = if spec.weighted {
-                        b.scores[row * outputs + r]
-                    } else {
-                        1.0
-                    };
-                    add_scaled(&mut b.x[row * d..][..d], weight, &b.h[c * d..][..d]);
-                }
-            }
+            b.depth[b.active[c] as usize] = picked as u8 + 1;
         }
         Ok(())
     }
 
-    /// A router's scores for the first `n` packed rows, into `buffers.scores` [n, outputs].
-    fn scores(&mut self, router: &Router, n: usize, spec: &RouterSpec) -> Result<()> {
+    /// Token-choice: rows that have run as deep as they should leave.
+    fn drop_shallow(&mut self, first: usize) {
+        self.keep(first, |pass, c| {
+            let slot = pass.buffers.active[c] as usize;
+            u32::from(pass.buffers.depth[slot]) > pass.buffers.rows[slot].recursion
+        });
+    }
+
+    /// Of the packed rows from `first` on those for which `stays(pass, index)` stay and move up,
+    /// with their scores; the others leave.
+    fn keep(&mut self, first: usize, stays: impl Fn(&Self, usize) -> bool) {
+        let d = self.hyperparameters().hidden_size;
+        let outputs = self
+            .hyperparameters()
+            .router
+            .as_ref()
+            .map_or(0, |_| self.outputs());
+        let mut to = first;
+        for from in first..self.flying {
+            let stays = stays(self, from);
+            let b = &mut *self.buffers;
+            if !stays {
+                b.left[self.left] = b.active[from];
+                self.left += 1;
+                continue;
+            }
+            if to != from {
+                b.active[to] = b.active[from];
+                b.h.copy_within(from * d..(from + 1) * d, to * d);
+                let scores = from * outputs..(from + 1) * outputs;
+                b.scores.copy_within(scores, to * outputs);
+            }
+            to += 1;
+        }
+        self.flying = to;
+    }
+
+    /// A router's scores of some packed rows, into `buffers.scores` [rows, outputs].
+    fn scores(&mut self, router: &Router, packed: Range<usize>, spec: &RouterSpec) -> Result<()> {
         let (file, b) = (self.model.bytes(), &mut *self.buffers);
         let (team, level) = (&mut *self.team, self.level);
         let quantized = any_quantized(&[&router.first]);
-        let (columns, h) = (router.first.weight.columns, &*b.h);
+        let (n, columns, outputs) = (packed.len(), router.first.weight.columns, router.outputs());
+        let h = &b.h[packed.start * columns..];
         let input = prepare(
             team,
             level,
@@ -330,224 +454,47 @@ impl Pass<'_, '_, '_> {
                 }
             },
         );
-        let (first, scores) = (&router.first, &mut *b.scores);
-        match &router.second {
-            None => products(
-                team,
-                level,
-                file,
-                &input,
-                &mut [Product::new(first, scores)],
-                b.scratch,
-            ),
-            Some(second) => {
-                let hidden = &mut *b.router_hidden;
-                let mut all = [Product::new(first, hidden)];
-                products(team, level, file, &input, &mut all, b.scratch);
-                let (columns, hidden) = (second.weight.columns, &mut *b.router_hidden);
-                let quantized = any_quantized(&[second]);
-                let input = prepare(
-                    team,
-                    level,
-                    n,
-                    columns,
-                    hidden,
-                    b.panels,
-                    quantized,
-                    |_, x| {
-                        x.iter_mut().for_each(|x| *x = ops::gelu(*x));
-                    },
-                );
-                let mut all = [Product::new(second, scores)];
-                products(team, level, file, &input, &mut all, b.scratch);
-            }
-        }
-        if b.scores[..n * router.outputs()]
-            .iter()
-            .all(|s| s.is_finite())
-        {
-            Ok(())
-        } else {
-            Err(Error::not_finite("a router's score"))
-        }
-    }
-
-    /// One decoder layer on rows `x` [n, hidden], which are the rows `active[..n]` of the pass.
-    fn layer(&mut self, run: &LayerRun, x: &mut [f32], n: usize) -> Result<()> {
-        if self.cancel.is_some_and(|c| c.load(Ordering::Relaxed)) {
-            return Err(Error::Cancelled);
-        }
-        let model = self.model;
-        let layer = model.layer(run.layer);
-        let x = &mut x[..n * model.hyperparameters().hidden_size];
-        self.attention_half(run, layer, x, n)?;
-        self.feed_forward_half(layer, x, n);
-        Ok(())
-    }
-
-    fn attention_half(
-        &mut self,
-        run: &LayerRun,
-        layer: &Layer,
-        x: &mut [f32],
-        n: usize,
-    ) -> Result<()> {
-        let (file, h) = (self.model.bytes(), self.model.hyperparameters());
-        let (team, level, b) = (&mut *self.team, self.level, &mut *self.buffers);
-        let (query_size, kv_size) = (h.query_size(), h.kv_size());
-        let (q, attn) = (&mut b.q[..n * query_size], &mut b.attn[..n * query_size]);
-        let (k, v) = (&mut b.k[..n * kv_size], &mut b.v[..n * kv_size]);
-        let active = &b.active[..n];
-        let quantized = any_quantized(&[&layer.q, &layer.k, &layer.v]);
-        let norm = ops::Norm::new(level, file, &layer.attn_norm, h.norm_epsilon);
-        let input = norm.prepare(team, n, x, b.norm, b.panels, quantized);
-        let mut all = [
-            Product::new(&layer.q, q),
-            Product::new(&layer.k, k),
-            Product::new(&layer.v, v),
-        ];
-        let wanted = match run.keys {
-            Keys::Append => &mut all[..],
-            Keys::Shared => &mut all[..1],
+        let scores = &mut b.scores[packed.start * outputs..packed.end * outputs];
+        let (first, last) = (&router.first, router.second.as_ref());
+        let Some(second) = last else {
+            let mut all = [Product::new(first, scores)];
+            products(team, level, file, &input, &mut all, b.scratch);
+            return self.check_scores(packed, outputs);
         };
-        products(team, level, file, &input, wanted, b.scratch);
-        for (seat, row) in b.seats.iter_mut().zip(active) {
-            let Row {
-                sequence, position, ..
-            } = b.rows[*row as usize];
-            let visible = match run.keys {
-                Keys::Append => b.kv.append(sequence as usize, run.plane)? as u32 + 1,
-                // The plane has an entry for every position.
-                Keys::Shared => position + 1,
-            };
-            *seat = Seat { sequence, visible };
-        }
-        let rows = Rows {
-            level,
-            rope: &h.rope,
-            head_dim: h.head_dim,
-            table: b.rope,
-            active,
-            seats: &b.seats[..n],
-            q: Disjoint::new(q),
-            k: Disjoint::new(k),
-            v,
-            cache: b.kv.writer(),
-            plane: run.plane,
-            appends: run.keys == Keys::Append,
-        };
-        rows.rotate_and_store(team)?;
-        let attention = Attention {
-            level,
-            kv: &b.kv,
-            plane: run.plane,
-            heads: h.heads,
-            seats: &b.seats[..n],
-            q,
-        };
-        attention.run(team, b.scratch, b.partials, attn);
-        let quantized = any_quantized(&[&layer.o]);
+        let hidden = &mut *b.router_hidden;
+        let mut all = [Product::new(first, hidden)];
+        products(team, level, file, &input, &mut all, b.scratch);
+        let (columns, hidden) = (second.weight.columns, &mut *b.router_hidden);
+        let quantized = any_quantized(&[second]);
         let input = prepare(
             team,
             level,
             n,
-            query_size,
-            attn,
+            columns,
+            hidden,
             b.panels,
             quantized,
-            |_, _| {},
-        );
-        let mut all = [Product::added(&layer.o, x)];
-        products(team, level, file, &input, &mut all, b.scratch);
-        Ok(())
-    }
-
-    fn feed_forward_half(&mut self, layer: &Layer, x: &mut [f32], n: usize) {
-        let (file, h) = (self.model.bytes(), self.model.hyperparameters());
-        let (team, level, b) = (&mut *self.team, self.level, &mut *self.buffers);
-        let inner = h.feed_forward_size;
-        let (gate, up) = (&mut b.gate[..n * inner], &mut b.up[..n * inner]);
-        let quantized = any_quantized(&[&layer.gate, &layer.up]);
-        let norm = ops::Norm::new(level, file, &layer.ffn_norm, h.norm_epsilon);
-        let input = norm.prepare(team, n, x, b.norm, b.panels, quantized);
-        let mut all = [Product::new(&layer.gate, gate), Product::new(&layer.up, up)];
-        products(team, level, file, &input, &mut all, b.scratch);
-        let quantized = any_quantized(&[&layer.down]);
-        let input = prepare(
-            team,
-            level,
-            n,
-            inner,
-            gate,
-            b.panels,
-            quantized,
-            |row, gate| {
-                ops::swiglu(level, gate, &up[row * inner..][..inner]);
+            |_, x| {
+                x.iter_mut().for_each(|x| *x = ops::gelu(*x));
             },
         );
-        let mut all = [Product::added(&layer.down, x)];
+        let mut all = [Product::new(second, scores)];
         products(team, level, file, &input, &mut all, b.scratch);
+        self.check_scores(packed, outputs)
+    }
+
+    fn check_scores(&mut self, packed: Range<usize>, outputs: usize) -> Result<()> {
+        let b = &*self.buffers;
+        let scores = &b.scores[packed.start * outputs..packed.end * outputs];
+        let Some(at) = scores.iter().position(|s| !s.is_finite()) else {
+            return Ok(());
+        };
+        self.culprit = Some(b.active[packed.start + at / outputs]);
+        Err(Error::not_finite("a router's score"))
     }
 }
 
-/// Queries, keys and values of some rows, before attention.
-struct Rows<'a> {
-    level: Level,
-    rope: &'a Rope,
-    head_dim: usize,
-    /// [rows of the pass, rope dims / 2]
-    table: &'a [[f32; 2]],
-    /// The rows' numbers in the pass.
-    active: &'a [u32],
-    seats: &'a [Seat],
-    q: Disjoint<'a, f32>,
-    k: Disjoint<'a, f32>,
-    v: &'a [f32],
-    cache: KvWriter<'a>,
-    plane: usize,
-    /// Whether keys and values are wanted.
-    appends: bool,
-}
-
-impl Rows<'_> {
-    /// Rotates queries and keys, and puts keys and values into the cache.
-    fn rotate_and_store(&self, team: &mut Team) -> Result<()> {
-        let n = self.seats.len();
-        let failure = Mutex::new(None);
-        team.run(n, &|row, _| {
-            let half = self.rope.dims / 2;
-            let table = &self.table[self.active[row] as usize * half..][..half];
-            let width = self.q.len() / n;
-            // SAFETY: each row belongs to one task.
-            let q = unsafe { self.q.slice(row * width, width) };
-            ops::rotate(self.level, self.rope.pairing, self.head_dim, table, q);
-            if !self.appends {
-                return;
-            }
-            let width = self.k.len() / n;
-            // SAFETY: as above.
-            let k = unsafe { self.k.slice(row * width, width) };
-            ops::rotate(self.level, self.rope.pairing, self.head_dim, table, k);
-            let Seat { sequence, visible } = self.seats[row];
-            let place = (sequence as usize, self.plane, visible as usize - 1);
-            let v = &self.v[row * width..][..width];
-            // SAFETY: each row has an entry of its own.
-            if let Err(error) = unsafe { self.cache.store(place, k, v) } {
-                *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-            }
-        });
-        let failure = failure.into_inner().unwrap_or_else(PoisonError::into_inner);
-        failure.map_or(Ok(()), Err)
-    }
-}
-
-fn add_scaled(x: &mut [f32], scale: f32, y: &[f32]) {
-    for (x, y) in x.iter_mut().zip(y) {
-        *x += scale * y;
-    }
-}
-
-/// Logits of `count` rows of the last pass from row `first` on, into `buffers.logits`.
+/// Logits of `count` of the rows that finished last from row `first` on, into `buffers.logits`.
 pub(crate) fn logits(
     model: &Model,
     team: &mut Team,
@@ -558,7 +505,7 @@ pub(crate) fn logits(
 ) -> Result<()> {
     let h = model.hyperparameters();
     let d = h.hidden_size;
-    let x = &buffers.x[first * d..][..count * d];
+    let x = &buffers.leaving[first * d..][..count * d];
     let logits = &mut buffers.logits[..count * h.vocab_size];
     let (file, output) = (model.bytes(), model.output());
     let quantized = any_quantized(&[&output]);

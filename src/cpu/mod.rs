@@ -12,6 +12,7 @@ pub mod bench;
 mod blocks;
 mod floats;
 mod forward;
+mod layer;
 #[macro_use]
 mod levels;
 pub(crate) mod matmul;
@@ -20,5 +21,5 @@ mod tiles;
 
 use levels::levels;
 
-pub(crate) use forward::{Pass, logits};
+pub(crate) use forward::{Pass, Settings, logits};
 pub(crate) use pace::{Clock, Pace};

@@ -36,6 +36,8 @@ struct Parts {
     schedule: Schedule,
     /// `schedule`'s `layer` indices point here.
     layers: Vec<Layer>,
+    /// Whether every recursion has the same layers.
+    block_is_shared: bool,
     /// What the layers would take if each had its own matrices, less what they take.
     shared_bytes: u64,
     token_embedding: Matrix,
@@ -115,6 +117,11 @@ impl Model {
         let (routers, auxiliary_routers) = Self::find_routers(&finder, &h)?;
         let output_norm = finder.vector("output_norm.weight", h.hidden_size)?;
         drop(finder);
+        let block_is_shared = schedule.stages.iter().all(|stage| {
+            let first = &schedule.stages[0];
+            let mut pairs = stage.runs.iter().zip(&first.runs);
+            pairs.all(|(run, first)| layers[run.layer] == layers[first.layer])
+        });
         // A model without a usable tokenizer still runs on token ids.
         let tokenizer = match Tokenizer::from_metadata(&gguf.metadata) {
             Ok(tokenizer) => Ok(tokenizer),
@@ -127,6 +134,7 @@ impl Model {
             gguf,
             hyperparameters: h,
             schedule,
+            block_is_shared,
             shared_bytes: shared_bytes(&layers)?,
             layers,
             token_embedding,
@@ -247,6 +255,10 @@ impl Model {
     }
     pub(crate) fn rope_factors(&self) -> Option<&Vector> {
         self.0.rope_factors.as_ref()
+    }
+    /// Whether every recursion runs the block with the same weights.
+    pub(crate) fn block_is_shared(&self) -> bool {
+        self.0.block_is_shared
     }
     pub(crate) fn router(&self, recursion: usize) -> &Router {
         &self.0.routers[recursion]
