@@ -5,6 +5,8 @@
 //! Data flows one way: file → model → plan → session → step → text.
 #![warn(missing_docs)]
 
+mod arena;
+pub mod batch;
 #[cfg(feature = "chat")]
 pub mod chat;
 #[cfg(feature = "convert")]
@@ -28,6 +30,7 @@ mod text;
 pub mod tokenizer;
 mod traffic;
 
+pub use batch::{Batch, Request, SequenceId};
 pub use cpu::thread::{CpuSet, ThreadParams};
 pub use error::{Error, Result};
 pub use kv::KvType;

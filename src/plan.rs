@@ -8,20 +8,25 @@ use crate::cpu::thread::{STACK_BYTES, ThreadParams, cores};
 use crate::error::{Error, Result};
 use crate::generate;
 use crate::kv::{KvCache, KvRegions, KvShape, KvType, PAGE_TOKENS};
-use crate::model::{MAX_CONTEXT, Model};
+use crate::model::{MAX_CONTEXT, Model, PlaneTokens};
 use crate::sampling::Candidate;
 
 /// Every part of the arena begins at a multiple of this: a cache line, and the widest vector.
 pub const ARENA_ALIGNMENT: usize = 64;
 
-/// What a session is planned for.
+/// Most sequences of a batch.
+const MAX_SEQUENCES: usize = (1 << 20) - 1;
+
+/// What a session or a batch is planned for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionParams {
     /// Tokens that a sequence can hold; 0 means as many as the model was trained for.
     pub context: usize,
-    /// Sequences (a [`Session`](crate::Session) runs one).
+    /// Sequences: of a [`Batch`](crate::Batch), the most at a time; a [`Session`](crate::Session) runs
+    /// one.
     pub sequences: usize,
-    /// Most rows of one pass over the weights: prompts are taken in chunks of this size.
+    /// Most rows of one pass over the weights: prompts are taken in chunks of this size, and a batch
+    /// runs so many tokens at a time.
     /// Capacity routing needs the whole text in one pass.
     pub batch: usize,
     /// Threads that share each operation, the caller's included.
@@ -30,7 +35,8 @@ pub struct SessionParams {
     pub kv: KvType,
     /// Pages of the KV pool; 0 means enough for every token to take every recursion.
     pub kv_pages: usize,
-    /// Rows of logits that are computed together when a whole text is scored.
+    /// Rows of logits that are computed together when a whole text is scored, or tokens are drawn for
+    /// many sequences.
     pub logit_rows: usize,
     /// What the helper threads ask of the system.
     pub thread: ThreadParams,
@@ -140,6 +146,77 @@ impl Plan {
         Self::with_stays(model, params, 1)
     }
 
+    /// Plans a [`Batch`](crate::Batch) of `params.sequences` sequences, whose tick runs the shared block
+    /// for up to `params.batch` rows. Takes no memory.
+    pub fn batch(model: &Model, params: &SessionParams) -> Result<Self> {
+        let h = model.hyperparameters();
+        // A row that has left waits for those before it, which take all recursions at most.
+        let stays = if h.router.is_some() { h.recursions } else { 1 };
+        Self::with_stays(model, params, stays)
+    }
+
+    /// Plans the batch with the most sequences that `bytes` bytes can hold, and with pages for the
+    /// whole context of each when a token runs `mean_depth` recursions in mean. Of `params`,
+    /// `sequences` and `kv_pages` are what is sought.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when not even one sequence fits.
+    pub fn batch_in(
+        model: &Model,
+        params: &SessionParams,
+        mean_depth: f64,
+        bytes: usize,
+    ) -> Result<Self> {
+        let plan = |sequences: usize| {
+            let mut params = SessionParams {
+                sequences,
+                ..params.clone()
+            };
+            params.kv_pages = Self::pages_for(model, &params, mean_depth)?;
+            Self::batch(model, &params)
+        };
+        let least = plan(1)?;
+        if least.bytes() > bytes {
+            return Err(Error::argument(format_args!(
+                "a batch of one sequence takes {} bytes, but there are {bytes}",
+                least.bytes()
+            )));
+        }
+        let (mut fits, mut too_many) = (least, MAX_SEQUENCES + 1);
+        while too_many - fits.params.sequences > 1 {
+            let middle = fits.params.sequences.midpoint(too_many);
+            match plan(middle) {
+                Ok(plan) if plan.bytes() <= bytes => fits = plan,
+                _ => too_many = middle,
+            }
+        }
+        Ok(fits)
+    }
+
+    /// Pages of the KV pool ([`SessionParams::kv_pages`]) that `params.sequences` sequences take when
+    /// their contexts are full and a token runs `mean_depth` recursions in mean.
+    pub fn pages_for(model: &Model, params: &SessionParams, mean_depth: f64) -> Result<usize> {
+        let h = model.hyperparameters();
+        let most = h.recursions as f64;
+        if !(0.0..=most).contains(&mean_depth) {
+            return Err(Error::argument(format_args!(
+                "the mean depth is {mean_depth}; this model's is between 0 and {most}"
+            )));
+        }
+        let context = match params.context {
+            0 => h.context_length,
+            tokens => tokens,
+        };
+        let planes = &model.schedule().planes;
+        let routed = planes.iter().filter(|p| p.tokens != PlaneTokens::All);
+        let block = routed.count() as f64 / most;
+        let whole = planes.iter().filter(|p| p.tokens == PlaneTokens::All);
+        let entries = context as f64 * (whole.count() as f64 + mean_depth * block);
+        // The last page of a plane is half empty in mean.
+        let pages = entries / PAGE_TOKENS as f64 + planes.len() as f64 / 2.0;
+        Ok((params.sequences as f64 * pages).ceil() as usize)
+    }
+
     /// Plans memory in which rows stay for up to `stays` passes.
     fn with_stays(model: &Model, params: &SessionParams, stays: usize) -> Result<Self> {
         let h = model.hyperparameters();
@@ -150,7 +227,7 @@ impl Plan {
         // The batch never needs more rows than there are tokens.
         params.batch = params.batch.min(params.context);
         check("context", params.context, MAX_CONTEXT)?;
-        check("sequences", params.sequences, 1 << 20)?;
+        check("sequences", params.sequences, MAX_SEQUENCES)?;
         check("batch", params.batch, MAX_CONTEXT)?;
         check("threads", params.threads, MAX_THREADS)?;
         check("logit rows", params.logit_rows, MAX_CONTEXT)?;
@@ -232,6 +309,16 @@ impl Plan {
     /// helper threads. Its beginning must be aligned to [`ARENA_ALIGNMENT`].
     pub fn bytes(&self) -> usize {
         self.team_bytes + self.arena_bytes
+    }
+
+    /// Bytes of the heap that a [`Batch`](crate::Batch) takes besides, for its list of sequences.
+    pub fn heap_bytes(&self) -> usize {
+        crate::batch::heap_bytes(self.params.sequences, self.slots)
+    }
+
+    /// Rows that may be between their first and their last layer at a time.
+    pub(crate) fn slots(&self) -> usize {
+        self.slots
     }
 
     /// Bytes of the stacks that the system gives the helper threads; they take memory only where

@@ -1,10 +1,11 @@
 //! A session: one sequence, its memory, and the calls that move it on.
 
+use crate::arena::{Ground, Locked};
 use crate::cpu::{self, Clock, Pace, Settings, simd::Level, team::Team};
 use crate::error::{Error, Result};
 use crate::memory::Shared;
 use crate::model::{MAX_RECURSIONS, Model, anonymous};
-use crate::plan::{ARENA_ALIGNMENT, Buffers, Plan, Row, SessionParams};
+use crate::plan::{Buffers, Plan, Row, SessionParams};
 use crate::routing::Routing;
 use crate::sampling::{Sampler, SamplerParams};
 use memmap2::MmapMut;
@@ -99,7 +100,7 @@ impl Session<'static> {
 
 impl<'m> Session<'m> {
     /// A session in memory of the caller, of at least [`Plan::bytes`] bytes and aligned to
-    /// [`ARENA_ALIGNMENT`]. What the memory holds before does not matter. With one thread nothing
+    /// [`ARENA_ALIGNMENT`](crate::plan::ARENA_ALIGNMENT). What the memory holds before does not matter. With one thread nothing
     /// else is allocated.
     pub fn new_in(model: &Model, params: &SessionParams, memory: &'m mut [u8]) -> Result<Self> {
         Self::with_plan_in(model, Plan::new(model, params)?, memory)
@@ -115,40 +116,11 @@ impl<'m> Session<'m> {
         if plan != Plan::new(model, plan.params())? {
             return Err(Error::argument("the plan was made for another model"));
         }
-        if memory.len() < plan.bytes() {
-            return Err(Error::BufferTooSmall {
-                needed: plan.bytes(),
-                capacity: memory.len(),
-            });
-        }
-        if memory.as_ptr().align_offset(ARENA_ALIGNMENT) != 0 {
-            return Err(Error::argument(format_args!(
-                "the session's memory must begin at a multiple of {ARENA_ALIGNMENT}"
-            )));
-        }
-        let params = plan.params();
-        let locked = match params.lock {
-            true => Some(Locked::new(&memory[..plan.bytes()])?),
-            false => None,
-        };
-        if params.prefault {
-            touch(memory);
-        }
-        let (team, arena) = plan.split(memory);
-        let team = Team::new(params.threads, &params.thread, team)?;
-        let mut buffers = plan.carve(arena);
-        buffers.kv.reset();
-        if let Some(factors) = model.rope_factors() {
-            let values = factors.values(model.bytes());
-            for (to, from) in buffers.rope_factors.iter_mut().zip(values) {
-                *to = from;
-            }
-        }
-        let h = model.hyperparameters();
-        let settings = Settings {
-            cut: h.router.as_ref().map_or(0.5, |r| r.cut),
-            depth_limit: h.recursions,
-        };
+        let Ground {
+            team,
+            arena,
+            locked,
+        } = Ground::prepare(model, &plan, memory)?;
         Ok(Session {
             model: model.clone(),
             plan,
@@ -156,7 +128,7 @@ impl<'m> Session<'m> {
             team,
             level: Level::best(),
             routing: Routing::Threshold,
-            settings,
+            settings: Settings::of(model),
             sampler: Sampler::new(SamplerParams::default())?,
             pace: Pace::default(),
             cancel: CancelFlag::Nobody,
@@ -258,25 +230,12 @@ impl<'m> Session<'m> {
     /// The cut of threshold routing: a token goes on while the sigmoid of its score is at least
     /// this. Higher is faster and coarser; 0 sends every token through all recursions.
     pub fn set_cut(&mut self, cut: f32) -> Result<()> {
-        if !(0.0..=1.0).contains(&cut) {
-            return Err(Error::argument(format_args!(
-                "the cut is {cut}; it must be between 0 and 1"
-            )));
-        }
-        self.settings.cut = cut;
-        Ok(())
+        self.settings.set_cut(cut)
     }
 
     /// The most recursions that tokens take from now on, 1 to N_r.
     pub fn set_depth_limit(&mut self, limit: usize) -> Result<()> {
-        let most = self.model.hyperparameters().recursions;
-        if limit == 0 || limit > most {
-            return Err(Error::argument(format_args!(
-                "the depth limit is {limit}; this model has 1 to {most} recursions"
-            )));
-        }
-        self.settings.depth_limit = limit;
-        Ok(())
+        self.settings.set_depth_limit(&self.model, limit)
     }
 
     /// Who decides which tokens go on. Capacity routing needs an empty session whose batch holds
@@ -492,54 +451,5 @@ impl<'m> Session<'m> {
             )));
         }
         Ok(())
-    }
-}
-
-/// Writes to every page, for a page that was only read may still be the system's page of zeros.
-fn touch(memory: &mut [u8]) {
-    /// The smallest page of any system that this runs on.
-    const PAGE: usize = 4096;
-    for byte in memory.iter_mut().step_by(PAGE) {
-        *std::hint::black_box(byte) = 0;
-    }
-}
-
-/// Memory that is kept from being swapped out until this is dropped.
-struct Locked {
-    start: *const u8,
-    bytes: usize,
-}
-
-// SAFETY: the address is only given back to the system.
-unsafe impl Send for Locked {}
-// SAFETY: as above.
-unsafe impl Sync for Locked {}
-
-impl Locked {
-    #[cfg(unix)]
-    fn new(memory: &[u8]) -> Result<Self> {
-        let (start, bytes) = (memory.as_ptr(), memory.len());
-        // SAFETY: a range of this process's memory, which locking does not change.
-        if unsafe { libc::mlock(start.cast(), bytes) } != 0 {
-            let source = std::io::Error::last_os_error();
-            return Err(Error::Lock { bytes, source });
-        }
-        Ok(Locked { start, bytes })
-    }
-
-    #[cfg(not(unix))]
-    fn new(_: &[u8]) -> Result<Self> {
-        let what = "locking a session's memory on this system";
-        Err(Error::unsupported(what))
-    }
-}
-
-impl Drop for Locked {
-    fn drop(&mut self) {
-        // SAFETY: as in `new`. A failure leaves the pages locked, which harms nobody.
-        #[cfg(unix)]
-        unsafe {
-            libc::munlock(self.start.cast(), self.bytes)
-        };
     }
 }

@@ -32,6 +32,38 @@ pub(crate) struct Settings {
     pub depth_limit: usize,
 }
 
+impl Settings {
+    /// As the model was trained.
+    pub fn of(model: &Model) -> Self {
+        let h = model.hyperparameters();
+        Settings {
+            cut: h.router.as_ref().map_or(0.5, |r| r.cut),
+            depth_limit: h.recursions,
+        }
+    }
+
+    pub fn set_cut(&mut self, cut: f32) -> Result<()> {
+        if !(0.0..=1.0).contains(&cut) {
+            return Err(Error::argument(format_args!(
+                "the cut is {cut}; it must be between 0 and 1"
+            )));
+        }
+        self.cut = cut;
+        Ok(())
+    }
+
+    pub fn set_depth_limit(&mut self, model: &Model, limit: usize) -> Result<()> {
+        let most = model.hyperparameters().recursions;
+        if limit == 0 || limit > most {
+            return Err(Error::argument(format_args!(
+                "the depth limit is {limit}; this model has 1 to {most} recursions"
+            )));
+        }
+        self.depth_limit = limit;
+        Ok(())
+    }
+}
+
 /// Rows on their way.
 pub(crate) struct Pass<'a, 'b, 'm> {
     pub model: &'a Model,
@@ -139,8 +171,7 @@ impl Pass<'_, '_, '_> {
         let factors = (!b.rope_factors.is_empty()).then_some(&*b.rope_factors);
         for c in packed {
             let slot = b.active[c] as usize;
-            let row = &mut b.rows[slot];
-            row.recursion = 0;
+            let row = b.rows[slot];
             let x = &mut b.h[c * h.hidden_size..][..h.hidden_size];
             embedding.decode_row(model.bytes(), row.token as usize, x);
             let table = &mut b.rope[slot * half..][..half];
@@ -406,7 +437,7 @@ impl Pass<'_, '_, '_> {
 
     /// Of the packed rows from `first` on those for which `stays(pass, index)` stay and move up,
     /// with their scores; the others leave.
-    fn keep(&mut self, first: usize, stays: impl Fn(&Self, usize) -> bool) {
+    pub fn keep(&mut self, first: usize, stays: impl Fn(&Self, usize) -> bool) {
         let d = self.hyperparameters().hidden_size;
         let outputs = self
             .hyperparameters()

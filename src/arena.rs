@@ -1,0 +1,104 @@
+//! The memory of a session or a batch, made ready.
+
+use crate::cpu::team::Team;
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::plan::{ARENA_ALIGNMENT, Plan};
+
+/// The parts of a plan's memory.
+pub(crate) struct Ground<'m> {
+    /// Started.
+    pub team: Team<'m>,
+    /// To be carved; what changes with the model's work is empty.
+    pub arena: &'m mut [u8],
+    pub locked: Option<Locked>,
+}
+
+impl<'m> Ground<'m> {
+    /// Makes `memory`, which may hold anything, ready for what `plan` was made for.
+    pub fn prepare(model: &Model, plan: &Plan, memory: &'m mut [u8]) -> Result<Self> {
+        if memory.len() < plan.bytes() {
+            return Err(Error::BufferTooSmall {
+                needed: plan.bytes(),
+                capacity: memory.len(),
+            });
+        }
+        if memory.as_ptr().align_offset(ARENA_ALIGNMENT) != 0 {
+            return Err(Error::argument(format_args!(
+                "the memory must begin at a multiple of {ARENA_ALIGNMENT}"
+            )));
+        }
+        let params = plan.params();
+        let locked = match params.lock {
+            true => Some(Locked::new(&memory[..plan.bytes()])?),
+            false => None,
+        };
+        if params.prefault {
+            touch(memory);
+        }
+        let (team, arena) = plan.split(memory);
+        let team = Team::new(params.threads, &params.thread, team)?;
+        let mut buffers = plan.carve(arena);
+        buffers.kv.reset();
+        if let Some(factors) = model.rope_factors() {
+            let values = factors.values(model.bytes());
+            for (to, from) in buffers.rope_factors.iter_mut().zip(values) {
+                *to = from;
+            }
+        }
+        Ok(Ground {
+            team,
+            arena,
+            locked,
+        })
+    }
+}
+
+/// Writes to every page, for a page that was only read may still be the system's page of zeros.
+fn touch(memory: &mut [u8]) {
+    /// The smallest page of any system that this runs on.
+    const PAGE: usize = 4096;
+    for byte in memory.iter_mut().step_by(PAGE) {
+        *std::hint::black_box(byte) = 0;
+    }
+}
+
+/// Memory that is kept from being swapped out until this is dropped.
+pub(crate) struct Locked {
+    start: *const u8,
+    bytes: usize,
+}
+
+// SAFETY: the address is only given back to the system.
+unsafe impl Send for Locked {}
+// SAFETY: as above.
+unsafe impl Sync for Locked {}
+
+impl Locked {
+    #[cfg(unix)]
+    fn new(memory: &[u8]) -> Result<Self> {
+        let (start, bytes) = (memory.as_ptr(), memory.len());
+        // SAFETY: a range of this process's memory, which locking does not change.
+        if unsafe { libc::mlock(start.cast(), bytes) } != 0 {
+            let source = std::io::Error::last_os_error();
+            return Err(Error::Lock { bytes, source });
+        }
+        Ok(Locked { start, bytes })
+    }
+
+    #[cfg(not(unix))]
+    fn new(_: &[u8]) -> Result<Self> {
+        let what = "locking a session's memory on this system";
+        Err(Error::unsupported(what))
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        // SAFETY: as in `new`. A failure leaves the pages locked, which harms nobody.
+        #[cfg(unix)]
+        unsafe {
+            libc::munlock(self.start.cast(), self.bytes)
+        };
+    }
+}

@@ -1,0 +1,209 @@
+//! Who has the pages of the KV pool when there are not enough.
+
+use super::books::{Books, State};
+use super::{Event, Pressure};
+use crate::cpu::Pass;
+use crate::model::{Keys, LayerRun};
+
+impl Books {
+    /// Waiting sequences run in the order of their rank as long as there are pages for all that they
+    /// know, each token as deep as it can be. When none runs, the first does whatever it needs.
+    pub(super) fn start_waiting(&mut self, pass: &mut Pass) {
+        loop {
+            let waits =
+                |place: &usize| matches!(self.sequences[*place].state, State::Waiting { .. });
+            let places = (0..self.sequences.len()).filter(waits);
+            let Some(place) = places.max_by_key(|place| self.sequences[*place].rank()) else {
+                return;
+            };
+            let alone = !self.sequences.iter().any(|s| s.state == State::Running);
+            let needed = self.pages_to_start(pass, place);
+            while !alone && pass.buffers.kv.pages_free() < needed {
+                if !self.reclaim(pass) {
+                    return;
+                }
+            }
+            let sequence = &mut self.sequences[place];
+            if sequence.state == (State::Waiting { evicted: true }) {
+                self.events.push(Event::Resumed(sequence.id));
+            }
+            sequence.state = State::Running;
+        }
+    }
+
+    /// The most pages that a sequence takes for the tokens that it knows, besides those that it has.
+    fn pages_to_start(&self, pass: &Pass, place: usize) -> usize {
+        let sequence = &self.sequences[place];
+        let (kv, planes) = (&pass.buffers.kv, &pass.model.schedule().planes);
+        let depths = &pass.buffers.depths[place * self.context..][..sequence.measured];
+        let pages = planes.iter().enumerate().map(|(plane, description)| {
+            let unmeasured = sequence.known - sequence.measured;
+            let entries = description.tokens.entries(depths) + unmeasured;
+            let list = kv.list(place, plane);
+            kv.pages_for(list, entries - kv.length(list))
+        });
+        pages.sum()
+    }
+
+    /// Sees to it that this tick, with `new` more rows, finds the pages that it may take at most.
+    /// Sequences give way until it does. Returns the new rows that are left.
+    pub(super) fn make_room(&mut self, pass: &mut Pass, mut new: usize) -> usize {
+        while self.pages_for_tick(pass, new) > pass.buffers.kv.pages_free() {
+            if self.reclaim(pass) {
+                continue;
+            }
+            let holds = |place: usize| {
+                let lists = 0..pass.model.schedule().planes.len();
+                let kv = &pass.buffers.kv;
+                lists
+                    .into_iter()
+                    .any(|plane| kv.length(kv.list(place, plane)) > 0)
+            };
+            let runs = |place: usize| {
+                let rows = &pass.buffers.active[..pass.flying + new];
+                let mut owners = rows.iter().map(|s| pass.buffers.rows[*s as usize].sequence);
+                owners.any(|owner| owner as usize == place)
+            };
+            let evicts = self.pressure == Pressure::Evict;
+            let may_give_way = |place: &usize| match self.sequences[*place].state {
+                State::Running if evicts => holds(*place) || runs(*place),
+                State::Running => runs(*place),
+                State::Waiting { .. } => holds(*place),
+                _ => false,
+            };
+            let places = (0..self.sequences.len()).filter(may_give_way);
+            let count = places.clone().count();
+            let Some(victim) = places.min_by_key(|place| self.sequences[*place].rank()) else {
+                // Pages are needed, so somebody runs.
+                return new;
+            };
+            let waits = matches!(self.sequences[victim].state, State::Waiting { .. });
+            let first_new = pass.flying;
+            self.drop_new(pass, victim, first_new, &mut new);
+            self.set_back(pass, victim, waits || evicts);
+            // What is new follows the rows in flight.
+            let moved = first_new..first_new + new;
+            pass.buffers.active.copy_within(moved, pass.flying);
+            let sequence = &mut self.sequences[victim];
+            if waits {
+                continue;
+            }
+            // The last one would be resumed at once, to the same end.
+            if evicts && count > 1 {
+                sequence.state = State::Waiting { evicted: true };
+                self.events.push(Event::Evicted(sequence.id));
+                self.counters.evictions += 1;
+            } else {
+                sequence.state = State::Full;
+                self.events.push(Event::Full(sequence.id));
+            }
+        }
+        new
+    }
+
+    /// Takes a sequence's rows out of those that were to enter.
+    fn drop_new(&mut self, pass: &mut Pass, place: usize, first: usize, new: &mut usize) {
+        let b = &mut *pass.buffers;
+        let mut to = first;
+        for from in first..first + *new {
+            let slot = b.active[from];
+            if b.rows[slot as usize].sequence as usize == place {
+                self.free_slots.push(slot);
+            } else {
+                b.active[to] = slot;
+                to += 1;
+            }
+        }
+        *new = to - first;
+    }
+
+    /// Drops a sequence's rows in flight: it stands after its last done token or, when it loses its
+    /// pages, before its first.
+    pub(super) fn set_back(&mut self, pass: &mut Pass, place: usize, lose_pages: bool) {
+        let of_place =
+            |pass: &Pass, slot: u32| pass.buffers.rows[slot as usize].sequence as usize == place;
+        pass.keep(0, |pass, c| !of_place(pass, pass.buffers.active[c]));
+        let mut to = 0;
+        for from in 0..pass.left {
+            let slot = pass.buffers.left[from];
+            if of_place(pass, slot) {
+                self.free_slots.push(slot);
+            } else {
+                pass.buffers.left[to] = slot;
+                to += 1;
+            }
+        }
+        pass.left = to;
+        let sequence = &mut self.sequences[place];
+        // What follows the last token that is known was perhaps not drawn: it is run again.
+        let most = if lose_pages {
+            0
+        } else {
+            sequence.known.saturating_sub(1)
+        };
+        sequence.done = sequence.done.min(most);
+        sequence.entered = sequence.done;
+        let b = &mut *pass.buffers;
+        let depths = &b.depths[place * self.context..][..sequence.done];
+        for (plane, description) in pass.model.schedule().planes.iter().enumerate() {
+            let list = b.kv.list(place, plane);
+            b.kv.truncate(list, description.tokens.entries(depths));
+        }
+    }
+
+    /// Takes the pages of the earliest sequence that is finished and has any.
+    fn reclaim(&mut self, pass: &mut Pass) -> bool {
+        let has_pages = |place: &usize| {
+            let sequence = &self.sequences[*place];
+            matches!(sequence.state, State::Finished(_)) && sequence.done > 0
+        };
+        let places = (0..self.sequences.len()).filter(has_pages);
+        let Some(place) = places.min_by_key(|place| self.sequences[*place].id) else {
+            return false;
+        };
+        self.set_back(pass, place, true);
+        true
+    }
+
+    /// The most pages that a tick takes for the rows in flight and `new` more: for their next
+    /// recursion, and for the last layers, which any of them may reach.
+    fn pages_for_tick(&self, pass: &Pass, new: usize) -> usize {
+        let (b, schedule) = (&*pass.buffers, pass.model.schedule());
+        let active = &b.active[..pass.flying + new];
+        let row = |slot: &u32| b.rows[*slot as usize];
+        let mut pages = 0;
+        let mut first = 0;
+        while first < active.len() {
+            let here = row(&active[first]);
+            let same = |slot: &&u32| {
+                let row = row(slot);
+                (row.sequence, row.recursion) == (here.sequence, here.recursion)
+            };
+            let count = active[first..].iter().take_while(same).count();
+            let takes = |runs: &[LayerRun]| -> usize {
+                let runs = runs.iter().filter(|run| run.keys == Keys::Append);
+                let lists = runs.map(|run| b.kv.list(here.sequence as usize, run.plane));
+                lists.map(|list| b.kv.pages_for(list, count)).sum()
+            };
+            if first >= pass.flying {
+                pages += takes(&schedule.prelude);
+            }
+            if pass.model.hyperparameters().router.is_some() {
+                pages += takes(&schedule.stages[here.recursion as usize].runs);
+            } else {
+                pages += schedule
+                    .stages
+                    .iter()
+                    .map(|s| takes(&s.runs))
+                    .sum::<usize>();
+            }
+            first += count;
+        }
+        for (place, sequence) in self.sequences.iter().enumerate() {
+            let rows = sequence.entered - sequence.done;
+            let lists = schedule.coda.iter().map(|run| b.kv.list(place, run.plane));
+            pages += lists.map(|list| b.kv.pages_for(list, rows)).sum::<usize>();
+        }
+        pages
+    }
+}

@@ -1,0 +1,451 @@
+//! Properties of a batch: a sequence gets the same bits whoever else is there, whatever gives way to
+//! whom; nothing leaks; memory follows the tokens that were active.
+#![cfg(feature = "convert")]
+
+mod common;
+
+use common::Random;
+use common::cases::*;
+use mor::batch::{Event, Finish, Pressure, Status};
+use mor::kv::PAGE_TOKENS;
+use mor::model::PlaneTokens;
+use mor::quant::TensorType;
+use mor::sampling::SamplerParams;
+use mor::{Batch, Error, KvType, Model, Plan, Request, SequenceId, Session, SessionParams};
+use std::collections::HashMap;
+
+/// Kinds that differ in what a pass does.
+const KINDS: [&str; 9] = [
+    "vanilla",
+    "recursive_middle_sequence",
+    "expert_middle_cycle",
+    "expert_kv_shared",
+    "expert_own_attention",
+    "expert_mlp_router",
+    "expert_aux_router",
+    "token_kv_shared",
+    "token_loss_free",
+];
+
+const CONTEXT: usize = 64;
+
+fn params(sequences: usize, rows: usize, threads: usize, kv_pages: usize) -> SessionParams {
+    SessionParams {
+        context: CONTEXT,
+        sequences,
+        batch: rows,
+        threads,
+        kv: KvType::F16,
+        kv_pages,
+        logit_rows: 3,
+        ..Default::default()
+    }
+}
+
+/// What a sequence is to do, and what came of it.
+#[derive(Clone, Debug)]
+struct Job {
+    prompt: Vec<u32>,
+    max_tokens: usize,
+    seed: u64,
+    cut: Option<f32>,
+}
+
+impl Job {
+    fn random(random: &mut Random, vocab: usize) -> Self {
+        let length = 1 + random.below(40);
+        Job {
+            prompt: (0..length).map(|_| random.below(vocab) as u32).collect(),
+            max_tokens: random.below(30),
+            seed: random.below(1 << 20) as u64,
+            cut: [None, None, Some(0.0), Some(0.45), Some(0.55), Some(1.0)][random.below(6)],
+        }
+    }
+
+    fn sampler(&self) -> SamplerParams {
+        SamplerParams {
+            seed: self.seed,
+            repeat_penalty: 1.1,
+            ..Default::default()
+        }
+    }
+
+    fn request(&self) -> Request<'_> {
+        Request {
+            prompt: &self.prompt,
+            max_tokens: self.max_tokens,
+            sampler: self.sampler(),
+            cut: self.cut,
+            ignore_end: true,
+            ..Default::default()
+        }
+    }
+
+    /// Tokens and depths of a run alone. (The last token that was drawn is not run.)
+    fn alone(&self, session: &mut Session) -> (Vec<u32>, Vec<u8>) {
+        let trained = session.model().hyperparameters().router.as_ref();
+        let trained = trained.map_or(0.5, |r| r.cut);
+        session.rewind(0).unwrap();
+        session.set_cut(self.cut.unwrap_or(trained)).unwrap();
+        session.set_sampler(self.sampler()).unwrap();
+        session.prefill(&self.prompt).unwrap();
+        let end = (self.prompt.len() + self.max_tokens).min(CONTEXT);
+        for known in self.prompt.len()..end {
+            let token = session.sample().unwrap();
+            if known + 1 == end {
+                let tokens = [session.tokens(), &[token]].concat();
+                return (tokens, session.depths().to_vec());
+            }
+            session.prefill(&[token]).unwrap();
+        }
+        (session.tokens().to_vec(), session.depths().to_vec())
+    }
+}
+
+fn alone(model: &Model) -> Session<'static> {
+    Session::new(model, &params(1, 16, 1, 0)).unwrap()
+}
+
+/// Runs until nothing more happens. A batch that stands still is a failure.
+fn run(batch: &mut Batch) -> Vec<Event> {
+    let mut all = Vec::new();
+    for _ in 0..100_000 {
+        if batch.is_idle() {
+            return all;
+        }
+        all.extend_from_slice(batch.tick().unwrap());
+    }
+    panic!("the batch does not come to an end");
+}
+
+#[test]
+fn every_sequence_gets_what_it_gets_alone() {
+    for case in KINDS {
+        for ty in [TensorType::F32, TensorType::Q8_0] {
+            let model = model(case, ty);
+            let vocab = model.hyperparameters().vocab_size;
+            let mut random = Random(11);
+            let jobs: Vec<Job> = (0..12).map(|_| Job::random(&mut random, vocab)).collect();
+            let mut session = alone(&model);
+            let expected: Vec<_> = jobs.iter().map(|job| job.alone(&mut session)).collect();
+            for (rows, threads, in_step) in
+                [(1, 1, false), (5, 2, false), (24, 1, false), (24, 2, true)]
+            {
+                let mut batch = Batch::new(&model, &params(12, rows, threads, 0)).unwrap();
+                batch.set_in_step(in_step);
+                let add = |job: &Job| batch.add(&job.request()).unwrap();
+                let ids: Vec<SequenceId> = jobs.iter().map(add).collect();
+                let events = run(&mut batch);
+                for ((id, job), (tokens, depths)) in ids.iter().zip(&jobs).zip(&expected) {
+                    let what = format!("{case} {ty:?} {rows} rows, {threads} threads, {job:?}");
+                    assert_eq!(batch.tokens(*id).unwrap(), tokens, "{what}");
+                    assert_eq!(batch.depths(*id).unwrap(), depths, "{what}");
+                    let told = events.iter().filter_map(|event| match event {
+                        Event::Token {
+                            sequence, token, ..
+                        } if sequence == id => Some(*token),
+                        _ => None,
+                    });
+                    assert_eq!(
+                        told.collect::<Vec<_>>(),
+                        tokens[job.prompt.len()..],
+                        "{what}"
+                    );
+                    let full = job.prompt.len() + job.max_tokens > CONTEXT;
+                    let finish = if full {
+                        Finish::ContextFull
+                    } else {
+                        Finish::Length
+                    };
+                    assert_eq!(batch.status(*id).unwrap(), Status::Finished(finish));
+                    assert!(events.contains(&Event::Finished(*id, finish)));
+                    batch.remove(*id).unwrap();
+                }
+                assert_eq!(batch.kv_bytes_used(), 0);
+            }
+        }
+    }
+}
+
+#[test]
+fn memory_follows_the_tokens_that_were_active() {
+    for case in KINDS {
+        let model = model(case, TensorType::F32);
+        let vocab = model.hyperparameters().vocab_size;
+        let mut random = Random(5);
+        let mut batch = Batch::new(&model, &params(6, 16, 1, 0)).unwrap();
+        let ids: Vec<_> = (0..6)
+            .map(|_| {
+                batch
+                    .add(&Job::random(&mut random, vocab).request())
+                    .unwrap()
+            })
+            .collect();
+        run(&mut batch);
+        let mut pages = 0;
+        for id in ids {
+            // What was drawn last was not run.
+            let depths = batch.depths(id).unwrap();
+            for plane in &model.schedule().planes {
+                let active = |depth: &&u8| match plane.tokens {
+                    PlaneTokens::All => true,
+                    PlaneTokens::DeeperThan(r) => usize::from(**depth) > r,
+                };
+                pages += depths.iter().filter(active).count().div_ceil(PAGE_TOKENS);
+            }
+        }
+        let plan = batch.plan();
+        let page = plan.kv_bytes() / plan.params().kv_pages;
+        assert_eq!(batch.kv_bytes_used(), pages * page, "{case}");
+    }
+}
+
+/// A storm of sequences of random length, arrival, priority, cancellation and forks through a pool that
+/// is too small: every finished one equals its run alone, and the pool is empty at the end.
+#[test]
+fn a_storm_changes_no_bit_and_leaks_nothing() {
+    let total = 1000;
+    for (case, share) in [
+        ("expert_middle_cycle", total),
+        ("expert_kv_shared", total / 10),
+        ("token_loss_free", total / 10),
+        ("vanilla", total / 10),
+        ("recursive_middle_sequence", total / 10),
+    ] {
+        for pressure in [Pressure::Evict, Pressure::Refuse] {
+            storm(case, share, pressure);
+        }
+    }
+}
+
+fn storm(case: &str, total: usize, pressure: Pressure) {
+    let model = model(case, TensorType::Q8_0);
+    let vocab = model.hyperparameters().vocab_size;
+    let planes = model.schedule().planes.len();
+    // Enough for about three of the ten sequences, and for the largest one alone.
+    let pages = 3 * planes * CONTEXT / PAGE_TOKENS;
+    let mut batch = Batch::new(&model, &params(10, 12, 2, pages)).unwrap();
+    batch.set_pressure(pressure);
+    let mut random = Random(77);
+    let mut session = alone(&model);
+    let mut jobs: HashMap<SequenceId, Job> = HashMap::new();
+    let (mut added, mut compared, mut forks, mut stopped) = (0, 0, 0, 0);
+    let (mut evicted, mut resumed, mut full) = (0, 0, 0);
+    while added < total || !jobs.is_empty() {
+        // Arrivals.
+        while added < total && batch.free_places() > 0 && random.below(3) > 0 {
+            let ids: Vec<_> = jobs.keys().copied().collect();
+            let mut job = Job::random(&mut random, vocab);
+            let priority = random.below(3) as i32;
+            let id = if !ids.is_empty() && random.below(3) == 0 {
+                let mut ids = ids;
+                ids.sort();
+                let parent = ids[random.below(ids.len())];
+                let tokens = batch.tokens(parent).unwrap();
+                let length = (1 + random.below(tokens.len())).min(CONTEXT - job.prompt.len());
+                let whole = [&tokens[..length], &job.prompt].concat();
+                job.cut = jobs[&parent].cut;
+                let request = Request {
+                    priority,
+                    cut: None,
+                    ..job.request()
+                };
+                let id = batch.fork(parent, length, &request).unwrap();
+                job.prompt = whole;
+                forks += 1;
+                id
+            } else {
+                let request = Request {
+                    priority,
+                    ..job.request()
+                };
+                batch.add(&request).unwrap()
+            };
+            jobs.insert(id, job);
+            added += 1;
+        }
+        let events = batch.tick().unwrap().to_vec();
+        let mut done = Vec::new();
+        for event in events {
+            match event {
+                Event::Token { .. } => {}
+                Event::Evicted(_) => evicted += 1,
+                Event::Resumed(_) => resumed += 1,
+                Event::Full(id) => {
+                    assert_eq!(batch.status(id).unwrap(), Status::Full);
+                    full += 1;
+                }
+                Event::Finished(id, _) => done.push(id),
+            }
+        }
+        let mut ids: Vec<_> = jobs.keys().copied().collect();
+        ids.sort();
+        for id in ids {
+            let status = batch.status(id).unwrap();
+            if matches!(status, Status::Finished(_)) && !done.contains(&id) && random.below(4) > 0 {
+                continue;
+            }
+            if matches!(status, Status::Finished(_)) {
+                let (tokens, depths) = jobs[&id].alone(&mut session);
+                assert_eq!(batch.tokens(id).unwrap(), tokens, "{case} {pressure:?}");
+                assert_eq!(batch.depths(id).unwrap(), depths, "{case} {pressure:?}");
+                compared += 1;
+                // Some stay for a while, to be forked.
+                if random.below(2) == 0 {
+                    batch.remove(id).unwrap();
+                    jobs.remove(&id);
+                }
+            } else if random.below(400) == 0 {
+                batch.stop(id).unwrap();
+                assert_eq!(batch.status(id).unwrap(), Status::Finished(Finish::Stopped));
+                let whole = jobs[&id].alone(&mut session).0;
+                let part = batch.tokens(id).unwrap();
+                assert_eq!(part, &whole[..part.len()]);
+                batch.remove(id).unwrap();
+                jobs.remove(&id);
+                stopped += 1;
+            } else if status == Status::Full {
+                batch.resume(id).unwrap();
+            }
+        }
+    }
+    assert_eq!(batch.kv_bytes_used(), 0, "{case}");
+    assert_eq!(batch.free_places(), 10);
+    println!(
+        "{case} {pressure:?}: {added} sequences, {compared} comparisons, {forks} forks, {stopped} stopped, {evicted} evicted, {resumed} resumed, {full} times full"
+    );
+    assert!(compared + stopped >= total && forks > total / 10 && stopped > 0);
+    match pressure {
+        Pressure::Evict => assert!(evicted > 0 && resumed > 0),
+        Pressure::Refuse => assert!(full > 0 && evicted == 0),
+    }
+}
+
+#[test]
+fn forks_share_pages() {
+    let model = model("expert_middle_cycle", TensorType::F32);
+    let mut batch = Batch::new(&model, &params(4, 32, 1, 0)).unwrap();
+    let prompt: Vec<u32> = (0..40).collect();
+    let only_prompt = Request {
+        prompt: &prompt,
+        max_tokens: 0,
+        ..Default::default()
+    };
+    let parent = batch.add(&only_prompt).unwrap();
+    run(&mut batch);
+    let before = batch.kv_bytes_used();
+    let child = Request {
+        prompt: &[7],
+        max_tokens: 0,
+        ..Default::default()
+    };
+    let forks: Vec<_> = (0..3)
+        .map(|_| batch.fork(parent, 40, &child).unwrap())
+        .collect();
+    assert_eq!(batch.kv_bytes_used(), before);
+    run(&mut batch);
+    // A page at most for each plane: the one that the new token is written to.
+    let planes = model.schedule().planes.len();
+    let page = batch.plan().kv_bytes() / batch.plan().params().kv_pages;
+    assert!(batch.kv_bytes_used() <= before + 3 * planes * page);
+    assert!(batch.kv_bytes_used() > before);
+    for id in [vec![parent], forks].concat() {
+        batch.remove(id).unwrap();
+    }
+    assert_eq!(batch.kv_bytes_used(), 0);
+}
+
+#[test]
+fn what_can_never_run_is_refused_and_changes_nothing() {
+    let routed = model("expert_middle_cycle", TensorType::F32);
+    let mut batch = Batch::new(&routed, &params(2, 8, 1, 0)).unwrap();
+    let argument = |result: mor::Result<SequenceId>, words: &str| match result {
+        Err(error @ Error::InvalidArgument(_)) => {
+            assert!(error.to_string().contains(words), "{error}");
+        }
+        other => panic!("{other:?}"),
+    };
+    let request = |prompt| Request {
+        prompt,
+        max_tokens: 3,
+        ..Default::default()
+    };
+    argument(batch.add(&request(&[])), "no tokens");
+    argument(batch.add(&request(&[1 << 30])), "vocabulary");
+    let cut = Some(2.0);
+    argument(
+        batch.add(&Request {
+            cut,
+            ..request(&[1])
+        }),
+        "cut",
+    );
+    let depth_limit = Some(9);
+    argument(
+        batch.add(&Request {
+            depth_limit,
+            ..request(&[1])
+        }),
+        "depth limit",
+    );
+    let long = vec![1; CONTEXT + 1];
+    assert!(matches!(
+        batch.add(&request(&long)),
+        Err(Error::ContextFull { .. })
+    ));
+    let a = batch.add(&request(&[1, 2])).unwrap();
+    argument(batch.fork(a, 3, &request(&[1])), "has 2");
+    let cut = Some(0.9);
+    argument(
+        batch.fork(
+            a,
+            2,
+            &Request {
+                cut,
+                ..request(&[1])
+            },
+        ),
+        "parent",
+    );
+    let b = batch.add(&request(&[3])).unwrap();
+    assert!(matches!(batch.add(&request(&[1])), Err(Error::NotReady(_))));
+    batch.remove(a).unwrap();
+    assert!(batch.remove(a).is_err() && batch.tokens(a).is_err() && batch.status(a).is_err());
+    let c = batch.add(&request(&[1])).unwrap();
+    assert!(c != a && c != b);
+    run(&mut batch);
+    assert_eq!(batch.tokens(b).unwrap().len(), 4);
+
+    let plain = model("recursive_middle_cycle", TensorType::F32);
+    let mut batch = Batch::new(&plain, &params(2, 8, 1, 0)).unwrap();
+    let depth_limit = Some(1);
+    argument(
+        batch.add(&Request {
+            depth_limit,
+            ..request(&[1])
+        }),
+        "without routers",
+    );
+}
+
+#[test]
+fn the_plan_answers_in_both_directions() {
+    let model = model("expert_middle_cycle", TensorType::F32);
+    let wanted = params(1, 16, 1, 0);
+    for bytes in [400_000, 1 << 20, 8 << 20] {
+        let plan = Plan::batch_in(&model, &wanted, 2.0, bytes).unwrap();
+        assert!(plan.bytes() <= bytes);
+        let more = SessionParams {
+            sequences: plan.params().sequences + 1,
+            ..wanted.clone()
+        };
+        let kv_pages = Plan::pages_for(&model, &more, 2.0).unwrap();
+        let more = Plan::batch(&model, &SessionParams { kv_pages, ..more }).unwrap();
+        assert!(more.bytes() > bytes);
+        // A deeper mean leaves room for fewer.
+        let deeper = Plan::batch_in(&model, &wanted, 3.0, bytes).unwrap();
+        assert!(deeper.params().sequences <= plan.params().sequences);
+    }
+    assert!(Plan::batch_in(&model, &wanted, 2.0, 1000).is_err());
+    assert!(Plan::batch_in(&model, &wanted, 4.0, 1 << 20).is_err());
+}
