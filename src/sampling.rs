@@ -1,6 +1,7 @@
 //! From logits to one token.
 
 use crate::error::{Error, Result};
+use std::cmp::Ordering;
 
 /// How tokens are drawn. The filters work in the order of the fields, as in llama.cpp's sampler
 /// chain: penalty, top-k, top-p, min-p, temperature.
@@ -107,19 +108,19 @@ impl Sampler {
     /// `[vocab]` is scratch.
     pub fn sample(&mut self, logits: &[f32], recent: &[u32], candidates: &mut [Candidate]) -> u32 {
         let p = &self.params;
-        let candidates = &mut candidates[..logits.len()];
-        for (i, (c, logit)) in candidates.iter_mut().zip(logits).enumerate() {
-            *c = Candidate {
-                token: i as u32,
-                logit: *logit,
-            };
-        }
-        if p.repeat_penalty != 1.0 {
-            let last = &recent[recent.len().saturating_sub(p.repeat_last_n)..];
-            penalize(candidates, logits, last, p.repeat_penalty);
-        }
+        let most = if p.temperature == 0.0 { 1 } else { p.top_k };
+        let candidates = if p.repeat_penalty == 1.0 && (1..=FEW).contains(&most) {
+            best_few(logits, most, candidates)
+        } else {
+            let all = all(logits, candidates);
+            if p.repeat_penalty != 1.0 {
+                let last = &recent[recent.len().saturating_sub(p.repeat_last_n)..];
+                penalize(all, logits, last, p.repeat_penalty);
+            }
+            best(all, most)
+        };
         if p.temperature == 0.0 {
-            return greedy(candidates);
+            return candidates[0].token;
         }
         let candidates = filter(candidates, p);
         // Softmax over what is left; the first is the likeliest.
@@ -148,26 +149,81 @@ fn penalize(candidates: &mut [Candidate], logits: &[f32], last: &[u32], penalty:
     }
 }
 
-/// The likeliest, the first of equals.
-fn greedy(candidates: &[Candidate]) -> u32 {
-    let first = Candidate {
-        token: 0,
-        logit: f32::NEG_INFINITY,
-    };
-    let better = |best: Candidate, c: &Candidate| if c.logit > best.logit { *c } else { best };
-    candidates.iter().fold(first, better).token
+/// Likelier first; of equals the earlier.
+fn order(a: &Candidate, b: &Candidate) -> Ordering {
+    b.logit.total_cmp(&a.logit).then(a.token.cmp(&b.token))
 }
 
-/// Top-k, top-p and min-p: what is left, likeliest first, never empty.
-fn filter<'a>(candidates: &'a mut [Candidate], p: &SamplerParams) -> &'a mut [Candidate] {
-    let order =
-        |a: &Candidate, b: &Candidate| b.logit.total_cmp(&a.logit).then(a.token.cmp(&b.token));
+/// Every token.
+fn all<'a>(logits: &[f32], candidates: &'a mut [Candidate]) -> &'a mut [Candidate] {
+    let candidates = &mut candidates[..logits.len()];
+    for (i, (c, logit)) in candidates.iter_mut().zip(logits).enumerate() {
+        *c = Candidate {
+            token: i as u32,
+            logit: *logit,
+        };
+    }
+    candidates
+}
+
+/// The `most` likeliest (0: all) in order.
+fn best(candidates: &mut [Candidate], most: usize) -> &mut [Candidate] {
     let mut candidates = candidates;
-    if p.top_k > 0 && p.top_k < candidates.len() {
-        candidates.select_nth_unstable_by(p.top_k - 1, order);
-        candidates = &mut candidates[..p.top_k];
+    if most > 0 && most < candidates.len() {
+        candidates.select_nth_unstable_by(most - 1, order);
+        candidates = &mut candidates[..most];
     }
     candidates.sort_unstable_by(order);
+    candidates
+}
+
+/// So many are found faster one by one.
+const FEW: usize = 256;
+
+/// What [`all`] and [`best`] find, without a look at most of the tokens: those of which sixteen
+/// together have nothing that would be among the best so far. For a large vocabulary that is nearly
+/// all.
+fn best_few<'a>(
+    logits: &[f32],
+    most: usize,
+    candidates: &'a mut [Candidate],
+) -> &'a mut [Candidate] {
+    const LANES: usize = 16;
+    let mut count = 0;
+    // The least that the next must be above.
+    let mut least = f32::NEG_INFINITY;
+    for (chunk, logits) in logits.chunks(LANES).enumerate() {
+        if let Ok(lanes) = <&[f32; LANES]>::try_from(logits)
+            && count == most
+        {
+            let above = lanes.iter().fold(0, |any, l| any | u32::from(*l > least));
+            if above == 0 {
+                continue;
+            }
+        }
+        for (lane, logit) in logits.iter().enumerate() {
+            if count == most && *logit <= least {
+                continue;
+            }
+            let new = Candidate {
+                token: (chunk * LANES + lane) as u32,
+                logit: *logit,
+            };
+            let before = &candidates[..count];
+            let at = before.partition_point(|c| order(c, &new) == Ordering::Less);
+            count = (count + 1).min(most);
+            candidates.copy_within(at..count - 1, at + 1);
+            candidates[at] = new;
+            if count == most {
+                least = candidates[most - 1].logit;
+            }
+        }
+    }
+    &mut candidates[..count]
+}
+
+/// Top-p and min-p of candidates in order: what is left, never empty.
+fn filter<'a>(candidates: &'a mut [Candidate], p: &SamplerParams) -> &'a mut [Candidate] {
     let max = candidates[0].logit;
     let weight = |c: &Candidate| f64::from(c.logit - max).exp();
     let mut count = candidates.len();
@@ -236,6 +292,25 @@ mod tests {
                 // Five standard deviations of a binomial count.
                 let tolerance = 5.0 * (n as f64 * p * (1.0 - p)).sqrt();
                 assert!((*count as f64 - n as f64 * p).abs() < tolerance);
+            }
+        }
+    }
+
+    #[test]
+    fn the_short_way_finds_the_same() {
+        let mut state = 5;
+        for length in [1, 15, 16, 40, 1000] {
+            // Few values, so that many are equal.
+            let value = |_| (next_f64(&mut state) * 50.0).floor() as f32;
+            let logits: Vec<f32> = (0..length).map(value).collect();
+            let mut scratch = [(); 2].map(|()| vec![Candidate::default(); length]);
+            for most in [1, 2, 17, FEW] {
+                let [a, b] = &mut scratch;
+                let short = best_few(&logits, most, a);
+                let long = best(all(&logits, b), most);
+                let same =
+                    |(a, b): (&Candidate, &Candidate)| a.token == b.token && a.logit == b.logit;
+                assert!(short.len() == long.len() && short.iter().zip(long.iter()).all(same));
             }
         }
     }

@@ -198,6 +198,39 @@ fn bench_measures_what_it_was_asked_for() {
 }
 
 #[test]
+fn many_sequences_are_measured_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = synth(&folder, &["tiny-mor3", "--mean-depth", "2"]);
+    let command = [
+        "bench", &model, "-b", "1,6", "-t", "1", "-n", "12", "-p", "3",
+    ];
+    for more in [&[][..], &["--in-step"], &["--arrivals", "200"]] {
+        let json = text(&[&command[..], more, &["--json"]].concat());
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let tests = json["tests"].as_array().unwrap();
+        assert_eq!(tests.len(), 2);
+        for (test, sequences) in tests.iter().zip([1, 6]) {
+            let number = |name: &str| test[name].as_f64().unwrap();
+            assert_eq!(test["sequences"], sequences);
+            assert!(number("tokens_per_second") > 0.0 && number("first_token_seconds") > 0.0);
+            assert!(number("share_of_places") <= 1.0);
+            let rows: Vec<f64> = serde_json::from_value(test["rows_per_tick"].clone()).unwrap();
+            // Recursions come one after another, so each has at most as many rows as the one before.
+            assert!(
+                rows.len() == 3 && rows.is_sorted_by(|a, b| a >= b),
+                "{rows:?}"
+            );
+            let places = number("rows") * number("share_of_places");
+            assert!((rows.iter().sum::<f64>() - places).abs() < 1e-6);
+        }
+    }
+    let shown = text(&command);
+    let lines: Vec<&str> = shown.lines().collect();
+    assert_eq!(lines.len(), 4, "{shown}");
+    assert!(lines[0].contains("prompts of 3 tokens, answers of 12 ± 3 tokens"));
+}
+
+#[test]
 fn what_cannot_be_is_refused_in_a_sentence() {
     let folder = tempfile::tempdir().unwrap();
     let model = synth(&folder, &["tiny"]);
@@ -213,7 +246,8 @@ fn what_cannot_be_is_refused_in_a_sentence() {
         (&shared[..], ["--layers", "2"], 1, "cannot have 2 layers"),
         (&shared[..], ["--type", "q4_k"], 2, "possible are f32, f16"),
         (&vanilla[..3], ["-o", "/no/such/folder/x"], 1, "no folder"),
-        (&bench[..], ["-b", "2"], 1, "one sequence for now"),
+        (&bench[..], ["-b", "0"], 1, "sequences: 0"),
+        (&bench[..], ["--arrivals", "2"], 2, "--sequences"),
         (&bench[..], ["-r", "0"], 1, "0 repetitions"),
         (&bench[..], ["-t", "0"], 1, "threads: 0"),
         (&bench[..], ["-p", "1,x"], 2, "whole number of tokens"),

@@ -267,6 +267,23 @@ fn a_prompt_is_shown_as_it_was_typed() {
 }
 
 #[test]
+fn a_batch_is_planned_in_both_directions() {
+    let plan = |more: &[&str]| -> serde_json::Value {
+        let command = [&["plan", "-c", "128", "-t", "1", "--json"], more].concat();
+        serde_json::from_slice(&mor(&command).stdout).unwrap()
+    };
+    let eight = plan(&["-b", "8", "--mean-depth", "2"]);
+    let bytes = eight["session_bytes"].as_u64().unwrap().to_string();
+    let fits = plan(&["--memory", &bytes, "--mean-depth", "2"]);
+    assert_eq!(fits["sequences"], 8);
+    // Pages for deeper tokens leave room for fewer sequences.
+    let deep = plan(&["--memory", &bytes]);
+    assert!(deep["sequences"].as_u64() < Some(8), "{deep}");
+    let shown = text(&mor(&["plan", "-c", "128", "--memory", "4M", "--mean-depth", "1.5"]).stdout);
+    assert!(shown.contains("runs 1.5 recursions in mean"), "{shown}");
+}
+
+#[test]
 fn short_arrays_are_shown_in_full() {
     let capacities = "[1.0,0.6666666666666666,0.3333333333333333]";
     let shown = text(&mor(&["inspect"]).stdout);

@@ -203,9 +203,19 @@ pub struct PlanArgs {
     /// Tokens that a sequence can hold [default: as trained]
     #[arg(short, long)]
     pub context: Option<usize>,
-    /// Sequences that run at once
-    #[arg(long, value_name = "B", default_value_t = 1)]
-    pub sequences: usize,
+    /// Sequences that run at once, as a batch [default: one, as a session]
+    #[arg(short = 'b', long, value_name = "B", conflicts_with = "memory")]
+    pub sequences: Option<usize>,
+    /// As many sequences as fit so many bytes, weights not counted; K, M and G behind the number mean
+    /// powers of 1024
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    pub memory: Option<usize>,
+    /// With --sequences or --memory: KV pages for tokens that run D recursions in mean [default: all]
+    #[arg(long, value_name = "D", allow_negative_numbers = true)]
+    pub mean_depth: Option<f64>,
+    /// Rows of one pass over the weights [default: 64]
+    #[arg(long)]
+    pub batch: Option<usize>,
     /// How keys and values are stored
     #[arg(long, value_enum, default_value = "f16")]
     pub kv: Kv,
@@ -303,25 +313,38 @@ pub struct ConvertArgs {
 pub struct BenchArgs {
     /// GGUF file
     pub model: PathBuf,
-    /// Tokens of a prompt; several tests are separated by commas, 0 leaves prompts out
-    #[arg(short, value_name = "N", default_value = "512", value_delimiter = ',', value_parser = tokens, allow_negative_numbers = true)]
-    pub prompt: Vec<usize>,
-    /// Tokens to generate, in the same way
-    #[arg(short = 'n', value_name = "N", default_value = "128", value_delimiter = ',', value_parser = tokens, allow_negative_numbers = true)]
-    pub generation: Vec<usize>,
+    /// Tokens of a prompt; several tests are separated by commas, 0 leaves prompts out [default: 512;
+    /// with -b 1]
+    #[arg(short, value_name = "N", value_delimiter = ',', value_parser = tokens, allow_negative_numbers = true)]
+    pub prompt: Option<Vec<usize>>,
+    /// Tokens to generate, in the same way [default: 128; with -b 256 in mean, normally distributed]
+    #[arg(short = 'n', value_name = "N", value_delimiter = ',', value_parser = tokens, allow_negative_numbers = true)]
+    pub generation: Option<Vec<usize>>,
     /// Tokens that are in the context before a test begins, in the same way
     #[arg(short = 'd', value_name = "N", default_value = "0", value_delimiter = ',', value_parser = tokens, allow_negative_numbers = true)]
     pub before: Vec<usize>,
     /// Threads, in the same way [default: one per core]
     #[arg(short, long, value_name = "T", value_delimiter = ',')]
     pub threads: Vec<usize>,
-    /// Sequences that run at once: one, for now
-    #[arg(short = 'b', long, value_name = "B", default_value_t = 1)]
-    pub sequences: usize,
+    /// Throughput of so many sequences at once, batched by depth; several separated by commas
+    #[arg(short = 'b', long, value_name = "B", value_delimiter = ',')]
+    pub sequences: Vec<usize>,
+    /// With -b: so many sequences come in a second, at random [default: the next comes when there is a
+    /// place]
+    #[arg(
+        long,
+        value_name = "RATE",
+        requires = "sequences",
+        allow_negative_numbers = true
+    )]
+    pub arrivals: Option<f64>,
+    /// With -b: ordinary batching, in which everyone waits for the deepest, to compare with
+    #[arg(long, requires = "sequences")]
+    pub in_step: bool,
     /// Repetitions of each test, after one that is not counted
     #[arg(short, long, value_name = "R", default_value_t = 5)]
     pub repeats: usize,
-    /// Rows of one pass over the weights [default: 64]
+    /// Rows of one pass over the weights [default: 64; with -b as many as there are sequences]
     #[arg(long)]
     pub batch: Option<usize>,
     /// How keys and values are stored [default: f16]
@@ -360,6 +383,22 @@ pub struct SynthArgs {
     /// The file to write
     #[arg(short, long, value_name = "OUT.gguf")]
     pub output: PathBuf,
+}
+
+/// A number of bytes, perhaps with K, M or G behind it.
+fn bytes(text: &str) -> Result<usize, String> {
+    let (digits, shift) = match text.char_indices().last() {
+        Some((at, 'K' | 'k')) => (&text[..at], 10),
+        Some((at, 'M' | 'm')) => (&text[..at], 20),
+        Some((at, 'G' | 'g')) => (&text[..at], 30),
+        _ => (text, 0),
+    };
+    let number: usize = digits
+        .parse()
+        .map_err(|_| "give a whole number, perhaps with K, M or G behind it".to_string())?;
+    number
+        .checked_mul(1 << shift)
+        .ok_or_else(|| "that is more than can be addressed".to_string())
 }
 
 /// What the checkpoint and its configuration do not say, or say wrongly.

@@ -5,6 +5,7 @@
 use crate::Result;
 use crate::args::{BenchArgs, EngineArgs};
 use crate::bandwidth;
+use crate::bench_batch::bench_batch;
 use crate::input;
 use crate::terminal::{Progress, counted, mebibytes, stdout};
 use mor::convert::RandomTokens;
@@ -15,8 +16,8 @@ use std::time::Instant;
 
 /// Measures prompts and generation.
 pub fn bench(args: &BenchArgs) -> Result<()> {
-    if args.sequences != 1 {
-        return Err("bench runs one sequence for now; give -b 1 or leave it out".into());
+    if !args.sequences.is_empty() {
+        return bench_batch(args);
     }
     if args.repeats == 0 {
         return Err("nothing is measured in 0 repetitions; give more with -r".into());
@@ -81,8 +82,10 @@ fn tests(args: &BenchArgs) -> Vec<Test> {
         lengths.map(test).collect::<Vec<_>>()
     };
     let at = |before: &usize| {
-        let prompts = of(Kind::Prompt, &args.prompt, *before);
-        [prompts, of(Kind::Generation, &args.generation, *before)].concat()
+        let prompt = args.prompt.as_deref().unwrap_or(&[512]);
+        let generation = args.generation.as_deref().unwrap_or(&[128]);
+        let prompts = of(Kind::Prompt, prompt, *before);
+        [prompts, of(Kind::Generation, generation, *before)].concat()
     };
     args.before.iter().flat_map(at).collect()
 }
@@ -352,7 +355,7 @@ fn as_json(model: &Model, bench: &Bench) -> serde_json::Value {
         "weight_bytes": model.weight_bytes(),
         "session_bytes": bench.session_bytes.first(),
         "threads": main.map(|m| m.threads),
-        "sequences": bench.args.sequences,
+        "sequences": 1,
         "memory_bandwidth_bytes_per_second": main.map(|m| m.bandwidth),
         "tests": bench.results.iter().map(test_json).collect::<Vec<_>>(),
     })

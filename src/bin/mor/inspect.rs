@@ -228,14 +228,32 @@ pub fn plan(args: &PlanArgs) -> Result<()> {
     let model = input::open(args.model.as_deref())?;
     let mut params = SessionParams {
         context: input::context(&model, args.context)?,
-        sequences: args.sequences,
+        sequences: args.sequences.unwrap_or(1),
         kv: args.kv.into(),
         ..Default::default()
     };
     if let Some(threads) = args.threads {
         params.threads = threads;
     }
-    let plan = Plan::new(&model, &params)?;
+    if let Some(rows) = args.batch {
+        params.batch = rows;
+    }
+    let is_batch = args.sequences.is_some() || args.memory.is_some();
+    if args.mean_depth.is_some() && !is_batch {
+        return Err(
+            "a mean depth is for batches; say how many sequences (-b) or bytes (--memory)".into(),
+        );
+    }
+    let most = model.hyperparameters().recursions as f64;
+    let mean_depth = args.mean_depth.unwrap_or(most);
+    let plan = match args.memory {
+        Some(bytes) => Plan::batch_in(&model, &params, mean_depth, bytes)?,
+        None if is_batch => {
+            params.kv_pages = Plan::pages_for(&model, &params, mean_depth)?;
+            Plan::batch(&model, &params)?
+        }
+        None => Plan::new(&model, &params)?,
+    };
     let lines = plan.lines();
     let mut out = stdout();
     if args.json {
@@ -250,6 +268,9 @@ pub fn plan(args: &PlanArgs) -> Result<()> {
             "batch": plan.params().batch,
             "weight_bytes": model.weight_bytes(),
             "session_bytes": plan.bytes(),
+            "heap_bytes": is_batch.then(|| plan.heap_bytes()),
+            "mean_depth": is_batch.then_some(mean_depth),
+            "kv_pages": plan.params().kv_pages,
             "kv_bytes": plan.kv_bytes(),
             "kv_bytes_per_token_at_full_depth": plan.kv_bytes_per_token(),
             "lines": lines,
@@ -271,7 +292,7 @@ pub fn plan(args: &PlanArgs) -> Result<()> {
     writeln!(
         out,
         "  {:<26} {:>16} bytes",
-        "session",
+        if is_batch { "batch" } else { "session" },
         grouped(plan.bytes() as u64)
     )?;
     writeln!(
@@ -285,5 +306,11 @@ pub fn plan(args: &PlanArgs) -> Result<()> {
         "\nKV pages are taken as tokens come: {} bytes a token of full depth, less for those that leave early.",
         grouped(plan.kv_bytes_per_token() as u64)
     )?;
+    if is_batch {
+        writeln!(
+            out,
+            "There are pages for full contexts in which a token runs {mean_depth} recursions in mean."
+        )?;
+    }
     Ok(())
 }

@@ -3,6 +3,7 @@
 mod args;
 mod bandwidth;
 mod bench;
+mod bench_batch;
 mod chat;
 mod convert;
 mod divergence;
