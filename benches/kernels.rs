@@ -81,7 +81,11 @@ fn matrix_products(set: &str, lines: &mut Vec<Line>) {
         } else {
             768
         };
-        for (tiled, n) in layouts.iter().flat_map(|tiled| [(*tiled, 1), (*tiled, 64)]) {
+        let rows_at_once = [1, 4, 16, 64];
+        let cases = layouts
+            .iter()
+            .flat_map(|tiled| rows_at_once.map(|n| (*tiled, n)));
+        for (tiled, n) in cases {
             let Some(mut product) = MatrixProduct::new(set, ty, tiled, [rows, columns], n) else {
                 continue;
             };

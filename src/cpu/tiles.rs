@@ -69,7 +69,11 @@ impl Tiles<'_> {
             Level::Avx512 => unsafe { tiles_avx512::<T>(self) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
-            Level::Neon => unsafe { run_tiles::<Neon<PLAIN>, T, { Neon::<PLAIN>::ROWS }>(self) },
+            Level::Neon => unsafe {
+                run_tiles::<Neon<PLAIN>, T, { Neon::<PLAIN>::ROWS }, { Neon::<PLAIN>::ROWS / 2 }>(
+                    self,
+                )
+            },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
             Level::Dotprod => unsafe { tiles_dotprod::<T>(self) },
@@ -84,33 +88,38 @@ impl Tiles<'_> {
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn tiles_avx2<T: Format>(tiles: Tiles) {
     // SAFETY: passed on.
-    unsafe { run_tiles::<Avx2, T, { Avx2::ROWS }>(tiles) }
+    unsafe { run_tiles::<Avx2, T, { Avx2::ROWS }, { Avx2::ROWS / 2 }>(tiles) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn tiles_avx512<T: Format>(tiles: Tiles) {
     // SAFETY: passed on.
-    unsafe { run_tiles::<Avx512, T, { Avx512::ROWS }>(tiles) }
+    unsafe { run_tiles::<Avx512, T, { Avx512::ROWS }, { Avx512::ROWS / 2 }>(tiles) }
 }
 
 #[cfg(target_arch = "aarch64")]
 #[target_feature(enable = "dotprod")]
 unsafe fn tiles_dotprod<T: Format>(tiles: Tiles) {
     // SAFETY: passed on.
-    unsafe { run_tiles::<Neon<DOTPROD>, T, { Neon::<DOTPROD>::ROWS }>(tiles) }
+    unsafe {
+        run_tiles::<Neon<DOTPROD>, T, { Neon::<DOTPROD>::ROWS }, { Neon::<DOTPROD>::ROWS / 2 }>(
+            tiles,
+        )
+    }
 }
 
 #[cfg(target_arch = "aarch64")]
 #[target_feature(enable = "dotprod,i8mm")]
 unsafe fn tiles_i8mm<T: Format>(tiles: Tiles) {
     // SAFETY: passed on.
-    unsafe { run_tiles::<Neon<I8MM>, T, { Neon::<I8MM>::ROWS }>(tiles) }
+    unsafe { run_tiles::<Neon<I8MM>, T, { Neon::<I8MM>::ROWS }, { Neon::<I8MM>::ROWS / 2 }>(tiles) }
 }
 
-/// All tiles of the job; `R` rows of activations at a time share what is taken out of a block.
+/// All tiles of the job; `R` rows of activations at a time share what is taken out of a block, and
+/// the last `H` or fewer of many.
 #[inline(always)]
-unsafe fn run_tiles<S: Simd, T: Format, const R: usize>(tiles: Tiles) {
+unsafe fn run_tiles<S: Simd, T: Format, const R: usize, const H: usize>(tiles: Tiles) {
     const { assert!(size_of::<Group<S>>() <= GROUP_BYTES && align_of::<Group<S>>() <= 64) };
     let Tiles { weight, input, .. } = tiles;
     let row_bytes = weight.row_bytes;
@@ -144,8 +153,13 @@ unsafe fn run_tiles<S: Simd, T: Format, const R: usize>(tiles: Tiles) {
                 (_, true) => unpack::<S, T, _>(in_tile, blocks, unpacked),
             }
             if input.n > 1 {
+                let count = blocks * T::GROUPS;
                 for panel in 0..input.n.div_ceil(R) {
-                    sum_unpacked::<S, T, R>(unpacked, blocks * T::GROUPS, input, panel, &out);
+                    if input.n - panel * R <= H {
+                        sum_unpacked::<S, T, H, R>(unpacked, count, input, panel, &out);
+                    } else {
+                        sum_unpacked::<S, T, R, R>(unpacked, count, input, panel, &out);
+                    }
                 }
             }
         }
@@ -238,17 +252,17 @@ unsafe fn sum_packed<S: Simd, T: Format, P: Place>(
                 let group = T::group::<S>(place, &head, g);
                 let index = block * T::GROUPS + g;
                 let x = PanelGroup(input.panels.as_ptr().add(index * GROUP_WORDS));
-                add_group::<S, T, false, 1>(&mut sums, &group, x);
+                add_group::<S, T, false, 1, 1>(&mut sums, &group, x);
             }
         }
         out.put::<S>(0, sums[0]);
     }
 }
 
-/// A panel of `R` rows of activations against weights that were taken apart. Slots of the last panel
+/// The first `R` rows of a panel of `W` against weights that were taken apart. Slots of the last panel
 /// that no row fills hold anything, and nothing comes of them.
 #[inline(always)]
-unsafe fn sum_unpacked<S: Simd, T: Format, const R: usize>(
+unsafe fn sum_unpacked<S: Simd, T: Format, const R: usize, const W: usize>(
     groups: *const Group<S>,
     count: usize,
     input: &Activations,
@@ -258,25 +272,25 @@ unsafe fn sum_unpacked<S: Simd, T: Format, const R: usize>(
     // SAFETY: passed on; `unpack` has written the groups, and `run` has checked the panels.
     unsafe {
         let mut sums = [S::splat_float(0.0); R];
-        let mut x = input.panels.as_ptr().add(panel * count * R * GROUP_WORDS);
+        let mut x = input.panels.as_ptr().add(panel * count * W * GROUP_WORDS);
         for index in 0..count {
-            add_group::<S, T, true, R>(&mut sums, &*groups.add(index), PanelGroup(x));
-            x = x.add(R * GROUP_WORDS);
+            add_group::<S, T, true, R, W>(&mut sums, &*groups.add(index), PanelGroup(x));
+            x = x.add(W * GROUP_WORDS);
         }
-        let rows = (input.n - panel * R).min(R);
+        let rows = (input.n - panel * W).min(R);
         for (r, sum) in sums.iter().enumerate().take(rows) {
-            out.put::<S>(panel * R + r, *sum);
+            out.put::<S>(panel * W + r, *sum);
         }
     }
 }
 
-/// Adds one group of columns to the sums of the `R` rows of a panel. `ARRANGED` says whether the
+/// Adds one group of columns to the sums of the first `R` rows of a panel of `W`. `ARRANGED` says whether the
 /// numbers are in the order of [`Simd::arrange`].
 #[inline(always)]
-unsafe fn add_group<S: Simd, T: Format, const ARRANGED: bool, const R: usize>(
+unsafe fn add_group<S: Simd, T: Format, const ARRANGED: bool, const R: usize, const W: usize>(
     sums: &mut [S::F; R],
     group: &Group<S>,
-    x: PanelGroup<R>,
+    x: PanelGroup<W>,
 ) {
     // SAFETY: the caller's rows are there.
     unsafe {
@@ -288,7 +302,7 @@ unsafe fn add_group<S: Simd, T: Format, const ARRANGED: bool, const R: usize>(
                 }
                 let columns = [4 * half, 4 * half + 4];
                 dots::<S, T, ARRANGED, R>(&mut wholes, group, x.bytes(), columns);
-                add_scaled::<S, R>(sums, &wholes, scale, x);
+                add_scaled::<S, R, W>(sums, &wholes, scale, x);
             }
         } else {
             let mut wholes = [S::splat(0); R];
@@ -296,7 +310,7 @@ unsafe fn add_group<S: Simd, T: Format, const ARRANGED: bool, const R: usize>(
                 *whole = weigh_bias::<S, T>(x.sum(r));
             }
             dots::<S, T, ARRANGED, R>(&mut wholes, group, x.bytes(), [0, 8]);
-            add_scaled::<S, R>(sums, &wholes, group.scale, x);
+            add_scaled::<S, R, W>(sums, &wholes, group.scale, x);
         }
         if T::MINIMUMS {
             for (r, sum) in sums.iter_mut().enumerate() {
@@ -342,11 +356,11 @@ unsafe fn dots<S: Simd, T: Format, const ARRANGED: bool, const R: usize>(
 
 /// `sums = fma(whole · weight_scale, scale, sums)`.
 #[inline(always)]
-unsafe fn add_scaled<S: Simd, const R: usize>(
+unsafe fn add_scaled<S: Simd, const R: usize, const W: usize>(
     sums: &mut [S::F; R],
     wholes: &[S::I; R],
     weight_scale: S::F,
-    x: PanelGroup<R>,
+    x: PanelGroup<W>,
 ) {
     for (r, (sum, whole)) in sums.iter_mut().zip(wholes).enumerate() {
         // SAFETY: the caller's rows are there.
