@@ -154,14 +154,50 @@ unsafe fn run_tiles<S: Simd, T: Format, const R: usize, const H: usize>(tiles: T
             }
             if input.n > 1 {
                 let count = blocks * T::GROUPS;
-                for panel in 0..input.n.div_ceil(R) {
+                let panels = input.n.div_ceil(R);
+                let mut next = Ahead::new(start, LANES * row_bytes, count * panels);
+                for panel in 0..panels {
                     if input.n - panel * R <= H {
-                        sum_unpacked::<S, T, H, R>(unpacked, count, input, panel, &out);
+                        sum_unpacked::<S, T, H, R>(unpacked, count, input, panel, &mut next, &out);
                     } else {
-                        sum_unpacked::<S, T, R, R>(unpacked, count, input, panel, &out);
+                        sum_unpacked::<S, T, R, R>(unpacked, count, input, panel, &mut next, &out);
                     }
                 }
             }
+        }
+    }
+}
+
+/// Asks for the bytes of the next tile while this one is worked on.
+struct Ahead {
+    next: *const u8,
+    lines: usize,
+    /// How many lines fall due in a step, in parts of 2^16.
+    rate: usize,
+    due: usize,
+}
+
+impl Ahead {
+    /// The bytes after a tile of `bytes`, in as many `steps`.
+    fn new(tile: *const u8, bytes: usize, steps: usize) -> Self {
+        let lines = bytes.div_ceil(64);
+        Ahead {
+            next: tile.wrapping_add(bytes),
+            lines,
+            rate: (lines << 16) / steps + 1,
+            due: 0,
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn step<S: Simd>(&mut self) {
+        self.due += self.rate;
+        while self.due >> 16 > 0 && self.lines > 0 {
+            // SAFETY: the caller has the instruction set; what is asked for need not be there.
+            unsafe { S::prefetch(self.next) };
+            self.next = self.next.wrapping_add(64);
+            self.lines -= 1;
+            self.due -= 1 << 16;
         }
     }
 }
@@ -267,6 +303,7 @@ unsafe fn sum_unpacked<S: Simd, T: Format, const R: usize, const W: usize>(
     count: usize,
     input: &Activations,
     panel: usize,
+    next: &mut Ahead,
     out: &Out,
 ) {
     // SAFETY: passed on; `unpack` has written the groups, and `run` has checked the panels.
@@ -274,6 +311,7 @@ unsafe fn sum_unpacked<S: Simd, T: Format, const R: usize, const W: usize>(
         let mut sums = [S::splat_float(0.0); R];
         let mut x = input.panels.as_ptr().add(panel * count * W * GROUP_WORDS);
         for index in 0..count {
+            next.step::<S>();
             add_group::<S, T, true, R, W>(&mut sums, &*groups.add(index), PanelGroup(x));
             x = x.add(W * GROUP_WORDS);
         }
