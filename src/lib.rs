@@ -43,7 +43,8 @@ pub use session::{Canceller, Session};
 pub use text::Text;
 pub use tokenizer::Tokenizer;
 
-/// The README's example compiles.
+/// The README's example compiles, and those of docs/.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
+#[doc = include_str!("../docs/batching.md")]
 struct Readme;

@@ -356,6 +356,58 @@ fn forks_share_pages() {
 }
 
 #[test]
+fn what_goes_wrong_with_one_sequence_ends_that_one_only() {
+    for case in KINDS {
+        let mut bytes = gguf_bytes(case, TensorType::F32);
+        let model = Model::from_bytes(bytes.clone()).unwrap();
+        let embedding = model.gguf().tensor("token_embd.weight").unwrap();
+        // A token of which nothing good comes.
+        let row = embedding.offset + 5 * embedding.columns() * size_of::<f32>();
+        bytes[row..row + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+        let bad = Model::from_bytes(bytes).unwrap();
+        let mut batch = Batch::new(&bad, &params(4, 7, 2, 0)).unwrap();
+        let prompt = |length: u32| -> Vec<u32> { (6..6 + length).collect() };
+        let jobs = [
+            prompt(20),
+            prompt(1),
+            [prompt(9), vec![5], prompt(9)].concat(),
+            prompt(30),
+        ];
+        let jobs = jobs.map(|prompt| Job {
+            prompt,
+            max_tokens: 0,
+            seed: 1,
+            cut: None,
+        });
+        let ids: Vec<_> = jobs
+            .iter()
+            .map(|job| batch.add(&job.request()).unwrap())
+            .collect();
+        run(&mut batch);
+        let mut session = alone(&model);
+        for (index, (id, job)) in ids.iter().zip(&jobs).enumerate() {
+            if index == 2 {
+                let failed = Status::Finished(Finish::Failed);
+                assert_eq!(batch.status(*id).unwrap(), failed, "{case}");
+                let why = batch.failure(*id).unwrap().unwrap();
+                assert!(matches!(why, Error::NotFinite(_)), "{case}: {why}");
+                continue;
+            }
+            let finished = Status::Finished(Finish::Length);
+            assert_eq!(batch.status(*id).unwrap(), finished, "{case}");
+            assert!(batch.failure(*id).unwrap().is_none());
+            assert_eq!(
+                batch.depths(*id).unwrap(),
+                job.alone(&mut session).1,
+                "{case}"
+            );
+        }
+        ids.into_iter().for_each(|id| batch.remove(id).unwrap());
+        assert_eq!(batch.kv_bytes_used(), 0);
+    }
+}
+
+#[test]
 fn what_can_never_run_is_refused_and_changes_nothing() {
     let routed = model("expert_middle_cycle", TensorType::F32);
     let mut batch = Batch::new(&routed, &params(2, 8, 1, 0)).unwrap();
