@@ -205,7 +205,7 @@ with_pkg_config() {
             $(pkg-config --cflags --libs mor) -o "$out/batch_cpp"
         "$out/batch_cpp" "$model" "It is a truth" "She was" >"$out/batch"
         expect_batch "$out/batch"
-        fails "$out/batch_cpp" "$model" ""
+        fails "$out/batch_cpp" /nowhere "It is a truth"
     done
     say "mor.hpp: its examples and its test, C++17 and C++20, with exceptions and without: run"
 }
