@@ -35,14 +35,15 @@
  * - Sizes of texts never count the zero byte behind them, capacities of buffers do: a text that needs
  *   `out_bytes` needs a buffer of `out_bytes + 1`.
  * - A function that makes an object takes a `mor_error *`, or NULL, for the reason of a failure. Others
- *   leave the reason in the object: mor_session_last_error, mor_tokenizer_last_error.
+ *   leave the reason in the object: mor_session_last_error, mor_tokenizer_last_error,
+ *   mor_batch_last_error.
  * - Parameter structs begin with their size. Set them up with their `_init` function, then set fields:
  *   fields that later versions add have defaults. NULL in their place means the defaults.
  * - A NULL, a wrong size, an object of another kind, an unknown flag: each is
  *   MOR_ERROR_INVALID_ARGUMENT, and so is a session in the caller's memory that was freed. A pointer to
  *   memory that is not there, which is what other freed objects are, cannot be checked.
- * - A model may be used by any number of threads at once; a session or tokenizer by one at a time
- *   (MOR_ERROR_BUSY otherwise), but for mor_session_cancel. There is no global state.
+ * - A model may be used by any number of threads at once; a session, tokenizer or batch by one at a
+ *   time (MOR_ERROR_BUSY otherwise), but for mor_session_cancel. There is no global state.
  * - Text is UTF-8. All numbers are in the machine's byte order.
  *
  * docs/c-api.md says what is promised, how it is checked, and what is not.
@@ -131,11 +132,11 @@ typedef enum mor_status {
    */
   MOR_ERROR_TEMPLATE = 7,
   /**
-   * The sequence does not fit into the session's context.
+   * The sequence does not fit into the context of the session or batch.
    */
   MOR_ERROR_CONTEXT_FULL = 8,
   /**
-   * Every page of the session's KV cache is taken.
+   * Every page of the KV cache is taken.
    */
   MOR_ERROR_KV_FULL = 9,
   /**
@@ -196,7 +197,7 @@ typedef enum mor_log_level {
 } mor_log_level;
 
 /**
- * Why a generation ended.
+ * Why a generation, or a sequence of a batch, ended.
  */
 typedef enum mor_finish {
   /**
@@ -212,7 +213,7 @@ typedef enum mor_finish {
    */
   MOR_FINISH_LENGTH = 2,
   /**
-   * The session's context is full.
+   * The context is full.
    */
   MOR_FINISH_CONTEXT_FULL = 3,
   /**
@@ -223,7 +224,65 @@ typedef enum mor_finish {
    * It was cancelled; the session stands after the last token that was shown.
    */
   MOR_FINISH_CANCELLED = 5,
+  /**
+   * Of a batch's sequence: `mor_batch_stop`.
+   */
+  MOR_FINISH_STOPPED = 6,
+  /**
+   * Of a batch's sequence: the model computed a value that is not finite. `mor_batch_failure` says
+   * which.
+   */
+  MOR_FINISH_FAILED = 7,
 } mor_finish;
+
+/**
+ * What happened to a sequence in a tick.
+ */
+typedef enum mor_event_kind {
+  /**
+   * A token was drawn. It is run by a later tick.
+   */
+  MOR_EVENT_TOKEN = 0,
+  /**
+   * It gave its pages back and waits (`MOR_PRESSURE_EVICT`).
+   */
+  MOR_EVENT_EVICTED = 1,
+  /**
+   * It was evicted and runs again.
+   */
+  MOR_EVENT_RESUMED = 2,
+  /**
+   * The KV pool has no page for it; it stands still until `mor_batch_resume`.
+   */
+  MOR_EVENT_FULL = 3,
+  /**
+   * It ended. Its tokens can be read, and forks made of it, until it is removed.
+   */
+  MOR_EVENT_FINISHED = 4,
+} mor_event_kind;
+
+/**
+ * Where a sequence of a batch stands.
+ */
+typedef enum mor_sequence_status {
+  /**
+   * It waits for pages of the KV pool, or for the first tick.
+   */
+  MOR_SEQUENCE_WAITING = 0,
+  /**
+   * Its tokens are being run.
+   */
+  MOR_SEQUENCE_RUNNING = 1,
+  /**
+   * The KV pool has no page for it, with `MOR_PRESSURE_EVICT` not even when it is alone.
+   * `mor_batch_resume` lets it try again.
+   */
+  MOR_SEQUENCE_FULL = 2,
+  /**
+   * It is done.
+   */
+  MOR_SEQUENCE_FINISHED = 3,
+} mor_sequence_status;
 
 /**
  * What chooses a token's depth.
@@ -280,6 +339,33 @@ typedef enum mor_routing {
    */
   MOR_ROUTING_CAPACITY = 1,
 } mor_routing;
+
+/**
+ * Who has the pages of the KV pool when there are not enough.
+ */
+typedef enum mor_pressure {
+  /**
+   * The sequence of lowest priority gives its pages back and goes on when there is room again: it
+   * is run anew from its tokens, to the same results.
+   */
+  MOR_PRESSURE_EVICT = 0,
+  /**
+   * The sequence of lowest priority of those that need a page stands still, with what it has,
+   * until `mor_batch_resume`.
+   */
+  MOR_PRESSURE_REFUSE = 1,
+} mor_pressure;
+
+/**
+ * Many sequences at once, batched by depth: each `mor_batch_tick` runs the shared block once over
+ * all tokens that need it, whatever their sequence and recursion. What a sequence gets does not
+ * depend on who else is there: the same bits as in a session of its own.
+ *
+ * One call at a time may use a batch; a second one gets `MOR_ERROR_BUSY` and does nothing. It may
+ * move between threads. No call but those that create and free a batch allocates or frees memory, on
+ * any thread.
+ */
+typedef struct mor_batch mor_batch;
 
 /**
  * A model: the mapped file and what it says about itself. It never changes, so any number of
@@ -742,6 +828,252 @@ typedef struct mor_generate_params {
    */
   void *user_data;
 } mor_generate_params;
+
+/**
+ * What a batch is planned for. Set it up with `mor_batch_params_init`; NULL in its place means the
+ * defaults. Numbers of type `uint8_t` are truths: 0 is no, anything else yes.
+ */
+typedef struct mor_batch_params {
+  /**
+   * Size of this struct as the caller knows it; `mor_batch_params_init` sets it.
+   */
+  size_t struct_size;
+  /**
+   * Most tokens of a sequence. 0 (the default): as many as the model was trained for.
+   */
+  size_t context;
+  /**
+   * Sequences at a time, those among them that are done and not yet removed. At least 1, which is
+   * the default.
+   */
+  size_t sequences;
+  /**
+   * Most tokens of one tick's pass over the weights. Larger is faster when there are many
+   * sequences or long prompts, and takes more memory. Default: 64. More than `context` counts as
+   * `context`. Results do not depend on it.
+   */
+  size_t rows;
+  /**
+   * Rows of logits that are computed together when tokens are drawn for many sequences: the output
+   * matrix is read once for so many of them, and each takes 4 bytes for every token of the
+   * vocabulary. At least 1, which is the default. Results do not depend on it.
+   */
+  size_t logit_rows;
+  /**
+   * Pages of the KV pool that the sequences share, of 16 entries each. 0 (the default): enough for
+   * every token of every sequence to take every recursion; `mor_batch_pages_for` says how many do
+   * for less. More than enough counts as enough.
+   */
+  size_t kv_pages;
+  /**
+   * Threads that share the work, the caller's included: `threads - 1` are started when the batch
+   * is created. At most 256. Results do not depend on it. 0 (the default): one for each core that
+   * this process may use.
+   */
+  uint32_t threads;
+  /**
+   * A `mor_kv_type`. Default: `MOR_KV_F16`.
+   */
+  uint32_t kv_type;
+  /**
+   * A `mor_pressure`: what happens when the KV pool is full. Default: `MOR_PRESSURE_EVICT`.
+   */
+  uint32_t pressure;
+  /**
+   * As in `mor_session_params`.
+   */
+  int32_t niceness;
+  /**
+   * As in `mor_session_params`. Read during the call, not kept.
+   */
+  const uint32_t *cpus;
+  /**
+   * How many `cpus` there are.
+   */
+  size_t cpu_count;
+  /**
+   * Touch every page of the batch's memory when it is created, so that no later call waits for
+   * the system to give one. Default: no.
+   */
+  uint8_t prefault;
+  /**
+   * Keep the batch's memory from being swapped out, but for its `heap_bytes`. Default: no. When
+   * the system refuses, creating fails with `MOR_ERROR_LOCK`.
+   */
+  uint8_t lock;
+  /**
+   * Zero.
+   */
+  uint8_t reserved[6];
+} mor_batch_params;
+
+/**
+ * What a batch will take. Set `struct_size` to `sizeof(mor_batch_plan_info)` before the call.
+ */
+typedef struct mor_batch_plan_info {
+  /**
+   * Size of this struct as the caller knows it.
+   */
+  size_t struct_size;
+  /**
+   * Bytes of the batch's one block of memory, which it takes when it is created. Besides there are
+   * `heap_bytes` and the stacks of its helper threads.
+   */
+  size_t bytes;
+  /**
+   * Bytes that it takes from the heap when it is created, for its list of sequences.
+   */
+  size_t heap_bytes;
+  /**
+   * Of `bytes`: the pages of the KV pool.
+   */
+  size_t kv_bytes;
+  /**
+   * Bytes of KV pages that a token of full depth takes.
+   */
+  size_t kv_bytes_per_token;
+  /**
+   * Bytes of address space of the helper threads' stacks. The system gives them page by page as
+   * they are used, some kilobytes each.
+   */
+  size_t stack_bytes;
+  /**
+   * Tokens of a sequence, with the default filled in.
+   */
+  size_t context;
+  /**
+   * Sequences at a time.
+   */
+  size_t sequences;
+  /**
+   * Tokens of a tick's pass.
+   */
+  size_t rows;
+  /**
+   * Pages of the KV pool.
+   */
+  size_t kv_pages;
+  /**
+   * Threads, the caller's included.
+   */
+  uint32_t threads;
+  /**
+   * Zero.
+   */
+  uint32_t reserved;
+} mor_batch_plan_info;
+
+/**
+ * What a new sequence of a batch is to do. Set it up with `mor_batch_request_init`, then set at least
+ * the prompt. All of it is read during the call, nothing kept.
+ */
+typedef struct mor_batch_request {
+  /**
+   * Size of this struct as the caller knows it; `mor_batch_request_init` sets it.
+   */
+  size_t struct_size;
+  /**
+   * Its tokens; for a fork, those after the common beginning. NULL (the default) for none.
+   */
+  const uint32_t *prompt;
+  /**
+   * How many tokens.
+   */
+  size_t prompt_count;
+  /**
+   * Most tokens to generate; 0 only runs the prompt. Default: as many as the context holds.
+   */
+  size_t max_tokens;
+  /**
+   * How tokens are drawn, or NULL (the default) for the defaults.
+   */
+  const struct mor_sampler_params *sampler;
+  /**
+   * The routers' cut, from 0 to 1: see `mor_session_set_cut`. Below 0 (the default, -1): as the
+   * model was trained; for a fork, as its parent, which is all that a fork may have.
+   */
+  float cut;
+  /**
+   * The most recursions of a token, from 1. 0 (the default): all; for a fork, as its parent, which
+   * is all that a fork may have. Models without routers take all.
+   */
+  uint32_t depth_limit;
+  /**
+   * Under pressure sequences of lower priority give way; of equals the later. Default: 0.
+   */
+  int32_t priority;
+  /**
+   * Go on after tokens that end a text. Default: no. 0 is no, anything else yes.
+   */
+  uint8_t ignore_end;
+  /**
+   * Zero.
+   */
+  uint8_t reserved[3];
+} mor_batch_request;
+
+/**
+ * What a tick brought for a sequence.
+ */
+typedef struct mor_batch_event {
+  /**
+   * Whose.
+   */
+  uint64_t sequence;
+  /**
+   * What.
+   */
+  enum mor_event_kind kind;
+  /**
+   * Of `MOR_EVENT_TOKEN`: the token; else 0.
+   */
+  uint32_t token;
+  /**
+   * Of `MOR_EVENT_TOKEN`: recursions of the token before it, after which it was drawn; else 0.
+   */
+  uint32_t depth;
+  /**
+   * Of `MOR_EVENT_FINISHED`: why; else 0.
+   */
+  enum mor_finish finish;
+} mor_batch_event;
+
+/**
+ * What a batch ran since it was created. Set `struct_size` to `sizeof(mor_batch_counters_info)`
+ * before the call.
+ */
+typedef struct mor_batch_counters_info {
+  /**
+   * Size of this struct as the caller knows it.
+   */
+  size_t struct_size;
+  /**
+   * Ticks that ran anything.
+   */
+  uint64_t ticks;
+  /**
+   * Rows for which there was room in the passes of the recursions.
+   */
+  uint64_t places;
+  /**
+   * Rows that passed the last layers.
+   */
+  uint64_t finished;
+  /**
+   * Rows of logits.
+   */
+  uint64_t logits;
+  /**
+   * Sequences that gave their pages back.
+   */
+  uint64_t evictions;
+  /**
+   * Rows of the passes of the recursions, by recursion from 0: each ran the block once. Their sum
+   * over `places` is the share of the room that was used. Without routers a row runs all
+   * recursions in one pass and counts at 0.
+   */
+  uint64_t rows[MOR_MAX_RECURSIONS];
+} mor_batch_counters_info;
 
 #ifdef __cplusplus
 extern "C" {
@@ -1314,6 +1646,280 @@ enum mor_status mor_session_save(struct mor_session *session,
  * @return `MOR_ERROR_STATE`, `MOR_ERROR_CONTEXT_FULL`, `MOR_ERROR_KV_FULL`
  */
 enum mor_status mor_session_restore(struct mor_session *session, const void *state, size_t bytes);
+
+/**
+ * Sets every field of `params` to its default.
+ *
+ * @param params       the struct
+ * @param struct_size  `sizeof(mor_batch_params)`
+ */
+enum mor_status mor_batch_params_init(struct mor_batch_params *params, size_t struct_size);
+
+/**
+ * Plans a batch without taking any memory: what it will take, to the byte.
+ *
+ * @param model      the model
+ * @param params     for what, or NULL
+ * @param out_plan   gets the plan; its `struct_size` must be set
+ * @param out_error  gets the reason of a failure, or NULL
+ * @return `MOR_ERROR_INVALID_ARGUMENT` for sizes that nobody can have, `MOR_ERROR_UNSUPPORTED` for
+ *         what this system cannot do
+ */
+enum mor_status mor_batch_plan(const struct mor_model *model,
+                               const struct mor_batch_params *params,
+                               struct mor_batch_plan_info *out_plan,
+                               struct mor_error *out_error);
+
+/**
+ * Plans the batch with the most sequences whose block of memory has at most so many bytes, with
+ * pages for the whole context of each when a token runs `mean_depth` recursions in mean. What was
+ * sought stands in the plan's `sequences` and `kv_pages`; in `params` these two do not matter.
+ *
+ * @param model       the model
+ * @param params      for what else, or NULL
+ * @param mean_depth  from 0 to the model's `recursions`
+ * @param bytes       for the block, the plan's `bytes`; `heap_bytes` and stacks come besides
+ * @param out_plan    gets the plan; its `struct_size` must be set
+ * @param out_error   gets the reason of a failure, or NULL
+ * @return `MOR_ERROR_INVALID_ARGUMENT` also when not even one sequence fits; otherwise as
+ *         `mor_batch_plan`
+ */
+enum mor_status mor_batch_plan_in(const struct mor_model *model,
+                                  const struct mor_batch_params *params,
+                                  double mean_depth,
+                                  size_t bytes,
+                                  struct mor_batch_plan_info *out_plan,
+                                  struct mor_error *out_error);
+
+/**
+ * Pages of the KV pool that the sequences of `params` take when their contexts are full and a token
+ * runs `mean_depth` recursions in mean: a value for `kv_pages`.
+ *
+ * @param model       the model
+ * @param params      for what, or NULL; its `kv_pages` does not matter
+ * @param mean_depth  from 0 to the model's `recursions`
+ * @param out_pages   gets the number
+ * @param out_error   gets the reason of a failure, or NULL
+ * @return `MOR_ERROR_INVALID_ARGUMENT`
+ */
+enum mor_status mor_batch_pages_for(const struct mor_model *model,
+                                    const struct mor_batch_params *params,
+                                    double mean_depth,
+                                    size_t *out_pages,
+                                    struct mor_error *out_error);
+
+/**
+ * Creates a batch in memory of its own, as much as `mor_batch_plan` says, and starts its helper
+ * threads. The model may be freed before the batch.
+ *
+ * @param model      the model
+ * @param params     for what, or NULL
+ * @param out_batch  gets the batch; end it with `mor_batch_free`
+ * @param out_error  gets the reason of a failure, or NULL
+ * @return `MOR_ERROR_OUT_OF_MEMORY`, `MOR_ERROR_INVALID_ARGUMENT`, `MOR_ERROR_THREAD`,
+ *         `MOR_ERROR_LOCK`, `MOR_ERROR_UNSUPPORTED`; `*out_batch` is then left as it was
+ */
+enum mor_status mor_batch_create(const struct mor_model *model,
+                                 const struct mor_batch_params *params,
+                                 struct mor_batch **out_batch,
+                                 struct mor_error *out_error);
+
+/**
+ * Ends a batch: stops its threads and gives its memory back. NULL is allowed.
+ *
+ * @return `MOR_ERROR_BUSY` when a call on the batch is in progress; it then goes on to live
+ */
+enum mor_status mor_batch_free(struct mor_batch *batch);
+
+/**
+ * As `mor_session_last_error`, of a batch.
+ */
+const char *mor_batch_last_error(const struct mor_batch *batch);
+
+/**
+ * Sets every field of `request` to its default.
+ *
+ * @param request      the struct
+ * @param struct_size  `sizeof(mor_batch_request)`
+ */
+enum mor_status mor_batch_request_init(struct mor_batch_request *request, size_t struct_size);
+
+/**
+ * Adds a sequence. Nothing is run yet: `mor_batch_tick` does that.
+ *
+ * @param batch         the batch
+ * @param request       what it is to do
+ * @param out_sequence  gets its number, which this batch uses for no other
+ * @return `MOR_ERROR_NOT_READY` when the batch has as many sequences as it was planned for,
+ *         `MOR_ERROR_CONTEXT_FULL` and `MOR_ERROR_INVALID_ARGUMENT` for what can never run,
+ *         `MOR_ERROR_BUSY`. The batch is then as before
+ */
+enum mor_status mor_batch_add(struct mor_batch *batch,
+                              const struct mor_batch_request *request,
+                              uint64_t *out_sequence);
+
+/**
+ * Adds a sequence that begins with the first tokens of another, whose keys and values it shares as
+ * far as they are there: a common prompt is run and stored once. It has its parent's cut and depth
+ * limit. The parent may be in any state, and may be removed before it.
+ *
+ * @param batch         the batch
+ * @param parent        the other
+ * @param length        how many tokens they have in common, at most those that the parent has
+ * @param request       what comes after them; NULL for nothing else than the defaults
+ * @param out_sequence  gets the new sequence's number
+ * @return as `mor_batch_add`
+ */
+enum mor_status mor_batch_fork(struct mor_batch *batch,
+                               uint64_t parent,
+                               size_t length,
+                               const struct mor_batch_request *request,
+                               uint64_t *out_sequence);
+
+/**
+ * Ends a sequence, with `MOR_FINISH_STOPPED` and no event; its tokens stay. One that is done already
+ * stays as it is.
+ *
+ * @param batch     the batch
+ * @param sequence  the sequence
+ * @return `MOR_ERROR_INVALID_ARGUMENT` when there is no such sequence, `MOR_ERROR_BUSY`
+ */
+enum mor_status mor_batch_stop(struct mor_batch *batch,
+                               uint64_t sequence);
+
+/**
+ * Forgets a sequence, in whatever state: its place and its pages are free for others.
+ *
+ * @param batch     the batch
+ * @param sequence  the sequence
+ * @return `MOR_ERROR_INVALID_ARGUMENT` when there is no such sequence, `MOR_ERROR_BUSY`
+ */
+enum mor_status mor_batch_remove(struct mor_batch *batch, uint64_t sequence);
+
+/**
+ * Lets a sequence that stands still because the KV pool was full (`MOR_SEQUENCE_FULL`) try again.
+ * Nothing happens to others.
+ *
+ * @param batch     the batch
+ * @param sequence  the sequence
+ * @return `MOR_ERROR_INVALID_ARGUMENT` when there is no such sequence, `MOR_ERROR_BUSY`
+ */
+enum mor_status mor_batch_resume(struct mor_batch *batch, uint64_t sequence);
+
+/**
+ * One pass over the weights: new tokens enter, every token in the recursions runs its next one, those
+ * that leave are finished, and what follows them is drawn. A failure that concerns one sequence ends
+ * that sequence only, with `MOR_FINISH_FAILED`.
+ *
+ * @param batch       the batch
+ * @param out_events  gets a pointer to what happened, in the order in which it did. The events lie in
+ *                    the batch and stand until the next call on it
+ * @param out_count   gets how many there are: often none, while tokens are in the recursions
+ *                    (`mor_batch_is_idle` says whether there is anything left to run)
+ * @return `MOR_ERROR_FILE_CHANGED`, `MOR_ERROR_INVALID_ARGUMENT`, `MOR_ERROR_BUSY`. Every sequence is
+ *         then as it was, and the next tick tries again
+ */
+enum mor_status mor_batch_tick(struct mor_batch *batch,
+                               const struct mor_batch_event **out_events,
+                               size_t *out_count);
+
+/**
+ * Where a sequence stands.
+ *
+ * @param batch       the batch
+ * @param sequence    the sequence
+ * @param out_status  gets where
+ * @param out_finish  gets why it ended, when it did; may be NULL
+ * @return `MOR_ERROR_INVALID_ARGUMENT` when there is no such sequence, `MOR_ERROR_BUSY`
+ */
+enum mor_status mor_batch_sequence_status(struct mor_batch *batch,
+                                          uint64_t sequence,
+                                          enum mor_sequence_status *out_status,
+                                          enum mor_finish *out_finish);
+
+/**
+ * Copies the tokens of a sequence so far, its prompt among them.
+ *
+ * @param batch       the batch
+ * @param sequence    the sequence
+ * @param out_tokens  gets the tokens
+ * @param capacity    how many it holds; the batch's `context` is always enough
+ * @param out_count   gets how many there are, also when the buffer is too small
+ * @return `MOR_ERROR_BUFFER_TOO_SMALL`, `MOR_ERROR_INVALID_ARGUMENT` when there is no such sequence,
+ *         `MOR_ERROR_BUSY`
+ */
+enum mor_status mor_batch_tokens(struct mor_batch *batch,
+                                 uint64_t sequence,
+                                 uint32_t *out_tokens,
+                                 size_t capacity,
+                                 size_t *out_count);
+
+/**
+ * Copies the recursions that the tokens of a sequence ran; 0 where the router let one pass by. Tokens
+ * that have not passed all layers yet, the last that was drawn among them, are left out: there may be
+ * fewer numbers than tokens.
+ *
+ * @param batch       the batch
+ * @param sequence    the sequence
+ * @param out_depths  gets the numbers
+ * @param capacity    how many it holds; the batch's `context` is always enough
+ * @param out_count   gets how many there are, also when the buffer is too small
+ * @return as `mor_batch_tokens`
+ */
+enum mor_status mor_batch_depths(struct mor_batch *batch,
+                                 uint64_t sequence,
+                                 uint8_t *out_depths,
+                                 size_t capacity,
+                                 size_t *out_count);
+
+/**
+ * Why a sequence ended with `MOR_FINISH_FAILED`.
+ *
+ * @param batch        the batch
+ * @param sequence     the sequence
+ * @param out_failure  gets the status and the sentence of what went wrong; `MOR_OK` and an empty text
+ *                     when nothing did
+ * @return `MOR_ERROR_INVALID_ARGUMENT` when there is no such sequence, `MOR_ERROR_BUSY`
+ */
+enum mor_status mor_batch_failure(struct mor_batch *batch,
+                                  uint64_t sequence,
+                                  struct mor_error *out_failure);
+
+/**
+ * Whether there is nothing to run: no sequence waits or runs. Those that stand still
+ * (`MOR_SEQUENCE_FULL`) do neither.
+ *
+ * @param batch     the batch
+ * @param out_idle  gets the answer
+ */
+enum mor_status mor_batch_is_idle(struct mor_batch *batch, bool *out_idle);
+
+/**
+ * Bytes of KV pages in use, those of sequences that are done among them. A page that several
+ * sequences share counts once.
+ *
+ * @param batch      the batch
+ * @param out_bytes  gets the number
+ */
+enum mor_status mor_batch_kv_bytes_used(struct mor_batch *batch, size_t *out_bytes);
+
+/**
+ * What the batch ran so far.
+ *
+ * @param batch         the batch
+ * @param out_counters  gets the numbers; its `struct_size` must be set
+ */
+enum mor_status mor_batch_counters(struct mor_batch *batch,
+                                   struct mor_batch_counters_info *out_counters);
+
+/**
+ * Switches to ordinary batching, to compare with: new tokens enter only when all others have left
+ * the recursions, so that everyone waits for the deepest. Results do not depend on it.
+ *
+ * @param batch    the batch
+ * @param in_step  whether to do so from now on; a batch begins without
+ */
+enum mor_status mor_batch_set_in_step(struct mor_batch *batch, bool in_step);
 
 #ifdef __cplusplus
 }  // extern "C"

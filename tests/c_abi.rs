@@ -81,12 +81,27 @@ fn statuses_have_sentences() {
     assert_eq!(text(mor_version()), env!("CARGO_PKG_VERSION"));
 }
 
-/// A model, a tokenizer and a session.
-struct Objects(*mut mor_model, *mut mor_tokenizer, *mut mor_session);
+/// A model, a tokenizer, a session and a batch.
+struct Objects(
+    *mut mor_model,
+    *mut mor_tokenizer,
+    *mut mor_session,
+    *mut mor_batch,
+);
+
+fn batch_params(threads: u32) -> mor_batch_params {
+    unsafe {
+        let mut params: mor_batch_params = std::mem::zeroed();
+        mor_batch_params_init(&mut params, size_of_val(&params));
+        (params.threads, params.context) = (threads, 64);
+        (params.sequences, params.rows, params.logit_rows) = (6, 16, 4);
+        params
+    }
+}
 
 /// Loads, creates and runs one token; what was made before a failure is freed.
 fn make(path: &CStr, copy: bool, threads: u32) -> Result<Objects, mor_status> {
-    let mut objects = Objects(null_mut(), null_mut(), null_mut());
+    let mut objects = Objects(null_mut(), null_mut(), null_mut(), null_mut());
     let mut error: mor_error = unsafe { std::mem::zeroed() };
     let mut steps = || -> mor_status {
         unsafe {
@@ -102,6 +117,10 @@ fn make(path: &CStr, copy: bool, threads: u32) -> Result<Objects, mor_status> {
                 mor_session_params_init(&mut params, size_of_val(&params));
                 (params.threads, params.context) = (threads, 64);
                 status = mor_session_create(objects.0, &params, &mut objects.2, &mut error);
+            }
+            if status == MOR_OK {
+                let params = batch_params(threads);
+                status = mor_batch_create(objects.0, &params, &mut objects.3, &mut error);
             }
             status
         }
@@ -122,6 +141,7 @@ impl Drop for Objects {
             mor_model_free(self.0);
             assert_eq!(mor_tokenizer_free(self.1), MOR_OK);
             assert_eq!(mor_session_free(self.2), MOR_OK);
+            assert_eq!(mor_batch_free(self.3), MOR_OK);
         }
     }
 }
@@ -223,6 +243,58 @@ fn a_session_takes_its_plan_and_nothing_else() {
     }
 }
 
+/// One block, and from the heap what the plan says.
+#[test]
+fn a_batch_takes_its_plan() {
+    let objects = make(&default_model(), false, 1).unwrap();
+    unsafe {
+        let mut params = batch_params(1);
+        for sequences in [1, 6, 40] {
+            params.sequences = sequences;
+            let mut plan: mor_batch_plan_info = std::mem::zeroed();
+            plan.struct_size = size_of_val(&plan);
+            let status = mor_batch_plan(objects.0, &params, &mut plan, null_mut());
+            assert_eq!(status, MOR_OK);
+            let before = here().live.bytes;
+            let mut batch = null_mut();
+            let status = mor_batch_create(objects.0, &params, &mut batch, null_mut());
+            assert_eq!(status, MOR_OK);
+            assert_eq!(here().live.bytes - before, plan.heap_bytes);
+            assert_eq!(mor_batch_free(batch), MOR_OK);
+            assert_eq!(here().live.bytes, before);
+
+            // The two questions, as Rust answers them.
+            let model = mor::Model::open(root().join("models/austen-mor-5m-q8_0.gguf")).unwrap();
+            let wanted = rust_params(&params);
+            let mut pages = 0;
+            let status = mor_batch_pages_for(objects.0, &params, 1.5, &mut pages, null_mut());
+            assert_eq!(status, MOR_OK);
+            assert_eq!(pages, mor::Plan::pages_for(&model, &wanted, 1.5).unwrap());
+            let bytes = plan.bytes;
+            let status = mor_batch_plan_in(objects.0, &params, 1.5, bytes, &mut plan, null_mut());
+            assert_eq!(status, MOR_OK);
+            let expected = mor::Plan::batch_in(&model, &wanted, 1.5, bytes).unwrap();
+            let p = expected.params();
+            assert_eq!(
+                (plan.bytes, plan.sequences, plan.kv_pages),
+                (expected.bytes(), p.sequences, p.kv_pages)
+            );
+        }
+    }
+}
+
+fn rust_params(params: &mor_batch_params) -> mor::SessionParams {
+    mor::SessionParams {
+        context: params.context,
+        sequences: params.sequences,
+        batch: params.rows,
+        threads: params.threads as usize,
+        kv_pages: params.kv_pages,
+        logit_rows: params.logit_rows,
+        ..Default::default()
+    }
+}
+
 /// Structs of earlier and later versions of a program, and wrong ones.
 #[test]
 fn structs_say_their_size() {
@@ -317,6 +389,200 @@ fn a_session_outlives_the_handle_of_its_model() {
         let (mut bytes, mut count) = (null(), 0);
         let status = mor_tokenizer_token_bytes(objects.1, token, 0, &mut bytes, &mut count);
         assert_eq!(status, MOR_OK);
+        let mut request: mor_batch_request = std::mem::zeroed();
+        mor_batch_request_init(&mut request, size_of_val(&request));
+        (request.prompt, request.prompt_count) = (&token, 1);
+        let (mut sequence, mut events) = (0, null());
+        let status = mor_batch_add(objects.3, &request, &mut sequence);
+        assert_eq!(status, MOR_OK);
+        let status = mor_batch_tick(objects.3, &mut events, &mut count);
+        assert_eq!(status, MOR_OK);
+    }
+}
+
+/// An event as Rust has it, told as C does.
+fn told(event: &mor::batch::Event) -> mor_batch_event {
+    use mor::batch::Event;
+    let plain = |sequence: &mor::SequenceId, kind| mor_batch_event {
+        sequence: number(*sequence),
+        kind,
+        token: 0,
+        depth: 0,
+        finish: mor_finish::MOR_FINISH_END,
+    };
+    match event {
+        Event::Token {
+            sequence,
+            token,
+            depth,
+        } => mor_batch_event {
+            token: *token,
+            depth: (*depth).into(),
+            ..plain(sequence, mor_event_kind::MOR_EVENT_TOKEN)
+        },
+        Event::Evicted(sequence) => plain(sequence, mor_event_kind::MOR_EVENT_EVICTED),
+        Event::Resumed(sequence) => plain(sequence, mor_event_kind::MOR_EVENT_RESUMED),
+        Event::Full(sequence) => plain(sequence, mor_event_kind::MOR_EVENT_FULL),
+        Event::Finished(sequence, finish) => mor_batch_event {
+            finish: (*finish).into(),
+            ..plain(sequence, mor_event_kind::MOR_EVENT_FINISHED)
+        },
+    }
+}
+
+/// The number that C has for a sequence, which Rust shows in its `Debug` only.
+fn number(sequence: mor::SequenceId) -> u64 {
+    let text = format!("{sequence:?}");
+    let digits = text.trim_start_matches("SequenceId(").trim_end_matches(')');
+    digits.parse().unwrap()
+}
+
+/// The same requests to a batch by either language: the same events, tokens and depths.
+#[test]
+fn c_and_rust_run_the_same_batch() {
+    let model = mor::Model::open(root().join("models/austen-mor-5m-q8_0.gguf")).unwrap();
+    let objects = make(&default_model(), false, 1).unwrap();
+    for pressure in [
+        mor_pressure::MOR_PRESSURE_EVICT,
+        mor_pressure::MOR_PRESSURE_REFUSE,
+    ] {
+        let mut params = batch_params(2);
+        let layers = model.schedule().planes.len();
+        // For one that takes every recursion, so that some give way.
+        (params.kv_pages, params.pressure) = (layers * 64 / 16, pressure as u32);
+        let mut rust = mor::Batch::new(&model, &rust_params(&params)).unwrap();
+        rust.set_pressure(match pressure {
+            mor_pressure::MOR_PRESSURE_EVICT => mor::batch::Pressure::Evict,
+            mor_pressure::MOR_PRESSURE_REFUSE => mor::batch::Pressure::Refuse,
+        });
+        let mut batch = null_mut();
+        unsafe {
+            let status = mor_batch_create(objects.0, &params, &mut batch, null_mut());
+            assert_eq!(status, MOR_OK);
+        }
+        let prompt: Vec<u32> = (300..330).collect();
+        let mut ids = Vec::new();
+        for i in 0..5usize {
+            let sampler = mor::SamplerParams {
+                seed: i as u64,
+                ..Default::default()
+            };
+            let fork = i == 4;
+            let request = mor::Request {
+                prompt: &prompt[..3 + 6 * i],
+                max_tokens: [usize::MAX, 40, 0, 20, 9][i],
+                sampler,
+                cut: [None, Some(0.0), None, Some(1.0), None][i],
+                depth_limit: [None, None, Some(1), None, None][i],
+                priority: [0, 0, 2, -1, 1][i],
+                ignore_end: true,
+            };
+            let mut sequence = 0;
+            unsafe {
+                let mut sampler: mor_sampler_params = std::mem::zeroed();
+                mor_sampler_params_init(&mut sampler, size_of_val(&sampler));
+                sampler.seed = i as u64;
+                let mut same: mor_batch_request = std::mem::zeroed();
+                mor_batch_request_init(&mut same, size_of_val(&same));
+                same.prompt = request.prompt.as_ptr();
+                same.prompt_count = request.prompt.len();
+                same.max_tokens = request.max_tokens;
+                same.sampler = &sampler;
+                same.cut = request.cut.unwrap_or(same.cut);
+                same.depth_limit = request.depth_limit.unwrap_or(0) as u32;
+                (same.priority, same.ignore_end) = (request.priority, 1);
+                let status = match fork {
+                    false => mor_batch_add(batch, &same, &mut sequence),
+                    true => mor_batch_fork(batch, number(ids[1]), 5, &same, &mut sequence),
+                };
+                assert_eq!(status, MOR_OK);
+            }
+            let id = match fork {
+                false => rust.add(&request).unwrap(),
+                true => rust.fork(ids[1], 5, &request).unwrap(),
+            };
+            assert_eq!(number(id), sequence);
+            ids.push(id);
+        }
+        let mut kinds = BTreeSet::new();
+        loop {
+            let expected: Vec<_> = rust.tick().unwrap().iter().map(told).collect();
+            let (mut events, mut count, mut idle) = (null(), 0, false);
+            unsafe {
+                assert_eq!(mor_batch_tick(batch, &mut events, &mut count), MOR_OK);
+                assert_eq!(std::slice::from_raw_parts(events, count), expected);
+                assert_eq!(mor_batch_is_idle(batch, &mut idle), MOR_OK);
+            }
+            kinds.extend(expected.iter().map(|event| event.kind as u32));
+            assert_eq!(idle, rust.is_idle());
+            if idle {
+                break;
+            }
+        }
+        use mor_event_kind::*;
+        let given_way = match pressure {
+            mor_pressure::MOR_PRESSURE_EVICT => MOR_EVENT_EVICTED,
+            mor_pressure::MOR_PRESSURE_REFUSE => MOR_EVENT_FULL,
+        };
+        for kind in [MOR_EVENT_TOKEN, MOR_EVENT_FINISHED, given_way] {
+            assert!(kinds.contains(&(kind as u32)), "{kind:?} in {kinds:?}");
+        }
+        let (mut tokens, mut depths, mut count) = ([0; 64], [0; 64], 0);
+        for id in ids {
+            let sequence = number(id);
+            let mut state = mor_sequence_status::MOR_SEQUENCE_RUNNING;
+            let mut finish = mor_finish::MOR_FINISH_CALLBACK;
+            unsafe {
+                let to = tokens.as_mut_ptr();
+                assert_eq!(
+                    mor_batch_tokens(batch, sequence, to, 64, &mut count),
+                    MOR_OK
+                );
+                assert_eq!(&tokens[..count], rust.tokens(id).unwrap());
+                let to = depths.as_mut_ptr();
+                assert_eq!(
+                    mor_batch_depths(batch, sequence, to, 64, &mut count),
+                    MOR_OK
+                );
+                assert_eq!(&depths[..count], rust.depths(id).unwrap());
+                let status = mor_batch_sequence_status(batch, sequence, &mut state, &mut finish);
+                assert_eq!(status, MOR_OK);
+            }
+            let expected = match rust.status(id).unwrap() {
+                mor::batch::Status::Finished(why) => {
+                    (mor_sequence_status::MOR_SEQUENCE_FINISHED, why.into())
+                }
+                mor::batch::Status::Full => (mor_sequence_status::MOR_SEQUENCE_FULL, finish),
+                other => panic!("{other:?} though nothing runs"),
+            };
+            assert_eq!((state, finish), expected);
+        }
+        unsafe {
+            let mut counters: mor_batch_counters_info = std::mem::zeroed();
+            counters.struct_size = size_of_val(&counters);
+            assert_eq!(mor_batch_counters(batch, &mut counters), MOR_OK);
+            let expected = rust.counters();
+            assert_eq!(counters.ticks, expected.ticks);
+            assert_eq!(counters.rows, expected.rows);
+            assert_eq!(
+                (
+                    counters.places,
+                    counters.finished,
+                    counters.logits,
+                    counters.evictions
+                ),
+                (
+                    expected.places,
+                    expected.finished,
+                    expected.logits,
+                    expected.evictions
+                )
+            );
+            let mut bytes = 0;
+            assert_eq!(mor_batch_kv_bytes_used(batch, &mut bytes), MOR_OK);
+            assert_eq!(bytes, rust.kv_bytes_used());
+            assert_eq!(mor_batch_free(batch), MOR_OK);
+        }
     }
 }
 

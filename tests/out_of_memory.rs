@@ -6,7 +6,7 @@ mod common;
 use common::allocator::{Allocator, Refuse, here, refusing};
 use mor::gguf::Gguf;
 use mor::model::LoadParams;
-use mor::{Error, Model, Tokenizer};
+use mor::{Batch, Error, Model, SessionParams, Tokenizer};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -85,6 +85,23 @@ fn the_default_model() {
     ];
     // A vocabulary is some blocks, not one for each token.
     assert!(counts.iter().all(|&count| count < 400), "{counts:?}");
+}
+
+/// A batch takes its list of sequences from the heap; its block of memory, and its threads, are refused in
+/// `tests/c/out_of_memory.c`.
+#[test]
+fn a_batch() {
+    let model = Model::open(default_model()).unwrap();
+    for threads in [1, 2] {
+        let params = SessionParams {
+            context: 64,
+            sequences: 5,
+            threads,
+            ..Default::default()
+        };
+        let points = exhaust_sound("a batch", || Batch::new(&model, &params));
+        assert!(points >= 5, "{points}: places, settings, events and slots");
+    }
 }
 
 /// The standard library copies long paths to the heap, and ends the process where it cannot.

@@ -15,12 +15,18 @@ static ALLOCATOR: Allocator = Allocator;
 
 const STEPS: usize = 10_000;
 const CONTEXT: usize = 96;
+const KINDS: usize = 20;
+const SEQUENCES: usize = 5;
 
 /// Everything that a host would keep, made before the counting begins.
 struct Host {
     model: *mut mor_model,
     tokenizer: *mut mor_tokenizer,
     session: *mut mor_session,
+    batch: *mut mor_batch,
+    /// Sequences of the batch, and what was seen of its events by kind.
+    sequences: Vec<u64>,
+    events: [usize; 5],
     info: mor_model_info,
     random: Random,
     tokens: Vec<u32>,
@@ -28,7 +34,7 @@ struct Host {
     state: Vec<u8>,
     saved: usize,
     /// How often each kind of call ran.
-    calls: [usize; 16],
+    calls: [usize; KINDS],
 }
 
 impl Host {
@@ -59,17 +65,28 @@ impl Host {
             let mut plan: mor_session_plan_info = std::mem::zeroed();
             plan.struct_size = size_of_val(&plan);
             assert_eq!(mor_session_plan(model, &params, &mut plan, none), MOR_OK);
+            let mut params: mor_batch_params = std::mem::zeroed();
+            mor_batch_params_init(&mut params, size_of_val(&params));
+            (params.context, params.rows, params.threads) = (CONTEXT, 8, 2);
+            (params.sequences, params.logit_rows) = (SEQUENCES, 2);
+            // For half of a sequence that takes every recursion: some give way, some never fit.
+            params.kv_pages = info.logical_layers as usize * (CONTEXT / 2).div_ceil(16);
+            let mut batch = null_mut();
+            assert_eq!(mor_batch_create(model, &params, &mut batch, none), MOR_OK);
             Host {
                 model,
                 tokenizer,
                 session,
+                batch,
+                sequences: Vec::with_capacity(SEQUENCES),
+                events: [0; 5],
                 info,
                 random: Random(7),
                 tokens: vec![0; 256],
                 text: vec![0; 4096],
                 state: vec![0; plan.kv_bytes + CONTEXT * 8 + 8 * info.hidden_size as usize + 256],
                 saved: 0,
-                calls: [0; 16],
+                calls: [0; KINDS],
             }
         }
     }
@@ -95,7 +112,7 @@ impl Host {
             let to = self.random.below(40);
             assert_eq!(unsafe { mor_session_rewind(session, to) }, MOR_OK);
         }
-        let kind = self.random.below(16);
+        let kind = self.random.below(KINDS);
         self.calls[kind] += 1;
         unsafe {
             match kind {
@@ -196,11 +213,14 @@ impl Host {
                     let status = mor_session_set_cut(session, f32::NAN);
                     assert_eq!(status, MOR_ERROR_INVALID_ARGUMENT);
                 }
-                _ => {
+                15 => {
                     let mut logits = null();
                     let status = mor_session_logits(session, &mut logits, null_mut());
                     assert!(matches!(status, MOR_OK | MOR_ERROR_NOT_READY));
                 }
+                16 | 17 => self.tick(),
+                18 => self.request(),
+                _ => self.ask_batch(),
             }
         }
     }
@@ -226,6 +246,92 @@ impl Host {
             let status = mor_session_generate(self.session, &params, &mut finish);
             assert!(matches!(status, MOR_OK | MOR_ERROR_NOT_READY));
             assert!(status != MOR_OK || finish != mor_finish::MOR_FINISH_CANCELLED);
+        }
+    }
+
+    unsafe fn tick(&mut self) {
+        for _ in 0..1 + self.random.below(8) {
+            let (mut events, mut count) = (null(), 0);
+            unsafe {
+                assert_eq!(mor_batch_tick(self.batch, &mut events, &mut count), MOR_OK);
+                for event in std::slice::from_raw_parts(events, count) {
+                    assert!(self.sequences.contains(&event.sequence));
+                    self.events[event.kind as usize] += 1;
+                }
+            }
+        }
+    }
+
+    /// A new sequence, or a fork; when there is no place for it, another is removed.
+    unsafe fn request(&mut self) {
+        let count = 1 + self.random.below(12);
+        self.some_tokens(count);
+        let mut sequence = 0;
+        unsafe {
+            let mut sampler: mor_sampler_params = std::mem::zeroed();
+            mor_sampler_params_init(&mut sampler, size_of_val(&sampler));
+            (sampler.seed, sampler.repeat_penalty) = (self.random.next(), 1.1);
+            let mut request: mor_batch_request = std::mem::zeroed();
+            mor_batch_request_init(&mut request, size_of_val(&request));
+            (request.prompt, request.prompt_count) = (self.tokens.as_ptr(), count);
+            request.max_tokens = [0, 3, 30, usize::MAX][self.random.below(4)];
+            request.sampler = &sampler;
+            request.priority = self.random.below(3) as i32;
+            let full = self.sequences.len() == SEQUENCES;
+            let status = if self.random.below(3) == 0 && !self.sequences.is_empty() {
+                let parent = self.sequences[self.random.below(self.sequences.len())];
+                mor_batch_fork(self.batch, parent, 1, &request, &mut sequence)
+            } else {
+                request.cut = [-1.0, 0.0, 0.6][self.random.below(3)];
+                mor_batch_add(self.batch, &request, &mut sequence)
+            };
+            if full {
+                assert_eq!(status, MOR_ERROR_NOT_READY);
+                let which = self.random.below(SEQUENCES);
+                let oldest = self.sequences.swap_remove(which);
+                assert_eq!(mor_batch_remove(self.batch, oldest), MOR_OK);
+                let status = mor_batch_remove(self.batch, oldest);
+                assert_eq!(status, MOR_ERROR_INVALID_ARGUMENT);
+            } else {
+                assert_eq!(status, MOR_OK);
+                self.sequences.push(sequence);
+            }
+        }
+    }
+
+    /// Everything else that a batch can be asked, of one of its sequences.
+    unsafe fn ask_batch(&mut self) {
+        let batch = self.batch;
+        let (mut idle, mut bytes, mut count) = (false, 0, 0);
+        unsafe {
+            let mut counters: mor_batch_counters_info = std::mem::zeroed();
+            counters.struct_size = size_of_val(&counters);
+            assert_eq!(mor_batch_counters(batch, &mut counters), MOR_OK);
+            assert_eq!(mor_batch_is_idle(batch, &mut idle), MOR_OK);
+            assert_eq!(mor_batch_kv_bytes_used(batch, &mut bytes), MOR_OK);
+            let in_step = self.random.below(4) == 0;
+            assert_eq!(mor_batch_set_in_step(batch, in_step), MOR_OK);
+            let Some(sequence) = self.sequences.last().copied() else {
+                return;
+            };
+            let mut state = mor_sequence_status::MOR_SEQUENCE_WAITING;
+            let status = mor_batch_sequence_status(batch, sequence, &mut state, null_mut());
+            assert_eq!(status, MOR_OK);
+            let tokens = self.tokens.as_mut_ptr();
+            let status = mor_batch_tokens(batch, sequence, tokens, CONTEXT, &mut count);
+            assert_eq!(status, MOR_OK);
+            let depths = self.text.as_mut_ptr();
+            let status = mor_batch_depths(batch, sequence, depths, CONTEXT, &mut count);
+            assert_eq!(status, MOR_OK);
+            let status = mor_batch_tokens(batch, sequence, null_mut(), 0, &mut count);
+            assert_eq!(status, MOR_ERROR_BUFFER_TOO_SMALL);
+            let mut failure: mor_error = std::mem::zeroed();
+            assert_eq!(mor_batch_failure(batch, sequence, &mut failure), MOR_OK);
+            assert_eq!(failure.status, MOR_OK);
+            assert_eq!(mor_batch_resume(batch, sequence), MOR_OK);
+            if self.random.below(4) == 0 {
+                assert_eq!(mor_batch_stop(batch, sequence), MOR_OK);
+            }
         }
     }
 
@@ -269,6 +375,7 @@ impl Drop for Host {
         unsafe {
             mor_model_free(self.model);
             assert_eq!(mor_session_free(self.session), MOR_OK);
+            assert_eq!(mor_batch_free(self.batch), MOR_OK);
             assert_eq!(mor_tokenizer_free(self.tokenizer), MOR_OK);
         }
     }
@@ -290,6 +397,7 @@ fn main() {
         }
         let after = everywhere();
         assert!(host.calls.iter().all(|n| *n > STEPS / 32));
+        assert!(host.events.iter().all(|n| *n > 0), "{:?}", host.events);
         assert_eq!(after, loaded, "{path}");
         assert!(
             loaded.allocations > before.allocations,

@@ -230,6 +230,34 @@ private:
     std::unique_ptr<T, Free> pointer_;
 };
 
+/// An object that one call at a time may use, and that keeps the reason of its last failure.
+template <class T, class Free, const char *(*LastError)(const T *)>
+class exclusive : public handle<T, Free> {
+protected:
+    using handle<T, Free>::handle;
+
+    template <class R>
+    outcome<R> fail(mor_status status) const {
+        // While another call is in progress, the last error is that call's.
+        const char *text = status == MOR_ERROR_BUSY ? nullptr : LastError(this->get());
+        return detail::fail<R>(status, text);
+    }
+
+    outcome<void> done(mor_status status) const {
+        if (status != MOR_OK) return fail<void>(status);
+        return detail::succeed();
+    }
+
+    /// The value that a function of C writes.
+    template <class V>
+    outcome<V> value(mor_status (*ask)(T *, V *)) const {
+        V answer{};
+        mor_status status = ask(this->get(), &answer);
+        if (status != MOR_OK) return fail<V>(status);
+        return answer;
+    }
+};
+
 struct free_model {
     void operator()(mor_model *model) const noexcept { mor_model_free(model); }
 };
@@ -238,6 +266,9 @@ struct free_tokenizer {
 };
 struct free_session {
     void operator()(mor_session *session) const noexcept { mor_session_free(session); }
+};
+struct free_batch {
+    void operator()(mor_batch *batch) const noexcept { mor_batch_free(batch); }
 };
 
 } // namespace detail
@@ -289,11 +320,41 @@ struct generate_params : mor_generate_params {
     }
 };
 
+/// mor_batch_params with the defaults set.
+struct batch_params : mor_batch_params {
+    batch_params() noexcept : mor_batch_params() {
+        mor_batch_params_init(this, sizeof(mor_batch_params));
+    }
+
+    /// The CPUs that helper threads may run on; the numbers must live as long as the parameters.
+    void set_cpus(span<const std::uint32_t> numbers) noexcept {
+        cpus = numbers.data();
+        cpu_count = numbers.size();
+    }
+};
+
+/// mor_batch_request with the defaults set.
+struct batch_request : mor_batch_request {
+    batch_request() noexcept : mor_batch_request() {
+        mor_batch_request_init(this, sizeof(mor_batch_request));
+    }
+
+    /// The tokens, which must live as long as the request.
+    explicit batch_request(span<const std::uint32_t> tokens) noexcept : batch_request() {
+        prompt = tokens.data();
+        prompt_count = tokens.size();
+    }
+
+    /// How tokens are drawn; the parameters must live as long as the request.
+    void set_sampler(const sampler_params &params) noexcept { sampler = &params; }
+    void set_sampler(sampler_params &&) = delete;
+};
+
 /// The library's version, as "1.2.3".
 inline std::string_view version() noexcept { return mor_version(); }
 
-/// A model: see mor_model. Any number of threads, tokenizers and sessions may use one at once, and it
-/// may go before them.
+/// A model: see mor_model. Any number of threads, tokenizers, sessions and batches may use one at once,
+/// and it may go before them.
 class model : public detail::handle<mor_model, detail::free_model> {
 public:
     static outcome<model> load(std::string_view path, const model_params &params = {}) {
@@ -377,7 +438,8 @@ struct chat_message {
 };
 
 /// A model's tokenizer with working memory of its own: see mor_tokenizer. One call at a time.
-class tokenizer : public detail::handle<mor_tokenizer, detail::free_tokenizer> {
+class tokenizer
+    : public detail::exclusive<mor_tokenizer, detail::free_tokenizer, mor_tokenizer_last_error> {
 public:
     static outcome<tokenizer> create(const model &model, const tokenizer_params &params = {}) {
         mor_tokenizer *out = nullptr;
@@ -486,14 +548,8 @@ public:
     }
 
 private:
-    using handle::handle;
+    using exclusive::exclusive;
 
-    template <class T>
-    outcome<T> fail(mor_status status) const {
-        // While another call is in progress, the last error is that call's.
-        const char *text = status == MOR_ERROR_BUSY ? nullptr : mor_tokenizer_last_error(get());
-        return detail::fail<T>(status, text);
-    }
 };
 
 /// One token of a generation, as it comes: see mor_piece. The text lives for the callback only.
@@ -505,7 +561,7 @@ struct piece {
 
 /// One sequence of tokens in the making: see mor_session. One call at a time, but for cancel and
 /// reset_cancel. It must not be destroyed from its own callback: it would then live for ever.
-class session : public detail::handle<mor_session, detail::free_session> {
+class session : public detail::exclusive<mor_session, detail::free_session, mor_session_last_error> {
 public:
     /// In memory of its own.
     static outcome<session> create(const model &model, const session_params &params = {}) {
@@ -621,7 +677,7 @@ public:
         return generate(params, [](const piece &) {});
     }
 
-    outcome<std::size_t> length() const { return number<std::size_t>(mor_session_length); }
+    outcome<std::size_t> length() const { return value<std::size_t>(mor_session_length); }
 
     /// The tokens so far.
     outcome<std::vector<std::uint32_t>> tokens() const {
@@ -649,7 +705,7 @@ public:
     }
 
     outcome<std::size_t> kv_bytes_used() const {
-        return number<std::size_t>(mor_session_kv_bytes_used);
+        return value<std::size_t>(mor_session_kv_bytes_used);
     }
 
     outcome<void> set_cut(float cut) { return done(mor_session_set_cut(get(), cut)); }
@@ -683,7 +739,7 @@ public:
         return state;
     }
 
-    outcome<std::size_t> save_size() const { return number<std::size_t>(mor_session_save_size); }
+    outcome<std::size_t> save_size() const { return value<std::size_t>(mor_session_save_size); }
 
     /// As above, without allocating. Answers the part of the buffer that was written.
     outcome<span<std::byte>> save(span<std::byte> buffer) const {
@@ -704,27 +760,7 @@ public:
     void reset_cancel() noexcept { mor_session_reset_cancel(get()); }
 
 private:
-    using handle::handle;
-
-    template <class T>
-    outcome<T> fail(mor_status status) const {
-        // While another call is in progress, the last error is that call's.
-        const char *text = status == MOR_ERROR_BUSY ? nullptr : mor_session_last_error(get());
-        return detail::fail<T>(status, text);
-    }
-
-    outcome<void> done(mor_status status) const {
-        if (status != MOR_OK) return fail<void>(status);
-        return detail::succeed();
-    }
-
-    template <class T>
-    outcome<T> number(mor_status (*ask)(mor_session *, T *)) const {
-        T value = 0;
-        mor_status status = ask(get(), &value);
-        if (status != MOR_OK) return fail<T>(status);
-        return value;
-    }
+    using exclusive::exclusive;
 
     template <class T>
     outcome<std::vector<T>> copy(mor_status (*ask)(mor_session *, std::size_t, std::size_t, T *)) const {
@@ -737,6 +773,168 @@ private:
         }
         if (status != MOR_OK) return fail<std::vector<T>>(status);
         return values;
+    }
+};
+
+/// Where a sequence of a batch stands and, when it is done, why it ended.
+struct sequence_status {
+    mor_sequence_status status;
+    mor_finish finish;
+};
+
+/// Many sequences at once, batched by depth: see mor_batch. One call at a time.
+class batch : public detail::exclusive<mor_batch, detail::free_batch, mor_batch_last_error> {
+public:
+    static outcome<batch> create(const model &model, const batch_params &params = {}) {
+        mor_batch *out = nullptr;
+        mor_error error;
+        mor_status status = mor_batch_create(model.get(), &params, &out, &error);
+        if (status != MOR_OK) return detail::fail<batch>(status, error.text);
+        return batch(out);
+    }
+
+    /// What a batch will take, to the byte.
+    static outcome<mor_batch_plan_info> plan(const model &model, const batch_params &params = {}) {
+        auto plan = detail::sized<mor_batch_plan_info>();
+        mor_error error;
+        mor_status status = mor_batch_plan(model.get(), &params, &plan, &error);
+        if (status != MOR_OK) return detail::fail<mor_batch_plan_info>(status, error.text);
+        return plan;
+    }
+
+    /// The plan with the most sequences for so many bytes at a mean depth.
+    static outcome<mor_batch_plan_info> plan_in(const model &model, const batch_params &params,
+                                                double mean_depth, std::size_t bytes) {
+        auto plan = detail::sized<mor_batch_plan_info>();
+        mor_error error;
+        mor_status status =
+            mor_batch_plan_in(model.get(), &params, mean_depth, bytes, &plan, &error);
+        if (status != MOR_OK) return detail::fail<mor_batch_plan_info>(status, error.text);
+        return plan;
+    }
+
+    /// Pages that the sequences of `params` take at a mean depth.
+    static outcome<std::size_t> pages_for(const model &model, const batch_params &params,
+                                          double mean_depth) {
+        std::size_t pages = 0;
+        mor_error error;
+        mor_status status = mor_batch_pages_for(model.get(), &params, mean_depth, &pages, &error);
+        if (status != MOR_OK) return detail::fail<std::size_t>(status, error.text);
+        return pages;
+    }
+
+    /// Adds a sequence; answers its number.
+    outcome<std::uint64_t> add(const batch_request &request) {
+        std::uint64_t sequence = 0;
+        mor_status status = mor_batch_add(get(), &request, &sequence);
+        if (status != MOR_OK) return fail<std::uint64_t>(status);
+        return sequence;
+    }
+
+    /// Adds a sequence that begins with the first `length` tokens of another.
+    outcome<std::uint64_t> fork(std::uint64_t parent, std::size_t length,
+                                const batch_request &request = {}) {
+        std::uint64_t sequence = 0;
+        mor_status status = mor_batch_fork(get(), parent, length, &request, &sequence);
+        if (status != MOR_OK) return fail<std::uint64_t>(status);
+        return sequence;
+    }
+
+    /// Ends a sequence; its tokens stay.
+    outcome<void> stop(std::uint64_t sequence) { return done(mor_batch_stop(get(), sequence)); }
+
+    /// Forgets a sequence.
+    outcome<void> remove(std::uint64_t sequence) { return done(mor_batch_remove(get(), sequence)); }
+
+    /// Lets a sequence that stands still try again.
+    outcome<void> resume(std::uint64_t sequence) { return done(mor_batch_resume(get(), sequence)); }
+
+    /// One pass over the weights. The events stand until the next call on the batch.
+    outcome<span<const mor_batch_event>> tick() {
+        const mor_batch_event *events = nullptr;
+        std::size_t count = 0;
+        mor_status status = mor_batch_tick(get(), &events, &count);
+        if (status != MOR_OK) return fail<span<const mor_batch_event>>(status);
+        return span<const mor_batch_event>(events, count);
+    }
+
+    outcome<sequence_status> status(std::uint64_t sequence) const {
+        sequence_status answer{MOR_SEQUENCE_WAITING, MOR_FINISH_END};
+        mor_status status =
+            mor_batch_sequence_status(get(), sequence, &answer.status, &answer.finish);
+        if (status != MOR_OK) return fail<sequence_status>(status);
+        return answer;
+    }
+
+    /// The tokens of a sequence so far, its prompt among them.
+    outcome<std::vector<std::uint32_t>> tokens(std::uint64_t sequence) const {
+        return copy<std::uint32_t>(mor_batch_tokens, sequence);
+    }
+
+    /// As above, without allocating. Answers the part of the buffer that was written.
+    outcome<span<std::uint32_t>> tokens(std::uint64_t sequence, span<std::uint32_t> buffer) const {
+        return copy_to(mor_batch_tokens, sequence, buffer);
+    }
+
+    /// The recursions that each token of a sequence ran.
+    outcome<std::vector<std::uint8_t>> depths(std::uint64_t sequence) const {
+        return copy<std::uint8_t>(mor_batch_depths, sequence);
+    }
+
+    /// As above, without allocating. Answers the part of the buffer that was written.
+    outcome<span<std::uint8_t>> depths(std::uint64_t sequence, span<std::uint8_t> buffer) const {
+        return copy_to(mor_batch_depths, sequence, buffer);
+    }
+
+    /// Why a sequence failed; MOR_OK when it did not.
+    outcome<mor_error> failure(std::uint64_t sequence) const {
+        mor_error failure;
+        mor_status status = mor_batch_failure(get(), sequence, &failure);
+        if (status != MOR_OK) return fail<mor_error>(status);
+        return failure;
+    }
+
+    /// Whether there is nothing to run.
+    outcome<bool> is_idle() const { return value<bool>(mor_batch_is_idle); }
+
+    outcome<std::size_t> kv_bytes_used() const { return value<std::size_t>(mor_batch_kv_bytes_used); }
+
+    /// What ran so far.
+    outcome<mor_batch_counters_info> counters() const {
+        auto counters = detail::sized<mor_batch_counters_info>();
+        mor_status status = mor_batch_counters(get(), &counters);
+        if (status != MOR_OK) return fail<mor_batch_counters_info>(status);
+        return counters;
+    }
+
+    /// Ordinary batching, to compare with.
+    outcome<void> set_in_step(bool in_step) { return done(mor_batch_set_in_step(get(), in_step)); }
+
+private:
+    using exclusive::exclusive;
+
+    template <class T>
+    using list = mor_status(mor_batch *, std::uint64_t, T *, std::size_t, std::size_t *);
+
+    template <class T>
+    outcome<std::vector<T>> copy(list<T> *ask, std::uint64_t sequence) const {
+        std::vector<T> values;
+        std::size_t count = 0;
+        mor_status status = ask(get(), sequence, nullptr, 0, &count);
+        if (status == MOR_ERROR_BUFFER_TOO_SMALL) {
+            values.resize(count);
+            status = ask(get(), sequence, values.data(), count, &count);
+        }
+        if (status != MOR_OK) return fail<std::vector<T>>(status);
+        return values;
+    }
+
+    template <class T>
+    outcome<span<T>> copy_to(list<T> *ask, std::uint64_t sequence, span<T> buffer) const {
+        std::size_t count = 0;
+        mor_status status = ask(get(), sequence, buffer.data(), buffer.size(), &count);
+        if (status != MOR_OK) return fail<span<T>>(status);
+        return buffer.first(count);
     }
 };
 

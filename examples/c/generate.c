@@ -43,6 +43,8 @@ static const char *finish_name(mor_finish finish)
     case MOR_FINISH_CONTEXT_FULL: return "context full";
     case MOR_FINISH_CALLBACK: return "callback";
     case MOR_FINISH_CANCELLED: return "cancelled";
+    case MOR_FINISH_STOPPED:
+    case MOR_FINISH_FAILED: break; /* of batches */
     }
     return "unknown"; /* a later library may have more */
 }

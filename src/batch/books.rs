@@ -60,7 +60,7 @@ impl Sequence {
 
 /// Events of a sequence in one tick: it is resumed, evicted or refused once, then may draw a token and
 /// end.
-const MAX_EVENTS: usize = 4;
+pub(crate) const MAX_EVENTS: usize = 4;
 
 pub(super) struct Books {
     /// One for each place.

@@ -17,6 +17,8 @@ use crate::model::{MAX_RECURSIONS, Model, anonymous};
 use crate::plan::{Plan, SessionParams};
 use crate::routing::Routing;
 use crate::sampling::{Sampler, SamplerParams};
+#[cfg(feature = "ffi")]
+pub(crate) use books::MAX_EVENTS;
 pub(crate) use books::heap_bytes;
 use books::{Books, Sequence, State};
 use memmap2::MmapMut;

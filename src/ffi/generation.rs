@@ -144,6 +144,20 @@ unsafe impl Params for mor_sampler_params {
     }
 }
 
+impl From<mor_sampler_params> for SamplerParams {
+    fn from(p: mor_sampler_params) -> Self {
+        SamplerParams {
+            repeat_penalty: p.repeat_penalty,
+            repeat_last_n: p.repeat_last_n as usize,
+            top_k: p.top_k as usize,
+            top_p: p.top_p,
+            min_p: p.min_p,
+            temperature: p.temperature,
+            seed: p.seed,
+        }
+    }
+}
+
 /// Sets every field of `params` to its default.
 ///
 /// @param params       the struct
@@ -172,16 +186,8 @@ pub unsafe extern "C" fn mor_session_set_sampler(
     boundary!(mor_status::MOR_ERROR_INTERNAL, {
         let work = |session: &mut Session| {
             // SAFETY: the caller's duty, see the manual.
-            let p = unsafe { params::read(params) }?;
-            Ok(session.set_sampler(SamplerParams {
-                repeat_penalty: p.repeat_penalty,
-                repeat_last_n: p.repeat_last_n as usize,
-                top_k: p.top_k as usize,
-                top_p: p.top_p,
-                min_p: p.min_p,
-                temperature: p.temperature,
-                seed: p.seed,
-            })?)
+            let params = unsafe { params::read(params) }?;
+            Ok(session.set_sampler(params.into())?)
         };
         // SAFETY: as above.
         unsafe { with(session, work) }
@@ -285,7 +291,7 @@ pub unsafe extern "C" fn mor_generate_params_init(
     })
 }
 
-/// Why a generation ended.
+/// Why a generation, or a sequence of a batch, ended.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum mor_finish {
@@ -295,12 +301,17 @@ pub enum mor_finish {
     MOR_FINISH_STOP = 1,
     /// `max_tokens` were written.
     MOR_FINISH_LENGTH = 2,
-    /// The session's context is full.
+    /// The context is full.
     MOR_FINISH_CONTEXT_FULL = 3,
     /// The callback asked for it.
     MOR_FINISH_CALLBACK = 4,
     /// It was cancelled; the session stands after the last token that was shown.
     MOR_FINISH_CANCELLED = 5,
+    /// Of a batch's sequence: `mor_batch_stop`.
+    MOR_FINISH_STOPPED = 6,
+    /// Of a batch's sequence: the model computed a value that is not finite. `mor_batch_failure` says
+    /// which.
+    MOR_FINISH_FAILED = 7,
 }
 
 impl From<Finish> for mor_finish {

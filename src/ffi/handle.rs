@@ -1,8 +1,11 @@
 //! What is behind the opaque pointers.
 
+use super::params::{check_out, put};
 use super::status::{Failure, LastError, mor_status};
 use crate::error::Error;
 use std::alloc::{Layout, alloc, dealloc};
+use std::ffi::{CStr, c_char};
+use std::ptr::addr_of_mut;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The first word of every object: tells the kinds apart, and a freed object as long as its memory
@@ -14,6 +17,7 @@ pub(super) enum Mark {
     Model = u64::from_le_bytes(*b"morMODEL"),
     Tokenizer = u64::from_le_bytes(*b"morTOKEN"),
     Session = u64::from_le_bytes(*b"morSESSN"),
+    Batch = u64::from_le_bytes(*b"morBATCH"),
 }
 
 /// An object behind a pointer.
@@ -155,5 +159,99 @@ pub(super) unsafe fn call<T: Exclusive>(
             last.set(&failure.text());
             failure.status()
         }
+    }
+}
+
+/// A call on an exclusive object that writes one value.
+pub(super) unsafe fn tell<T: Exclusive, V>(
+    pointer: *mut T,
+    out: *mut V,
+    name: &str,
+    value: impl FnOnce(&mut T::Content) -> Result<V, Failure>,
+) -> mor_status {
+    let work = |content: &mut T::Content| {
+        check_out(out, name)?;
+        let value = value(content)?;
+        // SAFETY: checked above.
+        unsafe { put(out, value) };
+        Ok(())
+    };
+    // SAFETY: passed on.
+    unsafe { call(pointer, work) }
+}
+
+/// The sentence about an exclusive object's last call; `gone` for what is no live object.
+pub(super) unsafe fn last_error<T: Exclusive>(
+    pointer: *mut T,
+    gone: &'static CStr,
+) -> *const c_char {
+    // SAFETY: passed on.
+    match unsafe { check(pointer) } {
+        // SAFETY: a field of a live object, and by the manual no call on it is in progress.
+        Ok(()) => unsafe { &*T::last_error(pointer) }.as_ptr(),
+        Err(_) => gone.as_ptr(),
+    }
+}
+
+/// What an [`Owned`] object may hold.
+pub(super) trait Kind {
+    const MARK: Mark;
+    const NAME: &'static str;
+}
+
+/// An exclusive object in memory of its own.
+#[repr(C)]
+pub(super) struct Owned<C> {
+    mark: u64,
+    turn: Turn,
+    last_error: LastError,
+    content: C,
+}
+
+// SAFETY: `repr(C)` with the mark first.
+unsafe impl<C: Kind> Object for Owned<C> {
+    const MARK: Mark = C::MARK;
+    const NAME: &'static str = C::NAME;
+}
+
+// SAFETY: fields of the object.
+unsafe impl<C: Kind> Exclusive for Owned<C> {
+    type Content = C;
+    fn turn(pointer: *mut Self) -> *const Turn {
+        // SAFETY: computes a field's address.
+        unsafe { &raw const (*pointer).turn }
+    }
+    fn last_error(pointer: *mut Self) -> *mut LastError {
+        // SAFETY: as above.
+        unsafe { addr_of_mut!((*pointer).last_error) }
+    }
+    fn content(pointer: *mut Self) -> *mut C {
+        // SAFETY: as above.
+        unsafe { addr_of_mut!((*pointer).content) }
+    }
+}
+
+impl<C: Kind> Owned<C> {
+    pub fn create(content: C) -> Result<*mut Self, Error> {
+        allocate(Owned {
+            mark: C::MARK as u64,
+            turn: Turn::new(),
+            last_error: LastError::EMPTY,
+            content,
+        })
+    }
+
+    /// Ends an object, unless a call on it is in progress. NULL is allowed.
+    pub unsafe fn end(pointer: *mut Self) -> Result<(), Failure> {
+        if pointer.is_null() {
+            return Ok(());
+        }
+        // SAFETY: passed on.
+        unsafe {
+            // Never given back: nobody gets another turn.
+            std::mem::forget(object(pointer)?.turn.take()?);
+            free(pointer);
+        }
+        Ok(())
     }
 }

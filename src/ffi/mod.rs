@@ -26,9 +26,15 @@ mod generation;
 
 mod sequence;
 
+mod batch;
+
+mod requests;
+
+pub use batch::*;
 pub use generation::*;
 pub use model::*;
 pub use params::MOR_ZERO_TERMINATED;
+pub use requests::*;
 pub use sequence::*;
 pub use session::*;
 pub use status::*;

@@ -1,28 +1,11 @@
 //! `mor_session`: the sequence so far, settings, saving and restoring.
 
-use super::params::{check_out, put, slice, slice_mut, too_small};
-use super::session::{mor_session, with};
+use super::params::{put, slice, slice_mut, too_small};
+use super::session::{mor_session, tell, with};
 use super::status::{Failure, mor_status};
 use crate::{Routing, Session};
 use std::ffi::c_void;
 use std::time::Duration;
-
-/// A call that writes one number about the session.
-unsafe fn tell(
-    session: *mut mor_session,
-    out: *mut usize,
-    name: &str,
-    number: impl FnOnce(&mut Session) -> usize,
-) -> mor_status {
-    let work = |session: &mut Session<'static>| {
-        check_out(out, name)?;
-        // SAFETY: checked above.
-        unsafe { put(out, number(session)) };
-        Ok(())
-    };
-    // SAFETY: passed on.
-    unsafe { with(session, work) }
-}
 
 /// How many tokens the sequence has so far.
 ///

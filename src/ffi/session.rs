@@ -1,7 +1,7 @@
 //! `mor_session`: planned, created, freed, cancelled. What it does is in `generation.rs` and
 //! `sequence.rs`.
 
-use super::handle::{Exclusive, Mark, Object, Turn, call};
+use super::handle::{self, Exclusive, Mark, Object, Turn, call, last_error};
 use super::model::{ModelObject, model, mor_log_level, mor_model};
 use super::params::{self, Params, check_out, initialise, put, slice, too_small, write_sized};
 use super::status::{Failure, LastError, mor_error, mor_status, report};
@@ -69,6 +69,18 @@ pub(super) unsafe fn with(
 ) -> mor_status {
     // SAFETY: passed on.
     unsafe { call(session.cast::<SessionObject>(), work) }
+}
+
+/// A call that writes one number about the session.
+pub(super) unsafe fn tell(
+    session: *mut mor_session,
+    out: *mut usize,
+    name: &str,
+    number: impl FnOnce(&mut Session) -> usize,
+) -> mor_status {
+    let number = |session: &mut Session<'static>| Ok(number(session));
+    // SAFETY: passed on.
+    unsafe { handle::tell(session.cast::<SessionObject>(), out, name, number) }
 }
 
 /// How keys and values are stored.
@@ -150,7 +162,7 @@ unsafe impl Params for mor_session_params {
 }
 
 impl mor_session_params {
-    unsafe fn to_rust(self) -> Result<SessionParams, Failure> {
+    pub(super) unsafe fn to_rust(self) -> Result<SessionParams, Failure> {
         let kv = match self.kv_type {
             0 => KvType::F16,
             1 => KvType::Q8_0,
@@ -442,7 +454,7 @@ pub unsafe extern "C" fn mor_session_free(session: *mut mor_session) -> mor_stat
         let pointer = session.cast::<SessionObject>();
         // SAFETY: the caller's duty, see the manual.
         let free = || unsafe {
-            let object = super::handle::object(pointer)?;
+            let object = handle::object(pointer)?;
             // Never given back: nobody gets another turn.
             std::mem::forget(object.turn.take()?);
             pointer.cast::<u64>().write_volatile(Mark::Freed as u64);
@@ -464,9 +476,9 @@ pub unsafe extern "C" fn mor_session_free(session: *mut mor_session) -> mor_stat
 pub unsafe extern "C" fn mor_session_last_error(session: *const mor_session) -> *const c_char {
     boundary!(c"".as_ptr(), {
         // SAFETY: the caller's duty, see the manual.
-        match unsafe { super::handle::object(session.cast::<SessionObject>()) } {
-            Ok(object) => object.last_error.as_ptr(),
-            Err(_) => c"the session is NULL or was freed".as_ptr(),
+        unsafe {
+            let pointer = session.cast_mut().cast::<SessionObject>();
+            last_error(pointer, c"the session is NULL or was freed")
         }
     })
 }
@@ -497,7 +509,7 @@ pub unsafe extern "C" fn mor_session_reset_cancel(session: *mut mor_session) -> 
 unsafe fn set_cancel(session: *mut mor_session, value: bool) -> mor_status {
     let pointer = session.cast::<SessionObject>();
     // SAFETY: passed on.
-    if let Err(failure) = unsafe { super::handle::check(pointer) } {
+    if let Err(failure) = unsafe { handle::check(pointer) } {
         return failure.status();
     }
     // SAFETY: a field of a live object, which is atomic; another call may use the others.

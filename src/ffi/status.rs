@@ -25,9 +25,9 @@ pub enum mor_status {
     MOR_ERROR_TOKENIZER = 6,
     /// The file has no chat template, or a broken one, or it refuses the conversation.
     MOR_ERROR_TEMPLATE = 7,
-    /// The sequence does not fit into the session's context.
+    /// The sequence does not fit into the context of the session or batch.
     MOR_ERROR_CONTEXT_FULL = 8,
-    /// Every page of the session's KV cache is taken.
+    /// Every page of the KV cache is taken.
     MOR_ERROR_KV_FULL = 9,
     /// The model computed a value that is not finite: its weights are damaged.
     MOR_ERROR_NOT_FINITE = 10,
@@ -192,15 +192,21 @@ pub(super) unsafe fn report(outcome: Result<(), Failure>, out_error: *mut mor_er
         Err(failure) => (failure.status(), failure.text()),
     };
     if !out_error.is_null() {
-        let mut last = LastError::EMPTY;
-        last.set(&text);
-        // SAFETY: the caller passes NULL or room for a `mor_error`.
-        unsafe {
-            (&raw mut (*out_error).status).write_unaligned(status);
-            (&raw mut (*out_error).text)
-                .cast::<[u8; MOR_ERROR_TEXT_BYTES]>()
-                .write_unaligned(last.0);
-        }
+        // SAFETY: not NULL, and the caller's duty.
+        unsafe { put_error(out_error, status, &text) };
     }
     status
+}
+
+/// Writes a `mor_error`. The caller passes room for one.
+pub(super) unsafe fn put_error(out: *mut mor_error, status: mor_status, text: &str) {
+    let mut last = LastError::EMPTY;
+    last.set(text);
+    // SAFETY: by this function's contract.
+    unsafe {
+        (&raw mut (*out).status).write_unaligned(status);
+        (&raw mut (*out).text)
+            .cast::<[u8; MOR_ERROR_TEXT_BYTES]>()
+            .write_unaligned(last.0);
+    }
 }

@@ -1,16 +1,15 @@
 //! `mor_tokenizer`.
 
-use super::handle::{Exclusive, Mark, Object, Turn, allocate, call, free, object};
+use super::handle::{Kind, Mark, Owned, call, last_error};
 use super::model::{model, mor_model};
 use super::params::{
     self, Params, check_out, initialise, put, slice, slice_mut, text, too_small, write_sized,
 };
-use super::status::{Failure, LastError, mor_error, mor_status, report};
+use super::status::{Failure, mor_error, mor_status, report};
 use crate::error::Error;
 use crate::model::Model;
 use crate::tokenizer::{EncodeOptions, EncodeScratch};
 use std::ffi::c_char;
-use std::ptr::addr_of_mut;
 
 /// A model's tokenizer with working memory of its own. One call at a time may use it; a second one
 /// gets `MOR_ERROR_BUSY`. Threads make one each; they share the vocabulary, which is the model's.
@@ -20,14 +19,6 @@ pub struct mor_tokenizer {
 }
 
 /// What stands behind a `mor_tokenizer`.
-#[repr(C)]
-struct TokenizerObject {
-    mark: u64,
-    turn: Turn,
-    last_error: LastError,
-    content: Content,
-}
-
 struct Content {
     model: Model,
     scratch: EncodeScratch,
@@ -39,27 +30,9 @@ impl Content {
     }
 }
 
-// SAFETY: `repr(C)` with the mark first.
-unsafe impl Object for TokenizerObject {
+impl Kind for Content {
     const MARK: Mark = Mark::Tokenizer;
     const NAME: &'static str = "tokenizer";
-}
-
-// SAFETY: fields of the object.
-unsafe impl Exclusive for TokenizerObject {
-    type Content = Content;
-    fn turn(pointer: *mut Self) -> *const Turn {
-        // SAFETY: computes a field's address.
-        unsafe { &raw const (*pointer).turn }
-    }
-    fn last_error(pointer: *mut Self) -> *mut LastError {
-        // SAFETY: as above.
-        unsafe { addr_of_mut!((*pointer).last_error) }
-    }
-    fn content(pointer: *mut Self) -> *mut Content {
-        // SAFETY: as above.
-        unsafe { addr_of_mut!((*pointer).content) }
-    }
 }
 
 /// A call on the tokenizer behind a caller's pointer.
@@ -68,7 +41,7 @@ unsafe fn with(
     work: impl FnOnce(&mut Content) -> Result<(), Failure>,
 ) -> mor_status {
     // SAFETY: passed on.
-    unsafe { call(tokenizer.cast::<TokenizerObject>(), work) }
+    unsafe { call(tokenizer.cast::<Owned<Content>>(), work) }
 }
 
 /// What a tokenizer is made for. Set it up with `mor_tokenizer_params_init`; NULL in its place means
@@ -134,14 +107,9 @@ pub unsafe extern "C" fn mor_tokenizer_create(
             // SAFETY: as above.
             let params = unsafe { params::read(params) }?;
             object.model.tokenizer()?;
-            let tokenizer = allocate(TokenizerObject {
-                mark: Mark::Tokenizer as u64,
-                turn: Turn::new(),
-                last_error: LastError::EMPTY,
-                content: Content {
-                    model: object.model.clone(),
-                    scratch: EncodeScratch::new(params.max_piece_bytes)?,
-                },
+            let tokenizer = Owned::create(Content {
+                model: object.model.clone(),
+                scratch: EncodeScratch::new(params.max_piece_bytes)?,
             })?;
             // SAFETY: checked above.
             unsafe { put(out_tokenizer, tokenizer.cast()) };
@@ -158,19 +126,11 @@ pub unsafe extern "C" fn mor_tokenizer_create(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mor_tokenizer_free(tokenizer: *mut mor_tokenizer) -> mor_status {
     boundary!(mor_status::MOR_ERROR_INTERNAL, {
-        if tokenizer.is_null() {
-            return mor_status::MOR_OK;
+        // SAFETY: the caller's duty, see the manual. No error struct.
+        unsafe {
+            let end = Owned::end(tokenizer.cast::<Owned<Content>>());
+            report(end, std::ptr::null_mut())
         }
-        let pointer = tokenizer.cast::<TokenizerObject>();
-        // SAFETY: the caller's duty, see the manual.
-        let end = || unsafe {
-            // Never given back: nobody gets another turn.
-            std::mem::forget(object(pointer)?.turn.take()?);
-            free(pointer);
-            Ok::<(), Failure>(())
-        };
-        // SAFETY: no error struct.
-        unsafe { report(end(), std::ptr::null_mut()) }
     })
 }
 
@@ -181,9 +141,9 @@ pub unsafe extern "C" fn mor_tokenizer_last_error(
 ) -> *const c_char {
     boundary!(c"".as_ptr(), {
         // SAFETY: the caller's duty, see the manual.
-        match unsafe { object(tokenizer.cast::<TokenizerObject>()) } {
-            Ok(object) => object.last_error.as_ptr(),
-            Err(_) => c"the tokenizer is NULL or was freed".as_ptr(),
+        unsafe {
+            let pointer = tokenizer.cast_mut().cast::<Owned<Content>>();
+            last_error(pointer, c"the tokenizer is NULL or was freed")
         }
     })
 }

@@ -117,6 +117,60 @@ static void every_session_call(mor_session *s, mor_status wanted, bool only_in_u
     CHECK(mor_session_last_error(s) != NULL);
 }
 
+/* Every call on a batch that is none, or on a sequence that it does not have. */
+
+static void every_sequence_call(mor_batch *b, uint64_t sequence)
+{
+    mor_sequence_status where = MOR_SEQUENCE_RUNNING;
+    mor_finish finish = MOR_FINISH_CALLBACK;
+    uint32_t tokens[4];
+    uint8_t depths[4];
+    size_t count = 0;
+    uint64_t made = 0;
+    mor_error failure;
+    failure.status = MOR_ERROR_INTERNAL;
+    REFUSED(mor_batch_stop(b, sequence));
+    REFUSED(mor_batch_remove(b, sequence));
+    REFUSED(mor_batch_resume(b, sequence));
+    REFUSED(mor_batch_sequence_status(b, sequence, &where, &finish));
+    REFUSED(mor_batch_sequence_status(b, sequence, &where, NULL));
+    REFUSED(mor_batch_tokens(b, sequence, tokens, 4, &count));
+    REFUSED(mor_batch_tokens(b, sequence, NULL, 0, &count));
+    REFUSED(mor_batch_depths(b, sequence, depths, 4, &count));
+    REFUSED(mor_batch_failure(b, sequence, &failure));
+    REFUSED(mor_batch_fork(b, sequence, 0, NULL, &made));
+    REFUSED(mor_batch_fork(b, sequence, 1, NULL, &made));
+    CHECK(mor_batch_last_error(b) != NULL && mor_batch_last_error(b)[0] != '\0');
+    CHECK(where == MOR_SEQUENCE_RUNNING && finish == MOR_FINISH_CALLBACK && count == 0 && made == 0 &&
+          failure.status == MOR_ERROR_INTERNAL);
+}
+
+static void every_batch_call(mor_batch *b)
+{
+    uint32_t token = 5;
+    mor_batch_request request;
+    OK(mor_batch_request_init(&request, sizeof request));
+    request.prompt = &token;
+    request.prompt_count = 1;
+    const mor_batch_event *events = NULL;
+    mor_batch_counters_info counters;
+    counters.struct_size = sizeof counters;
+    uint64_t made = 0;
+    size_t count = 0;
+    bool idle = false;
+    every_sequence_call(b, 0);
+    every_sequence_call(b, 1 << 20);
+    REFUSED(mor_batch_add(b, &request, &made));
+    REFUSED(mor_batch_tick(b, &events, &count));
+    REFUSED(mor_batch_is_idle(b, &idle));
+    REFUSED(mor_batch_kv_bytes_used(b, &count));
+    REFUSED(mor_batch_counters(b, &counters));
+    REFUSED(mor_batch_set_in_step(b, true));
+    if (b != NULL)
+        REFUSED(mor_batch_free(b));
+    CHECK(made == 0 && events == NULL && count == 0 && !idle);
+}
+
 static void every_tokenizer_call(mor_tokenizer *t)
 {
     mor_tokenizer_info info;
@@ -149,6 +203,9 @@ static void every_model_call(const mor_model *m)
     size_t size = 0;
     mor_tokenizer *tokenizer = NULL;
     mor_session *session = NULL;
+    mor_batch *batch = NULL;
+    mor_batch_plan_info batch_plan;
+    batch_plan.struct_size = sizeof batch_plan;
     mor_error error;
     REFUSED(mor_model_describe(m, &info));
     REFUSED(mor_model_metadata(m, "general.architecture", text, sizeof text, &size));
@@ -156,11 +213,16 @@ static void every_model_call(const mor_model *m)
     REFUSED(mor_session_plan(m, NULL, &plan, &error));
     REFUSED(mor_session_create(m, NULL, &session, &error));
     REFUSED(mor_session_create_in(m, NULL, state_bytes, sizeof state_bytes, &session, &error));
-    CHECK(tokenizer == NULL && session == NULL && size == 0);
+    REFUSED(mor_batch_plan(m, NULL, &batch_plan, &error));
+    REFUSED(mor_batch_plan_in(m, NULL, 1, SIZE_MAX, &batch_plan, &error));
+    REFUSED(mor_batch_pages_for(m, NULL, 1, &size, &error));
+    REFUSED(mor_batch_create(m, NULL, &batch, &error));
+    CHECK(tokenizer == NULL && session == NULL && batch == NULL && size == 0);
     CHECK(error.status == MOR_ERROR_INVALID_ARGUMENT && error.text[0] != '\0');
 }
 
-static void wrong_objects(mor_model *model, mor_tokenizer *tokenizer, mor_session *session)
+static void wrong_objects(mor_model *model, mor_tokenizer *tokenizer, mor_session *session,
+                          mor_batch *batch)
 {
     static uint64_t zeros[64];
     /* A pointer that is no handle: NULL, zeros, in the middle of one, of another kind. */
@@ -168,11 +230,19 @@ static void wrong_objects(mor_model *model, mor_tokenizer *tokenizer, mor_sessio
     for (size_t i = 0; i < 3; i++) {
         every_session_call(none[i], MOR_ERROR_INVALID_ARGUMENT, false);
         every_tokenizer_call(none[i]);
+        every_batch_call(none[i]);
         every_model_call(none[i]);
         mor_model_free(none[i]);
     }
     OK(mor_session_free(NULL));
     OK(mor_tokenizer_free(NULL));
+    OK(mor_batch_free(NULL));
+    every_batch_call((mor_batch *)(void *)session);
+    every_batch_call((mor_batch *)(void *)model);
+    every_batch_call((mor_batch *)(void *)tokenizer);
+    every_session_call((mor_session *)(void *)batch, MOR_ERROR_INVALID_ARGUMENT, false);
+    every_tokenizer_call((mor_tokenizer *)(void *)batch);
+    every_model_call((const mor_model *)(const void *)batch);
     every_session_call((mor_session *)(void *)tokenizer, MOR_ERROR_INVALID_ARGUMENT, false);
     every_session_call((mor_session *)(void *)model, MOR_ERROR_INVALID_ARGUMENT, false);
     every_tokenizer_call((mor_tokenizer *)(void *)session);
@@ -185,8 +255,11 @@ static void wrong_objects(mor_model *model, mor_tokenizer *tokenizer, mor_sessio
     size_t length;
     mor_model_info info;
     info.struct_size = sizeof info;
+    bool idle = false;
     OK(mor_session_length(session, &length));
     OK(mor_model_describe(model, &info));
+    OK(mor_batch_is_idle(batch, &idle));
+    CHECK(idle);
 }
 
 /* --- Structs of the wrong size. ------------------------------------------------------------------ */
@@ -238,7 +311,8 @@ static void wrong_objects(mor_model *model, mor_tokenizer *tokenizer, mor_sessio
         CHECK(storage.bytes[sizeof storage - 1] == 0);                                   \
     } while (0)
 
-static void wrong_sizes(mor_model *model, mor_tokenizer *tokenizer, mor_session *session)
+static void wrong_sizes(mor_model *model, mor_tokenizer *tokenizer, mor_session *session,
+                        mor_batch *batch)
 {
     mor_model *m = NULL;
     mor_tokenizer *t = NULL;
@@ -268,6 +342,34 @@ static void wrong_sizes(mor_model *model, mor_tokenizer *tokenizer, mor_session 
     WRONG_PARAMS(mor_generate_params,
                  (params->max_tokens = 1, mor_session_generate(session, params, NULL)), (void)0);
     OK(mor_session_rewind(session, 0));
+    WRONG_INIT(mor_batch_params);
+    WRONG_INIT(mor_batch_request);
+    mor_batch *b = NULL;
+    mor_batch_plan_info batch_plan;
+    batch_plan.struct_size = sizeof batch_plan;
+    size_t pages = 0;
+    uint64_t sequence = 0;
+    WRONG_PARAMS(mor_batch_params, mor_batch_plan(model, params, &batch_plan, NULL), (void)0);
+    WRONG_PARAMS(mor_batch_params,
+                 mor_batch_plan_in(model, params, 1, SIZE_MAX / 4, &batch_plan, NULL), (void)0);
+    WRONG_PARAMS(mor_batch_params, mor_batch_pages_for(model, params, 1, &pages, NULL), (void)0);
+    WRONG_PARAMS(mor_batch_params, mor_batch_create(model, params, &b, NULL), OK(mor_batch_free(b)));
+    WRONG_PARAMS(mor_batch_request,
+                 (params->prompt = &token, params->prompt_count = 1,
+                  mor_batch_add(batch, params, &sequence)),
+                 OK(mor_batch_remove(batch, sequence)));
+    mor_batch_request request;
+    OK(mor_batch_request_init(&request, sizeof request));
+    request.prompt = &token;
+    request.prompt_count = 1;
+    WRONG_PARAMS(mor_sampler_params,
+                 (request.sampler = params, mor_batch_add(batch, &request, &sequence)),
+                 OK(mor_batch_remove(batch, sequence)));
+    WRONG_INFO(mor_batch_plan_info, mor_batch_plan(model, NULL, info, NULL));
+    WRONG_INFO(mor_batch_plan_info, mor_batch_plan_in(model, NULL, 1, SIZE_MAX / 4, info, NULL));
+    WRONG_INFO(mor_batch_counters_info, mor_batch_counters(batch, info));
+    REFUSED(mor_batch_plan(model, NULL, NULL, NULL));
+    REFUSED(mor_batch_counters(batch, NULL));
     WRONG_INFO(mor_model_info, mor_model_describe(model, info));
     WRONG_INFO(mor_tokenizer_info, mor_tokenizer_describe(tokenizer, info));
     WRONG_INFO(mor_session_plan_info, mor_session_plan(model, NULL, info, NULL));
@@ -727,6 +829,277 @@ static void wrong_states(mor_session *s, mor_session *other_kind)
     OK(mor_session_rewind(s, 0));
 }
 
+/* --- Batches. ------------------------------------------------------------------------------------ */
+
+static void wrong_batch_plans(const mor_model *model)
+{
+    mor_batch *b = NULL;
+    mor_error error;
+    mor_batch_params params;
+    mor_batch_plan_info plan;
+    plan.struct_size = sizeof plan;
+#define WITH(set)                                                                        \
+    do {                                                                                 \
+        OK(mor_batch_params_init(&params, sizeof params));                               \
+        params.set;                                                                      \
+        FAILS(mor_batch_create(model, &params, &b, &error));                             \
+        CHECK(error.status != MOR_OK && error.text[0] != '\0' && b == NULL);             \
+    } while (0)
+    WITH(context = SIZE_MAX);
+    WITH(context = (size_t)1 << 50);
+    WITH(sequences = 0);
+    WITH(sequences = SIZE_MAX);
+    WITH(sequences = SIZE_MAX / 4096);
+    WITH(sequences = (size_t)1 << 20);
+    WITH(rows = 0);
+    WITH(logit_rows = 0);
+    WITH(logit_rows = SIZE_MAX);
+    WITH(threads = UINT32_MAX);
+    WITH(kv_type = 99);
+    WITH(pressure = 2);
+    WITH(pressure = UINT32_MAX);
+    WITH(niceness = 1000);
+#undef WITH
+    /* As much as can be used, or refused. */
+#define WITH(set)                                                                        \
+    do {                                                                                 \
+        OK(mor_batch_params_init(&params, sizeof params));                               \
+        params.set;                                                                      \
+        mor_status status = mor_batch_create(model, &params, &b, &error);                \
+        CHECK((status == MOR_OK) == (b != NULL) && error.status == status);              \
+        OK(mor_batch_free(b));                                                           \
+        b = NULL;                                                                        \
+    } while (0)
+    WITH(rows = SIZE_MAX);
+    WITH(kv_pages = SIZE_MAX);
+    WITH(kv_pages = 1);
+#undef WITH
+    uint32_t cpus[1] = {5000};
+    OK(mor_batch_params_init(&params, sizeof params));
+    params.cpus = cpus;
+    params.cpu_count = 1;
+    REFUSED(mor_batch_create(model, &params, &b, &error));
+    params.cpu_count = SIZE_MAX;
+    REFUSED(mor_batch_plan(model, &params, &plan, &error));
+    REFUSED(mor_batch_create(model, NULL, NULL, &error));
+
+    size_t pages = 0;
+    const double no_depths[] = {NAN, INFINITY, -0.1, -INFINITY, 65, 1e300};
+    for (size_t i = 0; i < sizeof no_depths / sizeof no_depths[0]; i++) {
+        REFUSED(mor_batch_pages_for(model, NULL, no_depths[i], &pages, &error));
+        REFUSED(mor_batch_plan_in(model, NULL, no_depths[i], SIZE_MAX / 4, &plan, &error));
+    }
+    REFUSED(mor_batch_pages_for(model, NULL, 1, NULL, &error));
+    REFUSED(mor_batch_plan_in(model, NULL, 1, 0, &plan, &error));
+    REFUSED(mor_batch_plan_in(model, NULL, 1, 1000, &plan, &error));
+    CHECK(pages == 0);
+    OK(mor_batch_plan_in(model, NULL, 1, SIZE_MAX, &plan, &error));
+    OK(mor_batch_plan_in(model, NULL, 1, (size_t)64 << 20, &plan, &error));
+    CHECK(plan.bytes <= (size_t)64 << 20 && plan.sequences >= 1);
+}
+
+/* Ticks until there is nothing to run. */
+static void run(mor_batch *b)
+{
+    const mor_batch_event *events = NULL;
+    size_t count = 0;
+    bool idle = false;
+    for (int i = 0; i < 10000 && !idle; i++) {
+        OK(mor_batch_tick(b, &events, &count));
+        for (size_t e = 0; e < count; e++)
+            CHECK((unsigned)events[e].kind <= MOR_EVENT_FINISHED && events[e].sequence != 0);
+        OK(mor_batch_is_idle(b, &idle));
+    }
+    CHECK(idle);
+}
+
+/* A batch for `CONTEXT` tokens and 3 sequences, with nothing in it; another with one. */
+static void wrong_requests(mor_batch *b, const mor_model *model)
+{
+    uint32_t tokens[CONTEXT + 1];
+    for (size_t i = 0; i <= CONTEXT; i++)
+        tokens[i] = (uint32_t)(5 + i);
+    char misplaced[64];
+    uint8_t depths[CONTEXT];
+    uint64_t made = 0;
+    size_t count = 0, used = 0;
+    mor_batch_request request;
+#define WITH(wanted, set)                                                                \
+    do {                                                                                 \
+        OK(mor_batch_request_init(&request, sizeof request));                            \
+        request.prompt = tokens;                                                         \
+        request.prompt_count = 4;                                                        \
+        request.max_tokens = 4;                                                          \
+        request.set;                                                                     \
+        STATUS(wanted, mor_batch_add(b, &request, &made));                               \
+    } while (0)
+    mor_sampler_params sampler;
+    OK(mor_sampler_params_init(&sampler, sizeof sampler));
+    sampler.temperature = NAN;
+    WITH(MOR_ERROR_INVALID_ARGUMENT, sampler = &sampler);
+    WITH(MOR_ERROR_INVALID_ARGUMENT, prompt = NULL);
+    WITH(MOR_ERROR_INVALID_ARGUMENT, prompt_count = 0);
+    WITH(MOR_ERROR_INVALID_ARGUMENT, prompt = (uint32_t *)(void *)(misplaced + 1));
+    /* More than any context: never read. */
+    WITH(MOR_ERROR_CONTEXT_FULL, prompt_count = SIZE_MAX);
+    WITH(MOR_ERROR_CONTEXT_FULL, prompt_count = SIZE_MAX / 16);
+    WITH(MOR_ERROR_CONTEXT_FULL, prompt_count = CONTEXT + 1);
+    WITH(MOR_ERROR_INVALID_ARGUMENT, cut = NAN);
+    WITH(MOR_ERROR_INVALID_ARGUMENT, cut = 1.1f);
+    WITH(MOR_ERROR_INVALID_ARGUMENT, cut = INFINITY);
+    WITH(MOR_ERROR_INVALID_ARGUMENT, depth_limit = 65);
+    WITH(MOR_ERROR_INVALID_ARGUMENT, depth_limit = UINT32_MAX);
+    tokens[2] = UINT32_MAX;
+    WITH(MOR_ERROR_INVALID_ARGUMENT, priority = 0);
+    tokens[2] = 7;
+    REFUSED(mor_batch_add(b, NULL, &made));
+    CHECK(made == 0 && mor_batch_last_error(b)[0] != '\0');
+    bool idle = false;
+    OK(mor_batch_is_idle(b, &idle));
+    CHECK(idle);
+
+    /* As many as there are places for. */
+    uint64_t all[3];
+    WITH(MOR_OK, cut = -INFINITY);
+    all[0] = made;
+    WITH(MOR_OK, max_tokens = 0);
+    all[1] = made;
+    WITH(MOR_OK, max_tokens = SIZE_MAX);
+    all[2] = made;
+    CHECK(mor_batch_last_error(b)[0] == '\0');
+    made = 0;
+    WITH(MOR_ERROR_NOT_READY, priority = INT32_MAX);
+    STATUS(MOR_ERROR_NOT_READY, mor_batch_fork(b, all[0], 1, &request, &made));
+    REFUSED(mor_batch_add(b, &request, NULL));
+    CHECK(made == 0);
+#undef WITH
+
+    mor_sequence_status where = MOR_SEQUENCE_FINISHED;
+    mor_finish finish = MOR_FINISH_CALLBACK;
+    mor_error failure;
+    const mor_batch_event *events = NULL;
+    REFUSED(mor_batch_tick(b, NULL, &count));
+    REFUSED(mor_batch_tick(b, &events, NULL));
+    REFUSED(mor_batch_sequence_status(b, all[0], NULL, &finish));
+    REFUSED(mor_batch_failure(b, all[0], NULL));
+    REFUSED(mor_batch_is_idle(b, NULL));
+    REFUSED(mor_batch_kv_bytes_used(b, NULL));
+    OK(mor_batch_sequence_status(b, all[0], &where, &finish));
+    CHECK(where == MOR_SEQUENCE_WAITING && finish == MOR_FINISH_CALLBACK); /* nothing was run */
+    run(b);
+    OK(mor_batch_sequence_status(b, all[1], &where, &finish));
+    CHECK(where == MOR_SEQUENCE_FINISHED && finish == MOR_FINISH_LENGTH);
+    OK(mor_batch_failure(b, all[1], &failure));
+    CHECK(failure.status == MOR_OK && failure.text[0] == '\0');
+
+    STATUS(MOR_ERROR_BUFFER_TOO_SMALL, mor_batch_tokens(b, all[1], NULL, 0, &count));
+    CHECK(count == 4);
+    STATUS(MOR_ERROR_BUFFER_TOO_SMALL, mor_batch_depths(b, all[1], depths, 3, &count));
+    REFUSED(mor_batch_tokens(b, all[1], tokens, CONTEXT, NULL));
+    REFUSED(mor_batch_tokens(b, all[1], NULL, 4, &count));
+    REFUSED(mor_batch_tokens(b, all[1], tokens, SIZE_MAX, &count));
+    REFUSED(mor_batch_tokens(b, all[1], (uint32_t *)(void *)(misplaced + 1), 4, &count));
+    REFUSED(mor_batch_depths(b, all[1], depths, SIZE_MAX, &count));
+    OK(mor_batch_tokens(b, all[1], tokens, 4, &count));
+    OK(mor_batch_depths(b, all[1], depths, CONTEXT, &count));
+    CHECK(count == 4 && tokens[3] == 8);
+
+    /* Stopped when it is done; resumed when it does not stand still: nothing happens. */
+    OK(mor_batch_stop(b, all[1]));
+    OK(mor_batch_resume(b, all[1]));
+    OK(mor_batch_sequence_status(b, all[1], &where, &finish));
+    CHECK(where == MOR_SEQUENCE_FINISHED && finish == MOR_FINISH_LENGTH);
+    OK(mor_batch_remove(b, all[0]));
+    every_sequence_call(b, all[0]); /* removed */
+    OK(mor_batch_request_init(&request, sizeof request));
+    request.max_tokens = 1;
+    REFUSED(mor_batch_fork(b, all[1], 5, &request, &made));
+    REFUSED(mor_batch_fork(b, all[1], SIZE_MAX, &request, &made));
+    REFUSED(mor_batch_fork(b, all[1], 0, &request, &made));
+    request.cut = 0.25f;
+    REFUSED(mor_batch_fork(b, all[1], 4, &request, &made));
+    request.cut = -1;
+    request.prompt = tokens;
+    request.prompt_count = CONTEXT;
+    STATUS(MOR_ERROR_CONTEXT_FULL, mor_batch_fork(b, all[1], 1, &request, &made));
+    request.prompt_count = 0;
+    OK(mor_batch_fork(b, all[1], 4, &request, &made));
+    CHECK(made != all[0]); /* in the same place, by another number */
+    every_sequence_call(b, all[0]);
+    OK(mor_batch_stop(b, made));
+    OK(mor_batch_sequence_status(b, made, &where, &finish));
+    CHECK(where == MOR_SEQUENCE_FINISHED && finish == MOR_FINISH_STOPPED);
+
+    /* Numbers that are none, and a number of another batch. */
+    const uint64_t none[] = {0, 1, made + 1, made + (1 << 20), UINT64_MAX, UINT64_MAX >> 1};
+    for (size_t i = 0; i < sizeof none / sizeof none[0]; i++)
+        every_sequence_call(b, none[i]);
+    mor_batch *other = NULL;
+    OK(mor_batch_create(model, NULL, &other, NULL));
+    every_sequence_call(other, made);
+    OK(mor_batch_free(other));
+
+    OK(mor_batch_remove(b, made));
+    OK(mor_batch_remove(b, all[1]));
+    OK(mor_batch_remove(b, all[2]));
+    OK(mor_batch_kv_bytes_used(b, &used));
+    CHECK(used == 0);
+    OK(mor_batch_tick(b, &events, &count));
+    CHECK(count == 0);
+}
+
+/* A pool with too few pages: somebody gives way, or stands still, and nobody is lost. */
+static void too_few_pages(const mor_model *model)
+{
+    for (uint32_t pressure = MOR_PRESSURE_EVICT; pressure <= MOR_PRESSURE_REFUSE; pressure++) {
+        mor_model_info info;
+        info.struct_size = sizeof info;
+        OK(mor_model_describe(model, &info));
+        mor_batch_params params;
+        OK(mor_batch_params_init(&params, sizeof params));
+        params.context = CONTEXT;
+        params.sequences = 3;
+        params.threads = 2;
+        params.pressure = pressure;
+        params.kv_pages = (size_t)info.logical_layers * (CONTEXT / 16); /* for one of full depth */
+        mor_batch *b = NULL;
+        OK(mor_batch_create(model, &params, &b, NULL));
+        const uint32_t tokens[4] = {5, 6, 7, 8};
+        mor_batch_request request;
+        OK(mor_batch_request_init(&request, sizeof request));
+        request.prompt = tokens;
+        request.prompt_count = 4;
+        request.ignore_end = 1;
+        request.cut = 0; /* as deep as can be */
+        uint64_t all[3];
+        for (size_t i = 0; i < 3; i++)
+            OK(mor_batch_add(b, &request, &all[i]));
+        run(b);
+        mor_sequence_status where = MOR_SEQUENCE_WAITING;
+        mor_finish finish = MOR_FINISH_END;
+        for (size_t i = 3; i-- > 0;) {
+            OK(mor_batch_sequence_status(b, all[i], &where, &finish));
+            if (pressure == MOR_PRESSURE_EVICT) {
+                CHECK(where == MOR_SEQUENCE_FINISHED && finish == MOR_FINISH_CONTEXT_FULL);
+            } else if (i > 0) {
+                /* What it has is free for those before it. */
+                CHECK(where == MOR_SEQUENCE_FULL);
+                OK(mor_batch_remove(b, all[i]));
+            } else {
+                OK(mor_batch_resume(b, all[i]));
+                run(b);
+                OK(mor_batch_sequence_status(b, all[i], &where, &finish));
+                CHECK(where == MOR_SEQUENCE_FINISHED && finish == MOR_FINISH_CONTEXT_FULL);
+            }
+        }
+        mor_batch_counters_info counters;
+        counters.struct_size = sizeof counters;
+        OK(mor_batch_counters(b, &counters));
+        CHECK((counters.evictions > 0) == (pressure == MOR_PRESSURE_EVICT));
+        OK(mor_batch_free(b));
+    }
+}
+
 /* --- Two at once. -------------------------------------------------------------------------------- */
 
 struct meeting {
@@ -735,6 +1108,7 @@ struct meeting {
     int stage; /* 0: not begun, 1: the session is in a callback, 2: the callback may return */
     mor_session *session;
     mor_tokenizer *tokenizer;
+    mor_batch *batch;
 };
 
 static void go_to(struct meeting *m, int stage)
@@ -813,6 +1187,23 @@ static void *hammer(void *user_data)
                  status != MOR_ERROR_CONTEXT_FULL;
         status = i % 2 == 0 ? mor_session_cancel(m->session) : mor_session_reset_cancel(m->session);
         wrong += status != MOR_OK;
+        mor_batch_request request;
+        const mor_batch_event *events; /* perhaps of a call that is over: not looked at */
+        uint64_t sequence;
+        (void)mor_batch_request_init(&request, sizeof request);
+        request.prompt = tokens;
+        request.prompt_count = 1;
+        tokens[0] = 5;
+        status = mor_batch_add(m->batch, &request, &sequence);
+        if (status == MOR_OK)
+            do {
+                status = mor_batch_remove(m->batch, sequence);
+            } while (status == MOR_ERROR_BUSY);
+        done += status == MOR_OK;
+        wrong += status != MOR_OK && status != MOR_ERROR_BUSY;
+        status = mor_batch_tick(m->batch, &events, &count);
+        done += status == MOR_OK;
+        wrong += status != MOR_OK && status != MOR_ERROR_BUSY;
     }
     pthread_mutex_lock(&m->mutex);
     hammered += done;
@@ -821,10 +1212,11 @@ static void *hammer(void *user_data)
     return NULL;
 }
 
-static void two_at_once(mor_session *session, mor_tokenizer *tokenizer)
+static void two_at_once(mor_session *session, mor_tokenizer *tokenizer, mor_batch *batch)
 {
     uint32_t token = 5;
-    struct meeting m = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, session, tokenizer};
+    struct meeting m = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, session, tokenizer,
+                        batch};
     mor_generate_params params;
     mor_finish finish = MOR_FINISH_END;
     OK(mor_generate_params_init(&params, sizeof params));
@@ -891,19 +1283,29 @@ int main(int argc, char **argv)
     params.kv_type = MOR_KV_Q8_0;
     params.threads = 1;
     OK(mor_session_create(model, &params, &other_kind, &error));
+    mor_batch *batch = NULL;
+    mor_batch_params batch_params;
+    OK(mor_batch_params_init(&batch_params, sizeof batch_params));
+    batch_params.context = CONTEXT;
+    batch_params.sequences = 3;
+    batch_params.threads = 2;
+    OK(mor_batch_create(model, &batch_params, &batch, &error));
     if (failures > 0)
         return 1;
-    CHECK(lines >= 2);
+    CHECK(lines >= 3);
 
-    wrong_objects(model, tokenizer, session);
-    wrong_sizes(model, tokenizer, session);
+    wrong_objects(model, tokenizer, session, batch);
+    wrong_sizes(model, tokenizer, session, batch);
     wrong_files();
     wrong_metadata(model);
     wrong_texts(tokenizer, model);
     wrong_plans(model);
     wrong_order_and_counts(session);
     wrong_states(session, other_kind);
-    two_at_once(session, tokenizer);
+    wrong_batch_plans(model);
+    wrong_requests(batch, model);
+    too_few_pages(model);
+    two_at_once(session, tokenizer, batch);
 
     /* The model goes first; what was made of it works on. */
     mor_model_free(model);
@@ -919,6 +1321,15 @@ int main(int argc, char **argv)
     OK(mor_session_generate(session, NULL, &finish));
     OK(mor_session_free(session));
     OK(mor_session_free(other_kind));
+    mor_batch_request request;
+    uint64_t sequence;
+    OK(mor_batch_request_init(&request, sizeof request));
+    request.prompt = tokens;
+    request.prompt_count = count;
+    OK(mor_batch_add(batch, &request, &sequence));
+    run(batch);
+    OK(mor_batch_set_in_step(batch, true));
+    OK(mor_batch_free(batch));
 
     printf("abuse: %d checks, %d failures\n", checks, failures);
     return failures == 0 ? 0 : 1;

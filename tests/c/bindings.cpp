@@ -53,6 +53,7 @@ static_assert(!std::is_copy_constructible_v<mor::model>);
 static_assert(!std::is_copy_assignable_v<mor::session>);
 static_assert(std::is_nothrow_move_constructible_v<mor::session>);
 static_assert(std::is_nothrow_move_assignable_v<mor::tokenizer>);
+static_assert(std::is_nothrow_move_constructible_v<mor::batch>);
 
 std::vector<std::byte> read(const char *path) {
     std::vector<std::byte> bytes;
@@ -64,6 +65,81 @@ std::vector<std::byte> read(const char *path) {
     EXPECT(std::fread(bytes.data(), 1, bytes.size(), file) == bytes.size());
     std::fclose(file);
     return bytes;
+}
+
+// A batch: what a sequence gets is what a session of its own gets.
+void run_batch(const mor::model &model, mor::session &session,
+               const std::vector<std::uint32_t> &prompt) {
+    mor::batch_params params;
+    params.context = 64;
+    params.threads = 2;
+    params.sequences = 3;
+    EXPECT(params.rows == 64);
+    auto plan = VALUE(mor::batch::plan(model, params));
+    EXPECT(plan.sequences == 3 && plan.kv_bytes > 0 && plan.heap_bytes > 0);
+    auto pages = VALUE(mor::batch::pages_for(model, params, 1.5));
+    EXPECT(pages > 0 && pages < plan.kv_pages);
+    EXPECT(VALUE(mor::batch::plan_in(model, params, 1.5, 4 * plan.bytes)).sequences > 3);
+    EXPECT(STATUS(mor::batch::plan_in(model, params, 1.5, 1)) == MOR_ERROR_INVALID_ARGUMENT);
+    EXPECT(STATUS(mor::batch::pages_for(model, params, -1)) == MOR_ERROR_INVALID_ARGUMENT);
+    params.pressure = 7;
+    EXPECT(STATUS(mor::batch::create(model, params)) == MOR_ERROR_INVALID_ARGUMENT);
+    EXPECT(STATUS(mor::batch::plan(model, params)) == MOR_ERROR_INVALID_ARGUMENT);
+    params.pressure = MOR_PRESSURE_REFUSE;
+    auto batch = VALUE(mor::batch::create(model, params));
+    DO(batch.set_in_step(false));
+
+    mor::sampler_params greedy;
+    greedy.temperature = 0;
+    mor::batch_request request(prompt);
+    request.max_tokens = 6;
+    request.ignore_end = 1;
+    request.set_sampler(greedy);
+    EXPECT(STATUS(batch.add(mor::batch_request())) == MOR_ERROR_INVALID_ARGUMENT);
+    auto first = VALUE(batch.add(request));
+    auto stopped = VALUE(batch.add(request));
+    DO(batch.stop(stopped));
+    EXPECT(VALUE(batch.status(stopped)).finish == MOR_FINISH_STOPPED);
+    DO(batch.remove(stopped));
+    EXPECT(STATUS(batch.status(stopped)) == MOR_ERROR_INVALID_ARGUMENT);
+    EXPECT(VALUE(batch.status(first)).status == MOR_SEQUENCE_WAITING);
+    std::vector<std::uint32_t> drawn;
+    while (!VALUE(batch.is_idle()))
+        for (const mor_batch_event &event : VALUE(batch.tick()))
+            if (event.kind == MOR_EVENT_TOKEN) drawn.push_back(event.token);
+    EXPECT(VALUE(batch.status(first)).finish == MOR_FINISH_LENGTH);
+    auto tokens = VALUE(batch.tokens(first));
+    EXPECT(drawn.size() == 6 && tokens.size() == prompt.size() + 6);
+    auto depths = VALUE(batch.depths(first));
+    EXPECT(depths.size() + 1 == tokens.size());
+    std::uint32_t some[64];
+    EXPECT(VALUE(batch.tokens(first, some)).size() == tokens.size());
+    std::uint8_t few[2];
+    EXPECT(STATUS(batch.depths(first, few)) == MOR_ERROR_BUFFER_TOO_SMALL);
+
+    DO(session.rewind(0));
+    DO(session.set_sampler(greedy));
+    DO(session.prefill(prompt));
+    for (std::uint32_t token : drawn) {
+        EXPECT(VALUE(session.sample()) == token);
+        DO(session.step(token));
+    }
+    auto alone = VALUE(session.depths());
+    alone.pop_back(); // of the last token, which the batch has not run
+    EXPECT(alone == depths);
+
+    auto fork = VALUE(batch.fork(first, 3, request));
+    DO(batch.resume(fork));
+    EXPECT(VALUE(batch.tokens(fork)).size() == 3 + prompt.size());
+    EXPECT(VALUE(batch.depths(fork)).size() == 3);
+    EXPECT(VALUE(batch.failure(fork)).status == MOR_OK);
+    EXPECT(VALUE(batch.kv_bytes_used()) > 0);
+    auto counters = VALUE(batch.counters());
+    EXPECT(counters.ticks > 0 && counters.logits == 6 && counters.evictions == 0);
+    mor::batch moved = std::move(batch);
+    EXPECT(STATUS(batch.tick()) == MOR_ERROR_INVALID_ARGUMENT);
+    DO(moved.remove(first));
+    DO(moved.tick());
 }
 
 int run(const char *path) {
@@ -198,6 +274,7 @@ int run(const char *path) {
     { mor::model gone = std::move(model); }
     DO(moved.step(token));
     EXPECT(VALUE(tokenizer.decode(tokens)) == "It is a truth");
+    run_batch(from_memory, moved, tokens);
 
     std::printf("bindings: ok (%s, %s)\n", MOR_HPP_EXCEPTIONS ? "exceptions" : "results",
                 __cplusplus >= 202002L ? "C++20" : "C++17");

@@ -28,6 +28,7 @@ static _Alignas(64) unsigned char memory[4u << 20];
 static mor_model *model;
 static mor_tokenizer *tokenizer;
 static mor_session *session;
+static mor_batch *batch;
 static mor_error error;
 static uint32_t threads;
 static mor_model_params copied;
@@ -60,12 +61,22 @@ static mor_status create_session_in(void)
     params.threads = threads;
     return mor_session_create_in(model, &params, memory, sizeof memory, &session, &error);
 }
+static mor_status create_batch(void)
+{
+    mor_batch_params params;
+    mor_batch_params_init(&params, sizeof params);
+    params.sequences = 4;
+    params.threads = threads;
+    return mor_batch_create(model, &params, &batch, &error);
+}
 
 static void free_all(void)
 {
+    mor_batch_free(batch);
     mor_session_free(session);
     mor_tokenizer_free(tokenizer);
     mor_model_free(model);
+    batch = NULL;
     session = NULL;
     tokenizer = NULL;
     model = NULL;
@@ -102,7 +113,7 @@ static int attempt(const char *name, mor_status (*call)(void), bool needs_model,
     }
     if (error.status != status || error.text[0] == '\0')
         return wrong(name, n, "no sentence");
-    if (model != model_before || tokenizer != NULL || session != NULL)
+    if (model != model_before || tokenizer != NULL || session != NULL || batch != NULL)
         return wrong(name, n, "a result was written");
     if (count && fail_nth_held() != held) {
         char what[64];
@@ -123,6 +134,18 @@ static int attempt(const char *name, mor_status (*call)(void), bool needs_model,
         return wrong(name, n, error.text);
     if (mor_session_prefill(session, tokens, token_count) != MOR_OK)
         return wrong(name, n, "a prompt after");
+    if (batch != NULL) {
+        mor_batch_request request;
+        mor_batch_request_init(&request, sizeof request);
+        request.prompt = tokens;
+        request.prompt_count = token_count;
+        uint64_t sequence;
+        const mor_batch_event *events;
+        size_t count_of_events;
+        if (mor_batch_add(batch, &request, &sequence) != MOR_OK ||
+            mor_batch_tick(batch, &events, &count_of_events) != MOR_OK)
+            return wrong(name, n, "a tick after");
+    }
     free_all();
     return WELL;
 }
@@ -132,18 +155,24 @@ static int plans_without_memory(void)
 {
     mor_session_plan_info plan;
     plan.struct_size = sizeof plan;
+    mor_batch_plan_info batch_plan;
+    batch_plan.struct_size = sizeof batch_plan;
+    size_t pages;
     pid_t child = fork();
     if (child == 0) {
         if (load() != MOR_OK)
             _exit(WRONG);
         fail_nth_begin(1);
-        mor_status status = mor_session_plan(model, NULL, &plan, &error);
-        _exit(fail_nth_end() || status != MOR_OK ? WRONG : WELL);
+        bool planned = mor_session_plan(model, NULL, &plan, &error) == MOR_OK &&
+                       mor_batch_plan(model, NULL, &batch_plan, &error) == MOR_OK &&
+                       mor_batch_plan_in(model, NULL, 1, 64u << 20, &batch_plan, &error) == MOR_OK &&
+                       mor_batch_pages_for(model, NULL, 1, &pages, &error) == MOR_OK;
+        _exit(fail_nth_end() || !planned ? WRONG : WELL);
     }
     int how;
     bool well = child > 0 && waitpid(child, &how, 0) == child && WIFEXITED(how) &&
                 WEXITSTATUS(how) == WELL;
-    printf("out_of_memory: mor_session_plan: %s\n", well ? "takes none" : "takes memory");
+    printf("out_of_memory: mor_session_plan, mor_batch_plan...: %s\n", well ? "takes none" : "takes memory");
     return !well;
 }
 
@@ -201,6 +230,7 @@ int main(int argc, char **argv)
     failures += plans_without_memory();
     failures += sweep("mor_session_create, 1 thread", create_session, true, true);
     failures += sweep("mor_session_create_in, 1 thread", create_session_in, true, true);
+    failures += sweep("mor_batch_create, 1 thread", create_batch, true, true);
 
     /* The C library keeps a thread's stack and tables for the next one. So blocks are counted only
      * where threads have come and gone before, and their requests refused only where none have. */
@@ -210,6 +240,8 @@ int main(int argc, char **argv)
                           create_session, true, warm);
         failures += sweep(warm ? "mor_session_create_in, 3 threads, warm"
                                : "mor_session_create_in, 3 threads", create_session_in, true, warm);
+        failures += sweep(warm ? "mor_batch_create, 3 threads, warm" : "mor_batch_create, 3 threads",
+                          create_batch, true, warm);
         threads = 0;
         failures += sweep(warm ? "mor_session_create, a thread a core, warm"
                                : "mor_session_create, a thread a core", create_session, true, warm);

@@ -66,6 +66,12 @@ expect_generate_cpp() { # FILE
     grep -q '^It is a truth' "$1"
     grep -q '^tokens by depth:  0: [0-9]*  1: [0-9]*' "$1"
 }
+expect_batch() { # FILE
+    grep -q '^It is a truth' "$1"
+    grep -q '^She was' "$1"
+    (($(grep -c '^\[[1-9][0-9]* tokens, mean depth [0-3]\.[0-9]*\]$' "$1") == 2))
+    grep -q '^[1-9][0-9]* passes over the weights for [1-9][0-9]* tokens' "$1"
+}
 expect_embedded() { # FILE
     grep -q '^plan: [0-9]* bytes aligned to [0-9]*' "$1"
     grep -q '^It is a truth' "$1"
@@ -195,8 +201,13 @@ with_pkg_config() {
                 $(pkg-config --cflags --libs mor) -o "$out/bindings"
             "$out/bindings" "$model"
         done
+        g++ -std=$standard "${cpp_flags[@]}" "$examples/cpp/batch.cpp" \
+            $(pkg-config --cflags --libs mor) -o "$out/batch_cpp"
+        "$out/batch_cpp" "$model" "It is a truth" "She was" >"$out/batch"
+        expect_batch "$out/batch"
+        fails "$out/batch_cpp" /nowhere "It is a truth"
     done
-    say "mor.hpp: its example and its test, C++17 and C++20, with exceptions and without: run"
+    say "mor.hpp: its examples and its test, C++17 and C++20, with exceptions and without: run"
 }
 
 with_cmake() {
@@ -213,6 +224,8 @@ with_cmake() {
     run_examples "$out/part" _mor
     "$out/part/generate_cpp_mor_static" "$model" "It is a truth" >"$out/generate"
     expect_generate_cpp "$out/generate"
+    "$out/part/batch_cpp_mor" "$model" "It is a truth" "She was" >"$out/batch"
+    expect_batch "$out/batch"
     rm -rf "$out/part"
     say "a project with find_package(mor), and one with add_subdirectory: shared and static, C and C++: run"
 }
@@ -298,7 +311,11 @@ address_sanitizer() {
             "${system_libraries[@]}" -o "$out/$kind/abuse"
         g++ -std=c++17 "${flags[@]}" -I"$prefix/include" "$tests/bindings.cpp" "$library" \
             "${system_libraries[@]}" -o "$out/$kind/bindings"
+        g++ -std=c++17 "${flags[@]}" -I"$prefix/include" "$examples/cpp/batch.cpp" "$library" \
+            "${system_libraries[@]}" -o "$out/$kind/batch_cpp"
         run_examples "$out/$kind" ""
+        "$out/$kind/batch_cpp" "$model" "It is a truth" "She was" >"$out/batch"
+        expect_batch "$out/batch"
         "$out/$kind/bindings" "$model"
         "$out/$kind/abuse" "$model"
     done
