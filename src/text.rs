@@ -19,12 +19,19 @@ impl Text {
 
     /// The text that `what` prints, which is often `format_args!(…)`.
     pub fn new(what: impl fmt::Display) -> Self {
+        Text::printed(format_args!("{what}"))
+    }
+
+    /// Once for all texts: each place that tells an error would have its own, and the library is to
+    /// stay small.
+    #[inline(never)]
+    fn printed(what: fmt::Arguments) -> Self {
         let mut text = Text {
             length: 0,
             bytes: [0; Text::CAPACITY],
         };
         // `write_str` answers with an error when the text is full, which ends the printing.
-        let _ = write!(text, "{what}");
+        let _ = text.write_fmt(what);
         text
     }
 

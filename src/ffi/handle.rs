@@ -40,17 +40,32 @@ pub(super) unsafe fn object<'a, T: Object>(pointer: *const T) -> Result<&'a T, F
 
 /// Refuses what is no live object of the kind.
 pub(super) unsafe fn check<T: Object>(pointer: *const T) -> Result<(), Failure> {
+    const { assert!(align_of::<T>() == align_of::<u64>()) }
+    // SAFETY: passed on.
+    unsafe { check_mark(pointer.cast(), T::MARK, T::NAME) }
+}
+
+/// As [`check`], once for all kinds: the library is to stay small.
+#[inline(never)]
+unsafe fn check_mark(pointer: *const u64, mark: Mark, name: &str) -> Result<(), Failure> {
     if pointer.is_null() {
-        return Err(super::params::null(T::NAME));
+        return Err(super::params::null(name));
     }
     // SAFETY: the caller passes a pointer that it got from this library.
-    if !pointer.is_aligned() || unsafe { pointer.cast::<u64>().read() } != T::MARK as u64 {
+    if !pointer.is_aligned() || unsafe { pointer.read() } != mark as u64 {
         return Err(Failure::argument(format_args!(
-            "{} is no live object of its kind",
-            T::NAME
+            "{name} is no live object of its kind"
         )));
     }
     Ok(())
+}
+
+/// As [`check_mark`], where nobody has the sentence: the status of what is no live object.
+#[inline(never)]
+unsafe fn refusal(pointer: *const u64, mark: Mark, name: &str) -> Option<mor_status> {
+    // SAFETY: passed on.
+    let failure = unsafe { check_mark(pointer, mark, name) }.err()?;
+    Some(failure.status())
 }
 
 /// Puts an object into memory of its own.
@@ -103,6 +118,17 @@ impl Turn {
             Err(_) => Err(Failure::Status(mor_status::MOR_ERROR_BUSY)),
         }
     }
+
+    /// Takes the turn for a call on an object that is in a state for it.
+    #[inline(never)]
+    fn begin(&self) -> Result<Taken<'_>, mor_status> {
+        // The last error belongs to the call that is in progress.
+        let taken = self.take().map_err(|_| mor_status::MOR_ERROR_BUSY)?;
+        match self.broken.load(Ordering::Relaxed) {
+            true => Err(mor_status::MOR_ERROR_INTERNAL),
+            false => Ok(taken),
+        }
+    }
 }
 
 /// The turn is taken.
@@ -132,21 +158,24 @@ pub(super) unsafe fn call<T: Exclusive>(
     work: impl FnOnce(&mut T::Content) -> Result<(), Failure>,
 ) -> mor_status {
     // SAFETY: the caller passes NULL or an object of ours that nobody frees meanwhile.
-    if let Err(failure) = unsafe { check(pointer) } {
-        return failure.status();
+    if let Some(status) = unsafe { refusal(pointer.cast(), T::MARK, T::NAME) } {
+        return status;
     }
     // SAFETY: a field of a live object; it is only changed through its atomics.
     let turn = unsafe { &*T::turn(pointer) };
-    let Ok(_taken) = turn.take() else {
-        // The last error belongs to the call that is in progress.
-        return mor_status::MOR_ERROR_BUSY;
+    let _taken = match turn.begin() {
+        Ok(taken) => taken,
+        Err(status) => return status,
     };
-    if turn.broken.load(Ordering::Relaxed) {
-        return mor_status::MOR_ERROR_INTERNAL;
-    }
     // SAFETY: the turn is ours, so nobody else uses these fields.
     let (content, last) = unsafe { (&mut *T::content(pointer), &mut *T::last_error(pointer)) };
-    let outcome = super::boundary::catch(|| work(content)).unwrap_or_else(|| {
+    conclude(super::boundary::catch(|| work(content)), turn, last)
+}
+
+/// Keeps what came of a call, or that it panicked: once for all calls, as [`check_mark`].
+#[inline(never)]
+fn conclude(outcome: Option<Result<(), Failure>>, turn: &Turn, last: &mut LastError) -> mor_status {
+    let outcome = outcome.unwrap_or_else(|| {
         turn.broken.store(true, Ordering::Relaxed);
         Err(Failure::Status(mor_status::MOR_ERROR_INTERNAL))
     });
