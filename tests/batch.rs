@@ -407,6 +407,47 @@ fn what_goes_wrong_with_one_sequence_ends_that_one_only() {
     }
 }
 
+/// Some sequences have ended in the tick in which another's logits turn out not to be finite: nothing of
+/// theirs may stay in flight, which an ordinary batch would wait for.
+#[test]
+fn who_ends_beside_a_failure_leaves_nothing_in_flight() {
+    let mut bytes = gguf_bytes("expert_middle_cycle", TensorType::F32);
+    let model = Model::from_bytes(bytes.clone()).unwrap();
+    let own_last = model.gguf().tensor("blk.3.ffn_down.weight").unwrap();
+    // So large that the last layer overflows for some tokens.
+    for weight in bytes[own_last.offset..][..own_last.bytes].chunks_exact_mut(4) {
+        let value = f32::from_le_bytes(weight.try_into().unwrap());
+        let value = (f64::from(value) * 10f64.powf(38.4)).clamp(-3e38, 3e38);
+        weight.copy_from_slice(&(value as f32).to_le_bytes());
+    }
+    let bad = Model::from_bytes(bytes).unwrap();
+    let mut batch = Batch::new(&bad, &params(12, 24, 1, 0)).unwrap();
+    batch.set_in_step(true);
+    let prompts: Vec<_> = (6..16).map(|token| [token]).collect();
+    let add = |batch: &mut Batch, prompt: &[u32]| {
+        let request = Request {
+            prompt,
+            max_tokens: 0,
+            ..Default::default()
+        };
+        batch.add(&request).unwrap()
+    };
+    let ids: Vec<_> = prompts.iter().map(|p| add(&mut batch, p)).collect();
+    run(&mut batch);
+    let end = |batch: &Batch, id| batch.status(id).unwrap();
+    let count = |finish| {
+        let ended = Status::Finished(finish);
+        ids.iter().filter(|id| end(&batch, **id) == ended).count()
+    };
+    assert!(count(Finish::Length) > 0 && count(Finish::Failed) > 0);
+    let good = ids
+        .iter()
+        .position(|id| end(&batch, *id) == Status::Finished(Finish::Length));
+    let again = add(&mut batch, &prompts[good.unwrap()]);
+    run(&mut batch);
+    assert_eq!(end(&batch, again), Status::Finished(Finish::Length));
+}
+
 #[test]
 fn what_can_never_run_is_refused_and_changes_nothing() {
     let routed = model("expert_middle_cycle", TensorType::F32);

@@ -179,6 +179,10 @@ impl Books {
                 self.set_back(pass, place, false);
             }
         }
+        // Rows of sequences that ended before the error came.
+        let rest = &pass.buffers.left[..pass.left];
+        self.free_slots.extend_from_slice(rest);
+        pass.left = 0;
         let Some(place) = culprit else {
             return Err(error);
         };
