@@ -26,7 +26,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         context: 256,
         sequences: 16,
         batch: 64,
-        logit_rows: 16,
         ..Default::default()
     };
     let mut batch = Batch::new(&model, &params)?;

@@ -849,14 +849,14 @@ typedef struct mor_batch_params {
   size_t sequences;
   /**
    * Most tokens of one tick's pass over the weights. Larger is faster when there are many
-   * sequences or long prompts, and takes more memory. Default: 64. More than `context` counts as
-   * `context`. Results do not depend on it.
+   * sequences or long prompts, and takes more memory. Default: 64. More than all sequences can hold
+   * counts as that. Results do not depend on it.
    */
   size_t rows;
   /**
    * Rows of logits that are computed together when tokens are drawn for many sequences: the output
    * matrix is read once for so many of them, and each takes 4 bytes for every token of the
-   * vocabulary. At least 1, which is the default. Results do not depend on it.
+   * vocabulary. 0 (the default): one for each sequence, up to 32. Results do not depend on it.
    */
   size_t logit_rows;
   /**

@@ -17,6 +17,10 @@ pub const ARENA_ALIGNMENT: usize = 64;
 /// Most sequences of a batch.
 const MAX_SEQUENCES: usize = (1 << 20) - 1;
 
+/// Rows of logits that are computed together where the plan does not say: with more, reading the
+/// output matrix costs next to nothing beside the products.
+const LOGIT_ROWS: usize = 32;
+
 /// What a session or a batch is planned for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionParams {
@@ -36,7 +40,7 @@ pub struct SessionParams {
     /// Pages of the KV pool; 0 means enough for every token to take every recursion.
     pub kv_pages: usize,
     /// Rows of logits that are computed together when a whole text is scored, or tokens are drawn for
-    /// many sequences.
+    /// many sequences; 0 means one for each sequence, up to 32.
     pub logit_rows: usize,
     /// What the helper threads ask of the system.
     pub thread: ThreadParams,
@@ -56,7 +60,7 @@ impl Default for SessionParams {
             threads: cores(),
             kv: KvType::F16,
             kv_pages: 0,
-            logit_rows: 1,
+            logit_rows: 0,
             thread: ThreadParams::default(),
             prefault: false,
             lock: false,
@@ -224,10 +228,14 @@ impl Plan {
         if params.context == 0 {
             params.context = h.context_length;
         }
-        // The batch never needs more rows than there are tokens.
-        params.batch = params.batch.min(params.context);
         check("context", params.context, MAX_CONTEXT)?;
         check("sequences", params.sequences, MAX_SEQUENCES)?;
+        // There are never more rows than tokens.
+        let tokens = params.context.saturating_mul(params.sequences);
+        params.batch = params.batch.min(tokens);
+        if params.logit_rows == 0 {
+            params.logit_rows = params.sequences.min(params.batch).clamp(1, LOGIT_ROWS);
+        }
         check("batch", params.batch, MAX_CONTEXT)?;
         check("threads", params.threads, MAX_THREADS)?;
         check("logit rows", params.logit_rows, MAX_CONTEXT)?;

@@ -539,6 +539,14 @@ fn the_plan_answers_in_both_directions() {
         let deeper = Plan::batch_in(&model, &wanted, 3.0, bytes).unwrap();
         assert!(deeper.params().sequences <= plan.params().sequences);
     }
+    // Many short sequences: more rows than one of them has tokens, and rows of logits for all.
+    let short = SessionParams {
+        context: 8,
+        logit_rows: 0,
+        ..params(12, 32, 1, 0)
+    };
+    let plan = Plan::batch(&model, &short).unwrap();
+    assert_eq!((plan.params().batch, plan.params().logit_rows), (32, 12));
     assert!(Plan::batch_in(&model, &wanted, 2.0, 1000).is_err());
     assert!(Plan::batch_in(&model, &wanted, 4.0, 1 << 20).is_err());
 }

@@ -32,7 +32,6 @@ void run(std::string_view path, mor::span<char *const> prompts) {
     mor::batch_params params;
     params.context = 256;
     params.sequences = prompts.size() < at_a_time ? prompts.size() : at_a_time;
-    params.logit_rows = params.sequences;
     params.threads = 1;
     auto plan = mor::batch::plan(model, params);
     std::cout << "plan: " << plan.bytes + plan.heap_bytes << " bytes for " << plan.sequences

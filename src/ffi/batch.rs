@@ -80,12 +80,12 @@ pub struct mor_batch_params {
     /// the default.
     pub sequences: usize,
     /// Most tokens of one tick's pass over the weights. Larger is faster when there are many
-    /// sequences or long prompts, and takes more memory. Default: 64. More than `context` counts as
-    /// `context`. Results do not depend on it.
+    /// sequences or long prompts, and takes more memory. Default: 64. More than all sequences can hold
+    /// counts as that. Results do not depend on it.
     pub rows: usize,
     /// Rows of logits that are computed together when tokens are drawn for many sequences: the output
     /// matrix is read once for so many of them, and each takes 4 bytes for every token of the
-    /// vocabulary. At least 1, which is the default. Results do not depend on it.
+    /// vocabulary. 0 (the default): one for each sequence, up to 32. Results do not depend on it.
     pub logit_rows: usize,
     /// Pages of the KV pool that the sequences share, of 16 entries each. 0 (the default): enough for
     /// every token of every sequence to take every recursion; `mor_batch_pages_for` says how many do

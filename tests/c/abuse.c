@@ -852,7 +852,6 @@ static void wrong_batch_plans(const mor_model *model)
     WITH(sequences = SIZE_MAX / 4096);
     WITH(sequences = (size_t)1 << 20);
     WITH(rows = 0);
-    WITH(logit_rows = 0);
     WITH(logit_rows = SIZE_MAX);
     WITH(threads = UINT32_MAX);
     WITH(kv_type = 99);

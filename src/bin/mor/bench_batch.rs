@@ -137,7 +137,6 @@ fn measure(
         sequences,
         batch: args.batch.unwrap_or(sequences.max(load.prompt.min(64))),
         threads,
-        logit_rows: sequences.min(32),
         ..Default::default()
     };
     if let Some(kv) = args.kv {
