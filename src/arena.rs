@@ -2,8 +2,9 @@
 
 use crate::cpu::team::Team;
 use crate::error::{Error, Result};
-use crate::model::Model;
+use crate::model::{Model, anonymous};
 use crate::plan::{ARENA_ALIGNMENT, Plan};
+use memmap2::MmapMut;
 
 /// The parts of a plan's memory.
 pub(crate) struct Ground<'m> {
@@ -52,6 +53,17 @@ impl<'m> Ground<'m> {
             locked,
         })
     }
+}
+
+/// Memory for a plan, and its bytes.
+///
+/// # Safety
+/// The bytes are used only as long as the map lives, and the map's own access to them not at all.
+pub(crate) unsafe fn own_memory(plan: &Plan) -> Result<(MmapMut, &'static mut [u8])> {
+    let mut memory = anonymous(plan.bytes())?;
+    // SAFETY: the bytes stay where they are when the map is moved; the caller keeps it.
+    let bytes = unsafe { std::slice::from_raw_parts_mut(memory.as_mut_ptr(), memory.len()) };
+    Ok((memory, bytes))
 }
 
 /// Writes to every page, for a page that was only read may still be the system's page of zeros.

@@ -1,10 +1,10 @@
 //! A session: one sequence, its memory, and the calls that move it on.
 
-use crate::arena::{Ground, Locked};
+use crate::arena::{Ground, Locked, own_memory};
 use crate::cpu::{self, Clock, Pace, Settings, simd::Level, team::Team};
 use crate::error::{Error, Result};
 use crate::memory::Shared;
-use crate::model::{MAX_RECURSIONS, Model, anonymous};
+use crate::model::{MAX_RECURSIONS, Model};
 use crate::plan::{Buffers, Plan, Row, SessionParams};
 use crate::routing::Routing;
 use crate::sampling::{Sampler, SamplerParams};
@@ -88,10 +88,8 @@ impl Session<'static> {
 
     /// Takes the memory of a plan that was made for the same model.
     pub fn with_plan(model: &Model, plan: Plan) -> Result<Self> {
-        let mut memory = anonymous(plan.bytes())?;
-        // SAFETY: the map's bytes stay where they are when the map is moved. It is moved into the
-        // session, which uses only this slice, and drops the map after all that lies in it.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(memory.as_mut_ptr(), memory.len()) };
+        // SAFETY: the map is moved into the session, which drops it after all that lies in it.
+        let (memory, bytes) = unsafe { own_memory(&plan) }?;
         let mut session = Session::with_plan_in(model, plan, bytes)?;
         session._memory = Some(memory);
         Ok(session)

@@ -37,8 +37,8 @@ pub(super) struct Sequence {
     pub measured: usize,
     /// It ends when it knows so many tokens.
     pub end: usize,
-    /// Whether that is because of the context.
-    pub cut_short: bool,
+    /// Why, when it does.
+    pub end_reason: Finish,
     pub ignore_end: bool,
     pub failure: Option<Error>,
 }
@@ -107,7 +107,7 @@ impl Books {
                 done: 0,
                 measured: 0,
                 end: 0,
-                cut_short: false,
+                end_reason: Finish::Length,
                 ignore_end: false,
                 failure: None,
             });
@@ -364,11 +364,7 @@ impl Books {
         let b = &mut *pass.buffers;
         let place = b.rows[slot as usize].sequence as usize;
         let sequence = &mut self.sequences[place];
-        let finish = if sequence.cut_short {
-            Finish::ContextFull
-        } else {
-            Finish::Length
-        };
+        let finish = sequence.end_reason;
         if sequence.known == sequence.end {
             return self.end(place, finish);
         }

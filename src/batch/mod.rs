@@ -9,11 +9,11 @@
 mod books;
 mod pressure;
 
-use crate::arena::{Ground, Locked};
+use crate::arena::{Ground, Locked, own_memory};
 use crate::cpu::{Pass, Settings, simd::Level, team::Team};
 use crate::error::{Error, Result};
 use crate::memory::reserved;
-use crate::model::{MAX_RECURSIONS, Model, anonymous};
+use crate::model::{MAX_RECURSIONS, Model};
 use crate::plan::{Plan, SessionParams};
 use crate::routing::Routing;
 use crate::sampling::{Sampler, SamplerParams};
@@ -184,10 +184,8 @@ impl Batch<'static> {
     /// Plans a batch ([`Plan::batch`]) and takes its memory.
     pub fn new(model: &Model, params: &SessionParams) -> Result<Self> {
         let plan = Plan::batch(model, params)?;
-        let mut memory = anonymous(plan.bytes())?;
-        // SAFETY: the map's bytes stay where they are when the map is moved. It is moved into the
-        // batch, which uses only this slice, and drops the map after all that lies in it.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(memory.as_mut_ptr(), memory.len()) };
+        // SAFETY: the map is moved into the batch, which drops it after all that lies in it.
+        let (memory, bytes) = unsafe { own_memory(&plan) }?;
         let mut batch = Batch::with_plan_in(model, plan, bytes)?;
         batch._memory = Some(memory);
         Ok(batch)
@@ -320,6 +318,7 @@ impl<'m> Batch<'m> {
                 b.kv.share(from, to, entries);
             }
         }
+        let wanted = known.saturating_add(request.max_tokens);
         self.settings[place] = settings;
         self.books.sequences[place] = Sequence {
             id,
@@ -330,8 +329,11 @@ impl<'m> Batch<'m> {
             entered: done,
             done,
             measured: done,
-            end: known.saturating_add(request.max_tokens).min(context),
-            cut_short: known.saturating_add(request.max_tokens) > context,
+            end: wanted.min(context),
+            end_reason: match wanted > context {
+                true => Finish::ContextFull,
+                false => Finish::Length,
+            },
             ignore_end: request.ignore_end,
             failure: None,
         };

@@ -52,24 +52,16 @@ impl Books {
             if self.reclaim(pass) {
                 continue;
             }
-            let holds = |place: usize| {
-                let lists = 0..pass.model.schedule().planes.len();
-                let kv = &pass.buffers.kv;
-                lists
-                    .into_iter()
-                    .any(|plane| kv.length(kv.list(place, plane)) > 0)
-            };
-            let runs = |place: usize| {
-                let rows = &pass.buffers.active[..pass.flying + new];
-                let mut owners = rows.iter().map(|s| pass.buffers.rows[*s as usize].sequence);
-                owners.any(|owner| owner as usize == place)
-            };
             let evicts = self.pressure == Pressure::Evict;
-            let may_give_way = |place: &usize| match self.sequences[*place].state {
-                State::Running if evicts => holds(*place) || runs(*place),
-                State::Running => runs(*place),
-                State::Waiting { .. } => holds(*place),
-                _ => false,
+            // Who has begun has pages or is about to take some; rows that are not done need more.
+            let may_give_way = |place: &usize| {
+                let sequence = &self.sequences[*place];
+                match sequence.state {
+                    State::Running if evicts => sequence.entered > 0,
+                    State::Running => sequence.entered > sequence.done,
+                    State::Waiting { .. } => sequence.done > 0,
+                    _ => false,
+                }
             };
             let places = (0..self.sequences.len()).filter(may_give_way);
             let count = places.clone().count();

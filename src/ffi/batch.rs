@@ -8,7 +8,7 @@ use super::session::{mor_kv_type, mor_session_params};
 use super::status::{Failure, mor_error, mor_status, report};
 use crate::batch::{MAX_EVENTS, Pressure};
 use crate::memory::reserved;
-use crate::{Batch, Plan, SessionParams};
+use crate::{Batch, Model, Plan, SessionParams};
 use std::ffi::c_char;
 
 /// Many sequences at once, batched by depth: each `mor_batch_tick` runs the shared block once over
@@ -278,6 +278,20 @@ unsafe fn wanted<'a>(
     Ok((object, params, pressure))
 }
 
+/// Writes a plan of the model and the parameters behind a caller's pointers.
+unsafe fn write_plan(
+    model: *const mor_model,
+    params: *const mor_batch_params,
+    out_plan: *mut mor_batch_plan_info,
+    plan: impl FnOnce(&Model, &SessionParams) -> crate::Result<Plan>,
+) -> Result<(), Failure> {
+    // SAFETY: passed on.
+    let (object, params, _) = unsafe { wanted(model, params) }?;
+    let plan = plan(&object.model, &params)?;
+    // SAFETY: passed on.
+    unsafe { write_sized(out_plan, describe(&plan)) }
+}
+
 /// Plans a batch without taking any memory: what it will take, to the byte.
 ///
 /// @param model      the model
@@ -294,15 +308,11 @@ pub unsafe extern "C" fn mor_batch_plan(
     out_error: *mut mor_error,
 ) -> mor_status {
     boundary!(mor_status::MOR_ERROR_INTERNAL, {
-        let work = || {
-            // SAFETY: the caller's duty, see the manual.
-            let (object, params, _) = unsafe { wanted(model, params) }?;
-            let plan = Plan::batch(&object.model, &params)?;
-            // SAFETY: as above.
-            unsafe { write_sized(out_plan, describe(&plan)) }
-        };
-        // SAFETY: as above.
-        unsafe { report(work(), out_error) }
+        // SAFETY: the caller's duty, see the manual.
+        unsafe {
+            let plan = |model: &Model, params: &SessionParams| Plan::batch(model, params);
+            report(write_plan(model, params, out_plan, plan), out_error)
+        }
     })
 }
 
@@ -328,15 +338,13 @@ pub unsafe extern "C" fn mor_batch_plan_in(
     out_error: *mut mor_error,
 ) -> mor_status {
     boundary!(mor_status::MOR_ERROR_INTERNAL, {
-        let work = || {
-            // SAFETY: the caller's duty, see the manual.
-            let (object, params, _) = unsafe { wanted(model, params) }?;
-            let plan = Plan::batch_in(&object.model, &params, mean_depth, bytes)?;
-            // SAFETY: as above.
-            unsafe { write_sized(out_plan, describe(&plan)) }
-        };
-        // SAFETY: as above.
-        unsafe { report(work(), out_error) }
+        // SAFETY: the caller's duty, see the manual.
+        unsafe {
+            let plan = |model: &Model, params: &SessionParams| {
+                Plan::batch_in(model, params, mean_depth, bytes)
+            };
+            report(write_plan(model, params, out_plan, plan), out_error)
+        }
     })
 }
 

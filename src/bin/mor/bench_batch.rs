@@ -8,7 +8,6 @@ use crate::input;
 use crate::terminal::{Progress, counted, mebibytes, stdout};
 use mor::batch::{Counters, Event};
 use mor::convert::RandomTokens;
-use mor::plan::Plan;
 use mor::{Batch, Model, Request, SamplerParams, SequenceId, SessionParams};
 use serde_json::json;
 use std::collections::HashMap;
@@ -107,23 +106,23 @@ struct Measured {
     kv_bytes: usize,
     first_token: Duration,
     sequences_begun: usize,
-    /// The time of a tick in mean is about that between two recursions of a token.
-    ticks: u64,
 }
 
 /// The next of a sequence of lengths around a mean.
 fn length(random: &mut RandomTokens, mean: usize) -> usize {
     // The sum of twelve uniform numbers is as good as normal, with a deviation of 1.
-    let uniform = random
-        .take(12)
-        .map(|n| (f64::from(n) + 0.5) / f64::from(UNIFORM));
-    let normal = uniform.sum::<f64>() - 6.0;
+    let normal = (0..12).map(|_| uniform(random)).sum::<f64>() - 6.0;
     let length = (mean as f64 * (1.0 + normal / 4.0)).round();
     (length.max(1.0) as usize).min(2 * mean)
 }
 
 /// Whole numbers below this serve as uniform numbers.
 const UNIFORM: u32 = 1 << 20;
+
+/// A number between 0 and 1.
+fn uniform(random: &mut RandomTokens) -> f64 {
+    (f64::from(random.next().unwrap_or(0)) + 0.5) / f64::from(UNIFORM)
+}
 
 fn measure(
     model: &Model,
@@ -142,7 +141,6 @@ fn measure(
     if let Some(kv) = args.kv {
         params.kv = kv.into();
     }
-    params.kv_pages = Plan::pages_for(model, &params, model.hyperparameters().recursions as f64)?;
     let mut batch = Batch::new(model, &params)?;
     batch.set_in_step(args.in_step);
     let total = sequences * ROUNDS;
@@ -162,9 +160,7 @@ fn measure(
                     break;
                 }
                 // The time to the next is exponentially distributed.
-                let uniform = lengths.next().unwrap_or(0);
-                let uniform = (f64::from(uniform) + 0.5) / f64::from(UNIFORM);
-                next_arrival -= uniform.ln() / rate;
+                next_arrival -= uniform(&mut lengths).ln() / rate;
             }
             let prompt: Vec<u32> = tokens.by_ref().take(load.prompt).collect();
             let id = batch.add(&Request {
@@ -223,7 +219,6 @@ fn measure(
         kv_bytes,
         first_token,
         sequences_begun: first_tokens,
-        ticks: batch.counters().ticks,
     })
 }
 
@@ -242,7 +237,7 @@ impl Measured {
         self.rows_run() as f64 / self.counters.places.max(1) as f64
     }
     fn rows_per_tick(&self) -> impl Iterator<Item = f64> {
-        let ticks = self.ticks.max(1) as f64;
+        let ticks = self.counters.ticks.max(1) as f64;
         let used = self.counters.rows.iter().rposition(|rows| *rows > 0);
         let rows = &self.counters.rows[..used.map_or(0, |last| last + 1)];
         rows.iter().map(move |rows| *rows as f64 / ticks)
@@ -303,7 +298,7 @@ fn as_json(m: &Measured) -> serde_json::Value {
         "tokens": m.tokens,
         "tokens_per_second": m.tokens_per_second(),
         "mean_depth": m.mean_depth(),
-        "ticks": m.ticks,
+        "ticks": m.counters.ticks,
         "rows_per_tick": m.rows_per_tick().collect::<Vec<_>>(),
         "share_of_places": m.occupancy(),
         "finished_rows": m.counters.finished,
