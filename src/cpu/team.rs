@@ -57,6 +57,10 @@ struct Post {
 const WAITING: i32 = -1;
 const READY: i32 = 0;
 
+/// A bit of [`Shared::inside`]: the caller is asleep on `done`, or about to be.
+const CALLER_SLEEPS: usize = 1 << 16;
+const _: () = assert!(MAX_THREADS < CALLER_SLEEPS);
+
 struct Shared {
     /// Grows by one when a job opens and by one when it closes: odd while there is one.
     epoch: AtomicUsize,
@@ -64,11 +68,11 @@ struct Shared {
     job: Mutex<Job>,
     /// The next task that nobody has taken.
     next: AtomicUsize,
-    /// Helpers that take part, or are about to see that they came too late.
+    /// Helpers that take part, or are about to see that they came too late; and [`CALLER_SLEEPS`],
+    /// in one atomic, so that the last helper to leave cannot miss a caller who lies down.
     inside: AtomicUsize,
-    /// Helpers asleep on `wake`, and the caller on `done`.
+    /// Helpers asleep on `wake`.
     sleeping: AtomicUsize,
-    caller_sleeps: AtomicBool,
     lock: Mutex<()>,
     wake: Condvar,
     done: Condvar,
@@ -295,7 +299,6 @@ impl Shared {
             next: AtomicUsize::new(0),
             inside: AtomicUsize::new(0),
             sleeping: AtomicUsize::new(0),
-            caller_sleeps: AtomicBool::new(false),
             lock: Mutex::new(()),
             wake: Condvar::new(),
             done: Condvar::new(),
@@ -330,7 +333,7 @@ impl Shared {
                     self.panicked.store(true, SeqCst);
                 }
             }
-            if self.inside.fetch_sub(1, SeqCst) == 1 && self.caller_sleeps.load(SeqCst) {
+            if self.inside.fetch_sub(1, SeqCst) == 1 | CALLER_SLEEPS {
                 let _guard = lock(&self.lock);
                 self.done.notify_one();
             }
@@ -372,14 +375,14 @@ impl Shared {
             std::hint::spin_loop();
         }
         let mut guard = lock(&self.lock);
-        self.caller_sleeps.store(true, SeqCst);
-        while self.inside.load(SeqCst) != 0 {
+        self.inside.fetch_or(CALLER_SLEEPS, SeqCst);
+        while self.inside.load(SeqCst) != CALLER_SLEEPS {
             guard = self
                 .done
                 .wait(guard)
                 .unwrap_or_else(PoisonError::into_inner);
         }
-        self.caller_sleeps.store(false, SeqCst);
+        self.inside.fetch_and(!CALLER_SLEEPS, SeqCst);
     }
 }
 
@@ -457,13 +460,13 @@ mod tests {
             let mut team = room.team(threads);
             for tasks in [0, 1, 2, 7, 100] {
                 let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
-                for _ in 0..200 {
+                for _ in 0..2000 {
                     team.run(tasks, &|task, thread| {
                         assert!(thread < threads);
                         counts[task].fetch_add(1, Relaxed);
                     });
                 }
-                assert!(counts.iter().all(|c| c.load(Relaxed) == 200));
+                assert!(counts.iter().all(|c| c.load(Relaxed) == 2000));
             }
         }
     }
