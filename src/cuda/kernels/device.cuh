@@ -1,0 +1,136 @@
+// What the kernels need of the machine: halves, matrix products of a warp, sums over a block. The one
+// place that tells the device from the host's emulation of it (tests/cuda).
+#pragma once
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#ifdef MOR_EMULATED
+#include "emulated.h"
+#define MOR_TENSOR_CORES 1
+#else
+#define MOR_KERNEL(name)
+#define MOR_DYNAMIC_SHARED(type, name) extern __shared__ type name[]
+#if __CUDA_ARCH__ >= 800
+#define MOR_TENSOR_CORES 1
+#endif
+#endif
+
+// Threads of every block.
+constexpr u32 BLOCK = 256;
+constexpr u32 WARP = 32;
+constexpr u32 WARPS = BLOCK / WARP;
+constexpr u32 ALL_LANES = 0xffffffffu;
+
+// As MAX_RECURSIONS in src/model.
+constexpr u32 MAX_RECURSIONS = 64;
+
+__device__ __forceinline__ u32 lane_index() { return threadIdx.x % WARP; }
+__device__ __forceinline__ u32 warp_index() { return threadIdx.x / WARP; }
+
+__device__ __forceinline__ float half_to_float(u16 bits) {
+#ifdef MOR_EMULATED
+    _Float16 value;
+    __builtin_memcpy(&value, &bits, 2);
+    return static_cast<float>(value);
+#else
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+#endif
+}
+
+// Rounds to the nearest, ties to even; too large a value becomes infinite.
+__device__ __forceinline__ u16 float_to_half(float value) {
+#ifdef MOR_EMULATED
+    _Float16 half = static_cast<_Float16>(value);
+    u16 bits;
+    __builtin_memcpy(&bits, &half, 2);
+    return bits;
+#else
+    u16 bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+#endif
+}
+
+__device__ __forceinline__ u32 pair_of_halves(float low, float high) {
+    return float_to_half(low) | static_cast<u32>(float_to_half(high)) << 16;
+}
+
+__device__ __forceinline__ float bfloat_to_float(u16 bits) {
+    return __uint_as_float(static_cast<u32>(bits) << 16);
+}
+
+// Four bytes as four halves, each less 1024 + `OFFSET`, exactly: 0x64 above a byte is the half
+// 1024 + byte.
+template <u32 OFFSET>
+__device__ __forceinline__ void bytes_to_halves(u32 bytes, u32 halves[2]) {
+#ifdef MOR_EMULATED
+    for (u32 i = 0; i < 2; i++) {
+        float a = static_cast<float>(bytes >> (16 * i) & 255) - static_cast<float>(OFFSET);
+        float b = static_cast<float>(bytes >> (16 * i + 8) & 255) - static_cast<float>(OFFSET);
+        halves[i] = pair_of_halves(a, b);
+    }
+#else
+    constexpr u32 bias = (0x6400u + OFFSET) * 0x10001u;
+    u32 a = __byte_perm(bytes, 0x64646464u, 0x4140u);
+    u32 b = __byte_perm(bytes, 0x64646464u, 0x4342u);
+    asm("sub.f16x2 %0, %1, %2;" : "=r"(halves[0]) : "r"(a), "r"(bias));
+    asm("sub.f16x2 %0, %1, %2;" : "=r"(halves[1]) : "r"(b), "r"(bias));
+#endif
+}
+
+#ifdef MOR_TENSOR_CORES
+// d += a · b for a warp, 16 × 8 with 16 products each (PTX: mma.m16n8k16, row.col, halves, sums in
+// single precision).
+__device__ __forceinline__ void multiply_add(float d[4], const u32 a[4], const u32 b[2]) {
+#ifdef MOR_EMULATED
+    mor_emulated_mma_m16n8k16(d, a, b);
+#else
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+#endif
+
+__device__ __forceinline__ float warp_sum(float value) {
+    for (u32 distance = WARP / 2; distance > 0; distance /= 2)
+        value += __shfl_xor_sync(ALL_LANES, value, distance);
+    return value;
+}
+
+__device__ __forceinline__ float warp_max(float value) {
+    for (u32 distance = WARP / 2; distance > 0; distance /= 2)
+        value = fmaxf(value, __shfl_xor_sync(ALL_LANES, value, distance));
+    return value;
+}
+
+// The sum over a block, for all its threads, in one fixed order. `room` [WARPS] is free again after
+// the next barrier.
+__device__ __forceinline__ float block_sum(float value, float* room) {
+    value = warp_sum(value);
+    if (lane_index() == 0) room[warp_index()] = value;
+    __syncthreads();
+    float sum = 0;
+    for (u32 w = 0; w < WARPS; w++) sum += room[w];
+    return sum;
+}
+
+__device__ __forceinline__ float block_max(float value, float* room) {
+    value = warp_max(value);
+    if (lane_index() == 0) room[warp_index()] = value;
+    __syncthreads();
+    float max = room[0];
+    for (u32 w = 1; w < WARPS; w++) max = fmaxf(max, room[w]);
+    return max;
+}
+
+// Finite, in a way that no optimisation takes away.
+__device__ __forceinline__ bool is_finite(float value) {
+    return (__float_as_uint(value) & 0x7f800000u) != 0x7f800000u;
+}

@@ -1,0 +1,8 @@
+// All kernels but the one in conditional.cu, as one translation unit. tools/cuda/build.py compiles it for
+// devices, tests/cuda for the host.
+#include "products.cuh"
+#include "routing.cuh"
+#include "sampling.cuh"
+#ifdef MOR_EMULATED
+#include "conditional.cu"
+#endif

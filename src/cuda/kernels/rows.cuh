@@ -1,0 +1,308 @@
+// Rows on their way: how they enter, and how they are made ready for matrix products.
+#pragma once
+#include "weights.cuh"
+
+// A token on its way through the layers, by its slot. The host writes it when the token enters.
+struct Row {
+    u32 sequence;
+    u32 position;
+    u32 token;
+    // The recursion that it stands before.
+    u32 recursion;
+    // The least score with which it goes on, and the most recursions that it takes.
+    float least_score;
+    u32 depth_limit;
+    // Whether what follows it is wanted.
+    u32 wants_logits;
+    u32 unused;
+};
+
+// What the device knows of a row besides.
+struct State {
+    // Recursions that it ran or, as soon as that is decided, will run.
+    u32 depth;
+    // IN_RECURSIONS, LEFT or DONE.
+    u32 stage;
+    // Its entry in the planes of the recursion that runs.
+    u32 entry;
+    // What the block's result is multiplied by.
+    float weight;
+};
+
+enum Stage : u32 { IN_RECURSIONS = 1, LEFT = 2, DONE = 3 };
+
+// Some rows by their slots; how many there are is known on the device only.
+struct View {
+    const u32* slots;
+    const u32* count;
+};
+
+// Activations ready for matrix products, [rows][stride] each, zero beyond their columns. The halves are
+// the row divided by `scales[row]`, a power of two that brings its largest element near 2^14: none
+// overflows, and elements keep their eleven bits down to 2^-28 of the largest. `sums` [rows]
+// [stride / 32] adds up the halves of each group.
+struct Prepared {
+    float* floats;
+    u16* halves;
+    float* scales;
+    float* sums;
+    u32 columns;
+    u32 stride;
+};
+
+// Writes the halves, the scale and the sums of row `c`, whose floats this block's threads wrote, each
+// thread the elements thread, thread + BLOCK, …; `largest` is the largest magnitude among this thread's.
+__device__ __forceinline__ void finish_row(const Prepared& p, u32 c, float largest) {
+    __shared__ float room[WARPS];
+    largest = block_max(largest, room);
+    int exponent = static_cast<int>(__float_as_uint(largest) >> 23 & 255) - 127;
+    if (exponent < -100) exponent = -100;
+    if (!is_finite(largest)) exponent = 14;
+    const float scale = __uint_as_float(static_cast<u32>(exponent - 14 + 127) << 23);
+    const float inverse = __uint_as_float(static_cast<u32>(14 - exponent + 127) << 23);
+    float* floats = p.floats + static_cast<u64>(c) * p.stride;
+    u16* halves = p.halves + static_cast<u64>(c) * p.stride;
+    float* sums = p.sums + static_cast<u64>(c) * (p.stride / GROUP);
+    // A warp takes whole groups of 32, and all its lanes the same number of them.
+    for (u32 i = threadIdx.x; i < p.stride; i += BLOCK) {
+        if (i >= p.columns) floats[i] = 0;
+        u16 half = i < p.columns ? float_to_half(floats[i] * inverse) : 0;
+        halves[i] = half;
+        float sum = warp_sum(half_to_float(half));
+        if (lane_index() == 0) sums[i / GROUP] = sum;
+    }
+    if (threadIdx.x == 0) p.scales[c] = scale;
+}
+
+// ---- Entering
+
+// The head of what the host sends with a launch; `Row`s, slots and changes follow it.
+struct Input {
+    // Rows that enter, and rows that were in the recursions before.
+    u32 entering;
+    u32 flying;
+    // Rows that have left the recursions and wait for others.
+    u32 waiting;
+    // Changes of the page tables.
+    u32 changes;
+    // Rows that are in no recursion and whose logits are wanted, all that this launch is for.
+    u32 asked;
+    // The paper's top-k over the whole text, not the threshold.
+    u32 by_capacity;
+    u32 unused[2];
+};
+
+// A page of a list: `tables[index] = page`.
+struct Change {
+    u32 index;
+    u32 page;
+};
+
+// What a pass has to tell; zeroed by the first kernel.
+struct Report {
+    // Rows: now in the recursions; that left them and are not done; that are done in this pass; whose
+    // logits were computed.
+    u32 flying;
+    u32 waiting;
+    u32 ready;
+    u32 wanted;
+    // Rows of the recursion that runs.
+    u32 running;
+    // 0, or what went wrong (src/cuda/mod.rs), and the slot of the row that did it.
+    u32 error;
+    u32 culprit;
+    u32 entering;
+};
+
+enum Error : u32 { NO_ERROR = 0, SCORE_NOT_FINITE = 1, KEY_NOT_FINITE = 2, LOGIT_NOT_FINITE = 3 };
+
+__device__ __forceinline__ void report_error(Report* report, u32 error, u32 slot) {
+    if (atomicCAS(&report->error, 0u, error) == 0u) report->culprit = slot;
+}
+
+struct BeginParams {
+    const Input* input;
+    // [batch], with their slots.
+    const Row* new_rows;
+    const u32* new_slots;
+    // [batch] slots of the rows in the recursions, and [slots] of those that wait.
+    const u32* old_active;
+    const u32* old_waiting;
+    const Change* changes;
+    u32* tables;
+    Row* rows;
+    State* states;
+    u32* entering;
+    u32* active;
+    u32* waiting;
+    u32* wanted;
+    Report* report;
+    // [sequences][context] tokens.
+    u32* tokens;
+    u32 context;
+    u32 unused;
+};
+
+// Takes what the host sent. One block.
+extern "C" __global__ void __launch_bounds__(BLOCK) mor_begin(const BeginParams p) {
+    const Input in = *p.input;
+    for (u32 i = threadIdx.x; i < in.changes; i += BLOCK) p.tables[p.changes[i].index] = p.changes[i].page;
+    for (u32 i = threadIdx.x; i < in.flying; i += BLOCK) p.active[i] = p.old_active[i];
+    for (u32 i = threadIdx.x; i < in.waiting; i += BLOCK) p.waiting[i] = p.old_waiting[i];
+    for (u32 i = threadIdx.x; i < in.entering; i += BLOCK) {
+        const Row row = p.new_rows[i];
+        const u32 slot = p.new_slots[i];
+        p.rows[slot] = row;
+        p.states[slot] = State{0, IN_RECURSIONS, 0, 1.0f};
+        p.entering[i] = slot;
+        p.active[in.flying + i] = slot;
+        p.tokens[static_cast<u64>(row.sequence) * p.context + row.position] = row.token;
+    }
+    for (u32 i = threadIdx.x; i < in.asked; i += BLOCK) p.wanted[i] = p.new_slots[i];
+    if (threadIdx.x == 0) {
+        Report r = {};
+        r.flying = in.flying + in.entering;
+        r.waiting = in.waiting;
+        r.entering = in.entering;
+        r.wanted = in.asked;
+        *p.report = r;
+    }
+}
+MOR_KERNEL(mor_begin)
+
+struct EmbedParams {
+    View view;
+    const Row* rows;
+    Matrix embedding;
+    // [slots][hidden]
+    float* h;
+    // [slots][pairs] cosine and sine.
+    float2* rope;
+    // [pairs] divisors of the frequencies, or null.
+    const float* factors;
+    double base;
+    double scale;
+    u32 pairs;
+    u32 unused;
+};
+
+template <u32 TYPE>
+__device__ __forceinline__ void embed_row(const Matrix& m, u32 token, float* h) {
+    const u32 groups = (m.columns + GROUP - 1) / GROUP;
+    for (u32 i = threadIdx.x; i < groups * 4; i += BLOCK) {
+        float w[8];
+        decode<TYPE>(m, token, i / 4, i % 4, w);
+        for (u32 j = 0; j < 8; j++) {
+            u32 column = column_of(i / 4, i % 4, j);
+            if (column < m.columns) h[column] = w[j];
+        }
+    }
+}
+
+// Token embeddings and rotary angles. A block a row.
+extern "C" __global__ void __launch_bounds__(BLOCK) mor_embed(const EmbedParams p) {
+    if (blockIdx.x >= *p.view.count) return;
+    const u32 slot = p.view.slots[blockIdx.x];
+    const Row row = p.rows[slot];
+    float* h = p.h + static_cast<u64>(slot) * p.embedding.columns;
+#define MOR_EMBED(TYPE) embed_row<TYPE>(p.embedding, row.token, h)
+    MOR_FOR_TYPE(p.embedding.type, MOR_EMBED)
+#undef MOR_EMBED
+    // In double precision, as src/cpu/ops.rs.
+    for (u32 i = threadIdx.x; i < p.pairs; i += BLOCK) {
+        double exponent = 2.0 * i / (2.0 * p.pairs);
+        double factor = p.factors ? p.factors[i] : 1.0;
+        double angle = row.position / p.scale / pow(p.base, exponent) / factor;
+        p.rope[static_cast<u64>(slot) * p.pairs + i] =
+            make_float2(static_cast<float>(cos(angle)), static_cast<float>(sin(angle)));
+    }
+}
+MOR_KERNEL(mor_embed)
+
+struct CopyRowsParams {
+    View view;
+    const float* from;
+    float* to;
+    u32 width;
+    u32 unused;
+};
+
+// Rows by slot from one buffer to another. A block a row.
+extern "C" __global__ void __launch_bounds__(BLOCK) mor_copy_rows(const CopyRowsParams p) {
+    if (blockIdx.x >= *p.view.count) return;
+    const u64 start = static_cast<u64>(p.view.slots[blockIdx.x]) * p.width;
+    for (u32 i = threadIdx.x; i < p.width; i += BLOCK) p.to[start + i] = p.from[start + i];
+}
+MOR_KERNEL(mor_copy_rows)
+
+// ---- Making rows ready
+
+struct NormParams {
+    View view;
+    // [slots][columns]
+    const float* x;
+    const float* weight;
+    Prepared out;
+    float epsilon;
+    u32 unused;
+};
+
+// RMSNorm (Zhang and Sennrich, 2019): y = x / sqrt(mean(x²) + ε) · w. A block a row.
+extern "C" __global__ void __launch_bounds__(BLOCK) mor_norm(const NormParams p) {
+    const u32 c = blockIdx.x;
+    if (c >= *p.view.count) return;
+    __shared__ float room[WARPS];
+    const u32 d = p.out.columns;
+    const float* x = p.x + static_cast<u64>(p.view.slots[c]) * d;
+    float* y = p.out.floats + static_cast<u64>(c) * p.out.stride;
+    float squares = 0;
+    for (u32 i = threadIdx.x; i < d; i += BLOCK) squares = fmaf(x[i], x[i], squares);
+    const float mean = block_sum(squares, room) / static_cast<float>(d);
+    const float scale = 1.0f / sqrtf(mean + p.epsilon);
+    float largest = 0;
+    for (u32 i = threadIdx.x; i < d; i += BLOCK) {
+        y[i] = x[i] * scale * p.weight[i];
+        largest = fmaxf(largest, fabsf(y[i]));
+    }
+    finish_row(p.out, c, largest);
+}
+MOR_KERNEL(mor_norm)
+
+enum Make : u32 { SCALED = 0, GELU = 1, SWIGLU = 2 };
+
+struct MakeParams {
+    View view;
+    // SCALED: [slots][columns]; else [rows][columns].
+    const float* a;
+    // SWIGLU: [rows][columns].
+    const float* b;
+    Prepared out;
+    u32 make;
+    // SCALED: divides.
+    float divisor;
+};
+
+// A router's input, its hidden layer, or SwiGLU's (Shazeer, 2020). A block a row.
+extern "C" __global__ void __launch_bounds__(BLOCK) mor_make(const MakeParams p) {
+    const u32 c = blockIdx.x;
+    if (c >= *p.view.count) return;
+    const u32 d = p.out.columns;
+    const float* a = p.a + static_cast<u64>(p.make == SCALED ? p.view.slots[c] : c) * d;
+    const float* b = p.b + static_cast<u64>(c) * d;
+    float* y = p.out.floats + static_cast<u64>(c) * p.out.stride;
+    float largest = 0;
+    for (u32 i = threadIdx.x; i < d; i += BLOCK) {
+        float v = a[i];
+        if (p.make == SCALED)
+            v /= p.divisor;
+        else if (p.make == GELU)
+            // The exact form: x Φ(x) (Hendrycks and Gimpel, 2016).
+            v = static_cast<float>(0.5 * v * (1.0 + erf(v / 1.4142135623730951)));
+        else
+            v = v / (1.0f + expf(-v)) * b[i];
+        y[i] = v;
+        largest = fmaxf(largest, fabsf(v));
+    }
+    finish_row(p.out, c, largest);
+}
+MOR_KERNEL(mor_make)

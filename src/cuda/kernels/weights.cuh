@@ -1,0 +1,188 @@
+// Weights as they lie in memory: the block formats in tiles of sixteen rows (src/quant/tiles.rs), the
+// plain ones row by row. Everything is taken in groups of 32 columns, of which a lane with part
+// t (0 to 3) takes columns 4t to 4t + 3 and 16 + 4t to 16 + 4t + 3.
+#pragma once
+#include "device.cuh"
+
+// The numbers that GGUF gives the types.
+enum Type : u32 {
+    F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8,
+    Q4_K = 12, Q5_K = 13, Q6_K = 14, BF16 = 30
+};
+
+constexpr u32 TILE_ROWS = 16;
+constexpr u32 GROUP = 32;
+
+// Eight weights as bytes of which `offset` is to be taken away: (byte - offset) · scale - min.
+struct Codes {
+    u32 low, high;
+    float low_scale, high_scale, min;
+};
+
+__device__ constexpr u32 block_columns(u32 type) {
+    return type == Q4_K || type == Q5_K || type == Q6_K ? 256 : type == F32 || type == F16 || type == BF16 ? 1 : 32;
+}
+
+__device__ constexpr u32 block_bytes(u32 type) {
+    return type == F32 ? 4 : type == F16 || type == BF16 ? 2 : type == Q8_0 ? 34 : type == Q4_0 ? 18
+         : type == Q4_1 ? 20 : type == Q5_0 ? 22 : type == Q5_1 ? 24 : type == Q4_K ? 144
+         : type == Q5_K ? 176 : 210;
+}
+
+__device__ constexpr u32 code_offset(u32 type) {
+    return type == Q8_0 ? 128 : type == Q4_0 ? 8 : type == Q5_0 ? 16 : type == Q6_K ? 32 : 0;
+}
+
+// Whether weights have a minimum, so that the sum of the activations counts too.
+__device__ constexpr bool has_min(u32 type) {
+    return type == Q4_1 || type == Q5_1 || type == Q4_K || type == Q5_K;
+}
+
+// The field of four bytes that begins `at` bytes into the block of row `row`.
+__device__ __forceinline__ u32 field(const u8* tile, u32 at, u32 row) {
+    return *reinterpret_cast<const u32*>(tile + TILE_ROWS * at + 4 * row);
+}
+
+__device__ __forceinline__ float half_field(const u8* tile, u32 at, u32 row) {
+    return half_to_float(*reinterpret_cast<const u16*>(tile + TILE_ROWS * at + 2 * row));
+}
+
+// Bit i of four in the lowest place of byte i, times 16: the fifth bits.
+__device__ __forceinline__ u32 spread_fifth_bits(u32 bits) {
+    return (bits & 1) << 4 | (bits & 2) << 11 | (bits & 4) << 18 | (bits & 8) << 25;
+}
+
+// The 6-bit scale and minimum of group `g` of a K block (src/quant/k.rs).
+__device__ __forceinline__ void scale_and_min(const u8* tile, u32 row, u32 g, float* scale, float* min) {
+    u32 s[3] = {field(tile, 4, row), field(tile, 8, row), field(tile, 12, row)};
+    u32 shift = 8 * (g % 4);
+    u32 a = s[0] >> shift & 255, b = s[1] >> shift & 255, c = s[2] >> shift & 255;
+    if (g < 4) {
+        *scale = static_cast<float>(a & 63);
+        *min = static_cast<float>(b & 63);
+    } else {
+        *scale = static_cast<float>((c & 15) | (a >> 6 << 4));
+        *min = static_cast<float>(c >> 4 | (b >> 6 << 4));
+    }
+}
+
+// Part `t` of group `group` of row `row` of a tile.
+template <u32 TYPE>
+__device__ __forceinline__ Codes codes(const u8* tile, u32 group, u32 row, u32 t) {
+    Codes w;
+    w.min = 0;
+    constexpr u32 groups = block_columns(TYPE) / GROUP;
+    const u8* block = tile + static_cast<u64>(group / groups) * (TILE_ROWS * block_bytes(TYPE));
+    if constexpr (TYPE == Q8_0) {
+        w.low = field(block, 2 + 4 * t, row) ^ 0x80808080u;
+        w.high = field(block, 18 + 4 * t, row) ^ 0x80808080u;
+        w.low_scale = w.high_scale = half_field(block, 0, row);
+    } else if constexpr (TYPE == Q4_0 || TYPE == Q4_1 || TYPE == Q5_0 || TYPE == Q5_1) {
+        constexpr bool five = TYPE == Q5_0 || TYPE == Q5_1;
+        constexpr u32 after_halves = TYPE == Q4_0 || TYPE == Q5_0 ? 2 : 4;
+        constexpr u32 nibbles = after_halves + (five ? 4 : 0);
+        u32 q = field(block, nibbles + 4 * t, row);
+        w.low = q & 0x0f0f0f0fu;
+        w.high = q >> 4 & 0x0f0f0f0fu;
+        if constexpr (five) {
+            u32 h = field(block, after_halves, row) >> (4 * t);
+            w.low |= spread_fifth_bits(h);
+            w.high |= spread_fifth_bits(h >> 16);
+        }
+        w.low_scale = w.high_scale = half_field(block, 0, row);
+        if constexpr (has_min(TYPE)) w.min = -half_field(block, 2, row);
+    } else if constexpr (TYPE == Q4_K || TYPE == Q5_K) {
+        u32 g = group % 8, shift = 4 * (g % 2);
+        u32 nibbles = (TYPE == Q4_K ? 16 : 48) + 32 * (g / 2) + 4 * t;
+        w.low = field(block, nibbles, row) >> shift & 0x0f0f0f0fu;
+        w.high = field(block, nibbles + 16, row) >> shift & 0x0f0f0f0fu;
+        if constexpr (TYPE == Q5_K) {
+            w.low |= (field(block, 16 + 4 * t, row) >> g & 0x01010101u) << 4;
+            w.high |= (field(block, 32 + 4 * t, row) >> g & 0x01010101u) << 4;
+        }
+        float scale, min;
+        scale_and_min(block, row, g, &scale, &min);
+        w.low_scale = w.high_scale = half_field(block, 0, row) * scale;
+        w.min = half_field(block, 2, row) * min;
+    } else if constexpr (TYPE == Q6_K) {
+        u32 run = group % 8, half = run / 4, r = run % 4;
+        u32 low = 64 * half + 32 * (r % 2) + 4 * t, high = 128 + 32 * half + 4 * t;
+        u32 shift = 4 * (r / 2);
+        w.low = (field(block, low, row) >> shift & 0x0f0f0f0fu) |
+                (field(block, high, row) >> (2 * r) & 0x03030303u) << 4;
+        w.high = (field(block, low + 16, row) >> shift & 0x0f0f0f0fu) |
+                 (field(block, high + 16, row) >> (2 * r) & 0x03030303u) << 4;
+        u32 scales = field(block, 192 + run / 2 * 4, row) >> (16 * (run % 2));
+        float d = half_field(block, 208, row);
+        w.low_scale = d * static_cast<float>(static_cast<signed char>(scales & 255));
+        w.high_scale = d * static_cast<float>(static_cast<signed char>(scales >> 8 & 255));
+    }
+    return w;
+}
+
+// Where the columns of a part stand in the row.
+__device__ __forceinline__ u32 column_of(u32 group, u32 t, u32 i) {
+    return GROUP * group + (i < 4 ? 4 * t + i : 12 + 4 * t + i);
+}
+
+// A plain weight; 0 outside the matrix.
+template <u32 TYPE>
+__device__ __forceinline__ float plain_weight(const u8* row, u32 column, u32 columns) {
+    if (column >= columns) return 0;
+    if constexpr (TYPE == F32) return reinterpret_cast<const float*>(row)[column];
+    u16 bits = reinterpret_cast<const u16*>(row)[column];
+    return TYPE == F16 ? half_to_float(bits) : bfloat_to_float(bits);
+}
+
+// A matrix as kernels see it. Rows of block formats are filled up to whole tiles.
+struct Matrix {
+    const u8* data;
+    // [rows], or null.
+    const float* bias;
+    float* out;
+    u32 type;
+    u32 rows;
+    u32 columns;
+    u32 row_bytes;
+    // Elements from one row of `out` to the next.
+    u32 out_stride;
+    // Whether results are added to what is there, and whether a row of `out` is a row's slot, not its
+    // place among those that run.
+    u32 add;
+    u32 by_slot;
+    u32 unused;
+};
+
+// The eight weights of a part, whatever the type; 0 outside the matrix.
+template <u32 TYPE>
+__device__ __forceinline__ void decode(const Matrix& m, u32 row, u32 group, u32 t, float out[8]) {
+    if constexpr (block_columns(TYPE) == 1) {
+        const u8* data = m.data + static_cast<u64>(row) * m.row_bytes;
+        for (u32 i = 0; i < 8; i++)
+            out[i] = row < m.rows ? plain_weight<TYPE>(data, column_of(group, t, i), m.columns) : 0;
+    } else {
+        const u8* tile = m.data + static_cast<u64>(row / TILE_ROWS) * TILE_ROWS * m.row_bytes;
+        Codes w = codes<TYPE>(tile, group, row % TILE_ROWS, t);
+        constexpr float offset = static_cast<float>(code_offset(TYPE));
+        for (u32 i = 0; i < 4; i++) {
+            out[i] = (static_cast<float>(w.low >> (8 * i) & 255) - offset) * w.low_scale - w.min;
+            out[4 + i] = (static_cast<float>(w.high >> (8 * i) & 255) - offset) * w.high_scale - w.min;
+        }
+    }
+}
+
+// Calls CALL(type) with the type as a constant.
+#define MOR_FOR_TYPE(type, CALL) \
+    switch (type) {              \
+        case F32: CALL(F32); break;   \
+        case F16: CALL(F16); break;   \
+        case BF16: CALL(BF16); break; \
+        case Q8_0: CALL(Q8_0); break; \
+        case Q4_0: CALL(Q4_0); break; \
+        case Q4_1: CALL(Q4_1); break; \
+        case Q5_0: CALL(Q5_0); break; \
+        case Q5_1: CALL(Q5_1); break; \
+        case Q4_K: CALL(Q4_K); break; \
+        case Q5_K: CALL(Q5_K); break; \
+        case Q6_K: CALL(Q6_K); break; \
+    }
