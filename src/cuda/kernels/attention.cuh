@@ -222,7 +222,7 @@ __device__ __forceinline__ void attend(const AttentionParams& p, u32 c, const Se
     }
     __syncthreads();
     for (u32 h = 0; h < heads; h++) {
-        float max = -INFINITY;
+        float max = LEAST;
         for (u32 j = threadIdx.x; j < count; j += BLOCK) max = fmaxf(max, scores[h * PART + j]);
         max = block_max(max, room);
         __syncthreads();

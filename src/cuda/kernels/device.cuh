@@ -24,6 +24,9 @@ constexpr u32 WARP = 32;
 constexpr u32 WARPS = BLOCK / WARP;
 constexpr u32 ALL_LANES = 0xffffffffu;
 
+// Below every number that is compared with it.
+constexpr float LEAST = -3.402823466e38f;
+
 // As MAX_RECURSIONS in src/model.
 constexpr u32 MAX_RECURSIONS = 64;
 

@@ -142,7 +142,7 @@ __device__ __forceinline__ float weight_of(const DecideParams& p, float score) {
 __device__ __forceinline__ void choose_depth(const DecideParams& p, const float* scores, u32 limit, State* state) {
     float weights[MAX_RECURSIONS];
     if (p.function == SOFTMAX) {
-        float max = -INFINITY, sum = 0;
+        float max = LEAST, sum = 0;
         for (u32 o = 0; o < p.outputs; o++) max = fmaxf(max, scores[o]);
         for (u32 o = 0; o < p.outputs; o++) sum += weights[o] = expf(scores[o] - max);
         for (u32 o = 0; o < p.outputs; o++) weights[o] = weights[o] / sum * p.alpha;
@@ -150,7 +150,7 @@ __device__ __forceinline__ void choose_depth(const DecideParams& p, const float*
         for (u32 o = 0; o < p.outputs; o++) weights[o] = weight_of(p, scores[o]);
     }
     u32 best = 0;
-    float most = -INFINITY;
+    float most = LEAST;
     for (u32 o = 0; o < limit; o++) {
         const float value = weights[o] + (p.pick_bias ? p.pick_bias[o] : 0.0f);
         if (value > most) {
