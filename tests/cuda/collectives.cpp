@@ -1,0 +1,109 @@
+/*
+ * What the lanes of a warp do together, once all lanes of the mask have arrived.
+ */
+#include "fibers.h"
+
+namespace mor_emulated {
+
+// GCC 12 has _Float16 in C++ for x86-64 only, and __fp16 for ARM.
+#if defined(__aarch64__)
+typedef __fp16 Half;
+#else
+typedef _Float16 Half;
+#endif
+
+float half_to_float(uint16_t bits) {
+    Half half;
+    std::memcpy(&half, &bits, 2);
+    return float(half);
+}
+
+uint16_t float_to_half(float value) {
+    const Half half = Half(value);
+    uint16_t bits;
+    std::memcpy(&bits, &half, 2);
+    return bits;
+}
+
+namespace {
+
+float half_of_pair(uint32_t pair, unsigned which) { return half_to_float(uint16_t(pair >> 16 * which)); }
+
+/**
+ * The fragments of m16n8k16: with g = lane / 4 and t = lane % 4, the lane holds
+ * A: rows g (registers 0, 2) and g + 8 (1, 3), columns 2t, 2t + 1 (0, 1) and 2t + 8, 2t + 9 (2, 3);
+ * B: column g, rows 2t, 2t + 1 (register 0) and 2t + 8, 2t + 9 (1);
+ * D: rows g (0, 1) and g + 8 (2, 3), columns 2t, 2t + 1.
+ */
+void mma_m16n8k16(Fiber *warp) {
+    float a[16][16], b[16][8];
+    for (unsigned lane = 0; lane < WARP; lane++) {
+        const unsigned g = lane / 4, t = lane % 4;
+        const Exchange &e = *warp[lane].exchange;
+        for (unsigned r = 0; r < 4; r++)
+            for (unsigned i = 0; i < 2; i++)
+                a[g + r % 2 * 8][2 * t + r / 2 * 8 + i] = half_of_pair(e.a[r], i);
+        for (unsigned r = 0; r < 2; r++)
+            for (unsigned i = 0; i < 2; i++) b[2 * t + r * 8 + i][g] = half_of_pair(e.b[r], i);
+    }
+    for (unsigned lane = 0; lane < WARP; lane++) {
+        const unsigned g = lane / 4, t = lane % 4;
+        float *d = warp[lane].exchange->d;
+        for (unsigned i = 0; i < 4; i++) {
+            const unsigned row = g + i / 2 * 8, column = 2 * t + i % 2;
+            float sum = d[i];
+            // The product of two halves is a float without rounding.
+            for (unsigned k = 0; k < 16; k++) sum += a[row][k] * b[k][column];
+            d[i] = sum;
+        }
+    }
+}
+
+uint32_t reduced(const Exchange &e, uint32_t x, uint32_t y) {
+    const bool less = e.is_signed ? int32_t(x) < int32_t(y) : x < y;
+    switch (e.operation) {
+    case Operation::ReduceAdd: return x + y;
+    case Operation::ReduceMin: return less ? x : y;
+    case Operation::ReduceMax: return less ? y : x;
+    case Operation::ReduceAnd: return x & y;
+    case Operation::ReduceOr: return x | y;
+    default: return x ^ y;
+    }
+}
+
+} // namespace
+
+void complete(Fiber *warp, unsigned mask) {
+    const auto in_mask = [mask](unsigned lane) { return mask >> lane & 1u; };
+    const unsigned first = unsigned(__builtin_ctz(mask));
+    const Exchange &e = *warp[first].exchange;
+    switch (e.operation) {
+    case Operation::Sync: return;
+    case Operation::Mma: mma_m16n8k16(warp); return;
+    case Operation::Shuffle:
+        for (unsigned lane = first; lane < WARP; lane++) {
+            if (!in_mask(lane)) continue;
+            Exchange &to = *warp[lane].exchange;
+            if (to.source >= WARP || !in_mask(to.source))
+                fail(&warp[lane], "calls %s (%s:%d): it reads lane %u, which mask %08x does not name", to.name,
+                     to.file, to.line, to.source, mask);
+            to.result = warp[to.source].exchange->value;
+        }
+        return;
+    default: break;
+    }
+    uint32_t ballot = 0, total = e.value;
+    for (unsigned lane = first; lane < WARP; lane++) {
+        if (!in_mask(lane)) continue;
+        if (warp[lane].exchange->value) ballot |= 1u << lane;
+        if (lane != first) total = reduced(e, total, warp[lane].exchange->value);
+    }
+    const uint32_t result = e.operation == Operation::Ballot ? ballot
+                            : e.operation == Operation::Any  ? ballot != 0
+                            : e.operation == Operation::All  ? ballot == mask
+                                                             : total;
+    for (unsigned lane = first; lane < WARP; lane++)
+        if (in_mask(lane)) warp[lane].exchange->result = result;
+}
+
+} // namespace mor_emulated

@@ -1,0 +1,490 @@
+/*
+ * The emulated multiprocessor: the threads of a block as fibers, run in turns from barrier to barrier.
+ *
+ * Each fiber has a stack behind a guard page. A fiber runs until it waits (for its block or for lanes of
+ * its warp) or ends; the scheduler then takes the next one that is ready, in the order that was asked
+ * for. When none is ready and not all have ended, the kernel is wrong, and the report says who waits.
+ */
+#include "fibers.h"
+
+#include <chrono>
+#include <csignal>
+#include <cstdarg>
+#include <cstdlib>
+#include <string>
+#include <sys/mman.h>
+#include <unistd.h>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+extern "C" {
+// Laid down by the linker at the ends of the section of __shared__ variables, if there are any.
+extern unsigned char __start_mor_shared[] __attribute__((weak, visibility("hidden")));
+extern unsigned char __stop_mor_shared[] __attribute__((weak, visibility("hidden")));
+
+/** Keeps the registers that a call must preserve, and the stack, in *from, and goes on at `to`. */
+void mor_switch_stack(void **from, void *to);
+}
+
+#if defined(__x86_64__)
+asm(".text\n.hidden mor_switch_stack\n.globl mor_switch_stack\n.type mor_switch_stack,@function\n"
+    "mor_switch_stack:\n"
+    "  pushq %rbp\n  pushq %rbx\n  pushq %r12\n  pushq %r13\n  pushq %r14\n  pushq %r15\n"
+    "  movq %rsp, (%rdi)\n  movq %rsi, %rsp\n"
+    "  popq %r15\n  popq %r14\n  popq %r13\n  popq %r12\n  popq %rbx\n  popq %rbp\n  ret\n"
+    ".size mor_switch_stack,.-mor_switch_stack\n");
+constexpr size_t SAVED_WORDS = 7, RETURN_WORD = 6;
+#elif defined(__aarch64__)
+asm(".text\n.hidden mor_switch_stack\n.globl mor_switch_stack\n.type mor_switch_stack,@function\n"
+    "mor_switch_stack:\n"
+    "  sub sp, sp, #160\n"
+    "  stp x19, x20, [sp, #0]\n  stp x21, x22, [sp, #16]\n  stp x23, x24, [sp, #32]\n"
+    "  stp x25, x26, [sp, #48]\n  stp x27, x28, [sp, #64]\n  stp x29, x30, [sp, #80]\n"
+    "  stp d8, d9, [sp, #96]\n  stp d10, d11, [sp, #112]\n"
+    "  stp d12, d13, [sp, #128]\n  stp d14, d15, [sp, #144]\n"
+    "  mov x9, sp\n  str x9, [x0]\n  mov sp, x1\n"
+    "  ldp x19, x20, [sp, #0]\n  ldp x21, x22, [sp, #16]\n  ldp x23, x24, [sp, #32]\n"
+    "  ldp x25, x26, [sp, #48]\n  ldp x27, x28, [sp, #64]\n  ldp x29, x30, [sp, #80]\n"
+    "  ldp d8, d9, [sp, #96]\n  ldp d10, d11, [sp, #112]\n"
+    "  ldp d12, d13, [sp, #128]\n  ldp d14, d15, [sp, #144]\n"
+    "  add sp, sp, #160\n  ret\n"
+    ".size mor_switch_stack,.-mor_switch_stack\n");
+constexpr size_t SAVED_WORDS = 20, RETURN_WORD = 11; // x30
+#else
+#error "the context switch is written for x86-64 and aarch64"
+#endif
+
+namespace mor_emulated {
+
+Position *current;
+uint3 block_index;
+dim3 block_size, grid_size;
+unsigned char *dynamic_shared;
+const Registration *Registration::first;
+void (*describe_address)(uintptr_t, char *, size_t);
+
+namespace {
+
+// Sanitized code keeps much more on the stack.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr size_t STACK = 1024 * 1024;
+#else
+constexpr size_t STACK = 128 * 1024;
+#endif
+constexpr size_t PAGE = 4096;
+
+const Registration *kernel;
+const void *kernel_parameters;
+Fiber fibers[MAX_THREADS];
+unsigned threads, ended, at_barrier;
+unsigned ready[MAX_THREADS / WARP];   // lanes of each warp that can run
+unsigned waiting[MAX_THREADS / WARP]; // lanes of each warp that wait for a collective
+void *scheduler_stack;
+unsigned char *stacks, *shared_end;
+
+enum class Order { Forward, Reverse, Shuffled } order = Order::Forward;
+uint64_t random_state = 1;
+
+unsigned random_below(unsigned n) {
+    random_state ^= random_state << 13;
+    random_state ^= random_state >> 7;
+    random_state ^= random_state << 17;
+    return unsigned((random_state >> 11) % n);
+}
+
+#if defined(__SANITIZE_ADDRESS__)
+void *scheduler_fake_stack;
+const void *scheduler_bottom;
+size_t scheduler_size;
+void *fake_stacks[MAX_THREADS];
+void before_resume(unsigned i) {
+    __sanitizer_start_switch_fiber(&scheduler_fake_stack, stacks + i * (STACK + PAGE) + PAGE, STACK);
+}
+void after_resume() { __sanitizer_finish_switch_fiber(scheduler_fake_stack, nullptr, nullptr); }
+void before_yield(unsigned i, bool last) {
+    __sanitizer_start_switch_fiber(last ? nullptr : &fake_stacks[i], scheduler_bottom, scheduler_size);
+}
+void after_yield(void *fake_stack) {
+    __sanitizer_finish_switch_fiber(fake_stack, &scheduler_bottom, &scheduler_size);
+}
+void *fake_stack_of(unsigned i) { return fake_stacks[i]; }
+#else
+void before_resume(unsigned) {}
+void after_resume() {}
+void before_yield(unsigned, bool) {}
+void after_yield(void *) {}
+void *fake_stack_of(unsigned) { return nullptr; }
+#endif
+
+Fiber *running() { return static_cast<Fiber *>(current); }
+
+void resume(Fiber &fiber) {
+    current = &fiber;
+    before_resume(fiber.index);
+    mor_switch_stack(&scheduler_stack, fiber.stack_pointer);
+    after_resume();
+}
+
+void yield(Fiber &fiber) {
+    before_yield(fiber.index, fiber.state == State::Ended);
+    mor_switch_stack(&fiber.stack_pointer, scheduler_stack);
+    after_yield(fake_stack_of(fiber.index));
+}
+
+void fiber_main() {
+    after_yield(nullptr);
+    kernel->invoke(kernel->function, kernel_parameters);
+    Fiber &fiber = *running();
+    fiber.state = State::Ended;
+    ready[fiber.index / WARP] &= ~(1u << fiber.lane);
+    ended++;
+    yield(fiber);
+    std::abort(); // an ended fiber is not resumed
+}
+
+unsigned lanes_of(unsigned warp) { return std::min(WARP, threads - warp * WARP); }
+unsigned full_mask(unsigned lanes) { return lanes == WARP ? ~0u : (1u << lanes) - 1; }
+
+void map_stacks() {
+    const size_t bytes = MAX_THREADS * (STACK + PAGE) + MAX_SHARED + 2 * PAGE;
+    void *memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                        -1, 0);
+    if (memory == MAP_FAILED) {
+        std::perror("mor emulation: stacks");
+        std::abort();
+    }
+    stacks = static_cast<unsigned char *>(memory);
+    for (size_t i = 0; i <= MAX_THREADS; i++) mprotect(stacks + i * (STACK + PAGE), PAGE, PROT_NONE);
+    // Dynamic shared memory ends at a guard page.
+    const size_t room = (MAX_SHARED + PAGE - 1) / PAGE * PAGE;
+    shared_end = stacks + MAX_THREADS * (STACK + PAGE) + PAGE + room;
+    mprotect(shared_end, PAGE, PROT_NONE);
+}
+
+void prepare(Fiber &fiber, unsigned index) {
+    fiber.index = index;
+    fiber.lane = index % WARP;
+    fiber.thread = {index % block_size.x, index / block_size.x % block_size.y,
+                    index / (block_size.x * block_size.y)};
+    fiber.state = State::Ready;
+    fiber.exchange = nullptr;
+    // Tops of stacks at different places of a page, or all of them would share a few lines of the cache.
+    auto top = reinterpret_cast<uintptr_t>(stacks + (index + 1) * (STACK + PAGE)) - index % 32 * 128;
+#if defined(__x86_64__)
+    top -= 8; // as after a call, so that the fiber's frame is aligned
+#endif
+    void **saved = reinterpret_cast<void **>(top) - SAVED_WORDS;
+    std::memset(saved, 0, SAVED_WORDS * sizeof(void *));
+    saved[RETURN_WORD] = reinterpret_cast<void *>(&fiber_main);
+    fiber.stack_pointer = saved;
+}
+
+std::string text(const uint3 &v) {
+    return "(" + std::to_string(v.x) + "," + std::to_string(v.y) + "," + std::to_string(v.z) + ")";
+}
+
+std::string lane_list(unsigned mask) {
+    std::string list;
+    for (unsigned lane = 0; lane < WARP; lane++) {
+        if (!(mask >> lane & 1u)) continue;
+        unsigned last = lane;
+        while (last + 1 < WARP && mask >> (last + 1) & 1u) last++;
+        list += (list.empty() ? "" : ",") + std::to_string(lane);
+        if (last != lane) list += "-" + std::to_string(last);
+        lane = last;
+    }
+    return list.empty() ? "none" : list;
+}
+
+/** Nobody can run and not all have ended: says who waits where, and for whom. */
+[[noreturn]] void report_stuck() {
+    const Fiber *culprit = nullptr;
+    std::string story;
+    const unsigned warps = (threads + WARP - 1) / WARP;
+    for (unsigned w = 0; w < warps; w++) {
+        unsigned seen = 0, over = 0;
+        for (unsigned lane = 0; lane < lanes_of(w); lane++)
+            if (fibers[w * WARP + lane].state == State::Ended) over |= 1u << lane;
+        if (over) story += "\n  warp " + std::to_string(w) + ": lanes " + lane_list(over) + " have ended";
+        for (unsigned lane = 0; lane < lanes_of(w); lane++) {
+            const Fiber &f = fibers[w * WARP + lane];
+            if (f.state == State::Ended || seen >> lane & 1u) continue;
+            const bool barrier = f.state == State::AtBarrier;
+            unsigned same = 0;
+            for (unsigned other = lane; other < lanes_of(w); other++) {
+                const Fiber &g = fibers[w * WARP + other];
+                if (g.state == f.state && (barrier ? g.line == f.line && g.file == f.file
+                                                   : g.exchange->line == f.exchange->line &&
+                                                         g.exchange->file == f.exchange->file &&
+                                                         g.exchange->mask == f.exchange->mask))
+                    same |= 1u << other;
+            }
+            seen |= same;
+            if (!culprit) culprit = &f;
+            story += "\n  warp " + std::to_string(w) + ": lanes " + lane_list(same) + " wait at ";
+            char place[512];
+            if (barrier) std::snprintf(place, sizeof place, "%s (%s:%d)", f.name, f.file, f.line);
+            else
+                std::snprintf(place, sizeof place, "%s (%s:%d) with mask %08x", f.exchange->name,
+                              f.exchange->file, f.exchange->line, f.exchange->mask);
+            story += place;
+        }
+    }
+    fail(culprit, "waits for threads that will not come%s", story.c_str());
+}
+
+void release_barrier() {
+    const Fiber &first = fibers[0];
+    int count = 0;
+    for (unsigned i = 0; i < threads; i++) {
+        const Fiber &f = fibers[i];
+        if (f.line != first.line || std::strcmp(f.file, first.file) || f.vote != first.vote)
+            fail(&f, "waits at %s (%s:%d) while thread %s waits at %s (%s:%d): the block is divided", f.name,
+                 f.file, f.line, text(first.thread).c_str(), first.name, first.file, first.line);
+        count += f.predicate;
+    }
+    const int result = first.vote == Vote::And  ? count == int(threads)
+                       : first.vote == Vote::Or ? count != 0
+                                                : count;
+    for (unsigned i = 0; i < threads; i++) {
+        fibers[i].state = State::Ready;
+        fibers[i].vote_result = result;
+    }
+    for (unsigned w = 0; w * WARP < threads; w++) ready[w] = full_mask(lanes_of(w));
+    at_barrier = 0;
+}
+
+/** Runs every lane of a warp that is ready once. */
+void run_warp(unsigned w) {
+    unsigned lanes[WARP];
+    if (order == Order::Shuffled) order_of(lanes, WARP);
+    for (unsigned i = 0; i < WARP && ready[w]; i++) {
+        const unsigned lane = order == Order::Forward ? i : order == Order::Reverse ? WARP - 1 - i : lanes[i];
+        if (ready[w] >> lane & 1u) resume(fibers[w * WARP + lane]);
+    }
+}
+
+void run_block() {
+    const unsigned warps = (threads + WARP - 1) / WARP;
+    for (unsigned i = 0; i < threads; i++) prepare(fibers[i], i);
+    for (unsigned w = 0; w < warps; w++) {
+        ready[w] = full_mask(lanes_of(w));
+        waiting[w] = 0;
+    }
+    ended = at_barrier = 0;
+    while (ended < threads) {
+        if (order == Order::Shuffled) {
+            // Warps take turns at random between any two waits.
+            const unsigned start = random_below(warps);
+            unsigned w = start;
+            while (!ready[w]) {
+                w = (w + 1) % warps;
+                if (w == start) break;
+            }
+            if (ready[w]) {
+                run_warp(w);
+                continue;
+            }
+        } else {
+            for (unsigned i = 0; i < warps; i++) {
+                const unsigned w = order == Order::Forward ? i : warps - 1 - i;
+                while (ready[w]) run_warp(w);
+            }
+        }
+        if (at_barrier == threads) release_barrier();
+        else if (ended < threads) report_stuck();
+    }
+}
+
+size_t shared_section_bytes() {
+    return __start_mor_shared ? size_t(__stop_mor_shared - __start_mor_shared) : 0;
+}
+
+void poison_shared(size_t dynamic_bytes) {
+    if (const size_t bytes = shared_section_bytes()) std::memset(__start_mor_shared, 0xff, bytes);
+    std::memset(dynamic_shared, 0xff, dynamic_bytes);
+}
+
+size_t shared_bytes_written() {
+    size_t written = 0;
+    for (size_t i = 0, n = shared_section_bytes(); i < n; i++) written += __start_mor_shared[i] != 0xff;
+    return written;
+}
+
+#if !defined(__SANITIZE_ADDRESS__)
+struct sigaction old_segv, old_bus;
+
+void on_fault(int, siginfo_t *info, void *) {
+    char where[256] = "";
+    if (describe_address) describe_address(reinterpret_cast<uintptr_t>(info->si_addr), where, sizeof where);
+    const auto address = static_cast<unsigned char *>(info->si_addr);
+    if (address >= stacks && address < stacks + MAX_THREADS * (STACK + PAGE))
+        std::snprintf(where, sizeof where, "; the stack of a thread is full (%zu bytes)", STACK);
+    else if (address >= shared_end && address < shared_end + PAGE)
+        std::snprintf(where, sizeof where, "; that is behind the dynamic shared memory");
+    fail(running(), "touches address %p, which it may not%s", info->si_addr, where);
+}
+
+/** Faults in kernels are reported with the thread's name; the host's own handlers come back after. */
+struct FaultReports {
+    stack_t old_stack;
+    FaultReports() {
+        static unsigned char alternative[64 * 1024];
+        stack_t stack{};
+        stack.ss_sp = alternative;
+        stack.ss_size = sizeof alternative;
+        sigaltstack(&stack, &old_stack);
+        struct sigaction action {};
+        action.sa_sigaction = on_fault;
+        action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+        sigaction(SIGSEGV, &action, &old_segv);
+        sigaction(SIGBUS, &action, &old_bus);
+    }
+    ~FaultReports() {
+        sigaction(SIGSEGV, &old_segv, nullptr);
+        sigaction(SIGBUS, &old_bus, nullptr);
+        if (old_stack.ss_flags & SS_DISABLE) old_stack.ss_size = MINSIGSTKSZ;
+        sigaltstack(&old_stack, nullptr);
+    }
+};
+#else
+struct FaultReports {
+    ~FaultReports() {}
+};
+#endif
+
+} // namespace
+
+void fail(const Fiber *fiber, const char *format, ...) {
+    char message[8192];
+    va_list arguments;
+    va_start(arguments, format);
+    std::vsnprintf(message, sizeof message, format, arguments);
+    va_end(arguments);
+    std::fprintf(stderr, "mor emulation: kernel %s, block %s, thread %s: %s\n", kernel ? kernel->name : "?",
+                 text(block_index).c_str(), fiber ? text(fiber->thread).c_str() : "?", message);
+    std::fflush(stderr);
+    std::signal(SIGABRT, SIG_DFL);
+    std::abort();
+}
+
+void trap(const char *what) { fail(running(), "%s", what); }
+
+unsigned long long ticks() {
+    return (unsigned long long)std::chrono::steady_clock::now().time_since_epoch().count();
+}
+
+Fiber *warp_fibers() { return fibers + running()->index / WARP * WARP; }
+unsigned warp_lanes() { return lanes_of(running()->index / WARP); }
+
+unsigned live_lanes() {
+    const Fiber *warp = warp_fibers();
+    unsigned mask = 0;
+    for (unsigned lane = 0; lane < warp_lanes(); lane++)
+        if (warp[lane].state != State::Ended) mask |= 1u << lane;
+    return mask;
+}
+
+int block_barrier(Vote vote, bool predicate, const char *name, const char *file, int line) {
+    Fiber &fiber = *running();
+    fiber.vote = vote;
+    fiber.predicate = predicate;
+    fiber.name = name;
+    fiber.file = file;
+    fiber.line = line;
+    fiber.state = State::AtBarrier;
+    ready[fiber.index / WARP] &= ~(1u << fiber.lane);
+    at_barrier++;
+    yield(fiber);
+    return fiber.vote_result;
+}
+
+void warp_collective(Exchange &exchange) {
+    Fiber &fiber = *running();
+    const unsigned w = fiber.index / WARP;
+    Fiber *warp = fibers + w * WARP;
+    if (!(exchange.mask >> fiber.lane & 1u))
+        fail(&fiber, "calls %s (%s:%d) with mask %08x, which does not name its own lane %u", exchange.name,
+             exchange.file, exchange.line, exchange.mask, fiber.lane);
+    if (const unsigned absent = exchange.mask & ~full_mask(lanes_of(w)))
+        fail(&fiber, "calls %s (%s:%d) with mask %08x: the block has no threads for lanes %s", exchange.name,
+             exchange.file, exchange.line, exchange.mask, lane_list(absent).c_str());
+    fiber.exchange = &exchange;
+    waiting[w] |= 1u << fiber.lane;
+    if ((waiting[w] & exchange.mask) == exchange.mask) {
+        for (unsigned lane = 0; lane < lanes_of(w); lane++) {
+            if (!(exchange.mask >> lane & 1u)) continue;
+            const Exchange &other = *warp[lane].exchange;
+            if (other.mask != exchange.mask || other.operation != exchange.operation ||
+                other.line != exchange.line || std::strcmp(other.file, exchange.file))
+                fail(&fiber, "calls %s (%s:%d) with mask %08x while lane %u is in %s (%s:%d) with mask %08x",
+                     exchange.name, exchange.file, exchange.line, exchange.mask, lane, other.name, other.file,
+                     other.line, other.mask);
+        }
+        complete(warp, exchange.mask);
+        for (unsigned lane = 0; lane < lanes_of(w); lane++)
+            if (exchange.mask >> lane & 1u) warp[lane].state = State::Ready;
+        waiting[w] &= ~exchange.mask;
+        ready[w] |= exchange.mask;
+        return;
+    }
+    fiber.state = State::AtWarp;
+    ready[w] &= ~(1u << fiber.lane);
+    yield(fiber);
+}
+
+bool set_order(const char *text) {
+    const std::string name = text;
+    if (name == "forward") order = Order::Forward;
+    else if (name == "reverse") order = Order::Reverse;
+    else if (name.compare(0, 9, "shuffled:") == 0) {
+        char *end;
+        const uint64_t seed = std::strtoull(text + 9, &end, 10);
+        if (end == text + 9 || *end) return false;
+        order = Order::Shuffled;
+        random_state = seed * 0x9e3779b97f4a7c15u + 0x2545f4914f6cdd1du;
+        if (!random_state) random_state = 1;
+    } else return false;
+    return true;
+}
+
+void order_of(unsigned *out, unsigned count) {
+    for (unsigned i = 0; i < count; i++) out[i] = order == Order::Reverse ? count - 1 - i : i;
+    if (order == Order::Shuffled)
+        for (unsigned i = count; i > 1; i--) std::swap(out[i - 1], out[random_below(i)]);
+}
+
+size_t run_grid(const Registration &which, const void *parameters, dim3 grid, dim3 block,
+                size_t shared_bytes) {
+    if (!stacks) map_stacks();
+    kernel = &which;
+    kernel_parameters = parameters;
+    block_size = block;
+    grid_size = grid;
+    threads = block.x * block.y * block.z;
+    dynamic_shared = shared_end - (shared_bytes + 15) / 16 * 16;
+    const FaultReports reports;
+
+    const uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z;
+    std::vector<unsigned> shuffled;
+    if (order == Order::Shuffled) {
+        shuffled.resize(blocks);
+        order_of(shuffled.data(), unsigned(blocks));
+    }
+    size_t written = 0;
+    for (uint64_t n = 0; n < blocks; n++) {
+        const uint64_t i = order == Order::Forward ? n : order == Order::Reverse ? blocks - 1 - n : shuffled[n];
+        block_index = {unsigned(i % grid.x), unsigned(i / grid.x % grid.y),
+                       unsigned(i / grid.x / grid.y)};
+        poison_shared(shared_bytes);
+        run_block();
+        if (n == 0) written = shared_bytes_written();
+    }
+    current = nullptr;
+    return written;
+}
+
+} // namespace mor_emulated

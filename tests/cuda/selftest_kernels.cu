@@ -1,0 +1,131 @@
+/* Small kernels for the tests of the emulation itself (selftest.cpp). */
+#include "emulated.h"
+#include "selftest_kernels.h"
+
+/** One block per row: the sum of its values, by shuffles and shared memory. */
+extern "C" __global__ void __launch_bounds__(256) sum_rows(const SumRows p) {
+    __shared__ float partial[32];
+    float sum = 0;
+    for (unsigned i = threadIdx.x; i < p.columns; i += blockDim.x) sum += p.values[blockIdx.x * p.columns + i];
+    for (int step = 16; step; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+    if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = sum;
+    if (p.with_barrier) __syncthreads();
+    if (threadIdx.x == 0) {
+        float total = 0;
+        for (unsigned i = 0; i < blockDim.x / 32; i++) total += partial[i];
+        p.sums[blockIdx.x] = total;
+    }
+}
+MOR_KERNEL(sum_rows)
+
+/** Blocks of 32 x 8 threads move tiles of 32 x 32 through dynamic shared memory. */
+extern "C" __global__ void transpose(const Transpose p) {
+    MOR_DYNAMIC_SHARED(float, tile);
+    const unsigned x = blockIdx.x * 32 + threadIdx.x, y = blockIdx.y * 32;
+    for (unsigned i = threadIdx.y; i < 32; i += blockDim.y)
+        if (x < p.columns && y + i < p.rows) tile[i * 33 + threadIdx.x] = p.from[(y + i) * p.columns + x];
+    __syncthreads();
+    const unsigned column = blockIdx.x * 32, row = y + threadIdx.x;
+    for (unsigned i = threadIdx.y; i < 32; i += blockDim.y)
+        if (row < p.rows && column + i < p.columns) p.to[(column + i) * p.rows + row] = tile[threadIdx.x * 33 + i];
+}
+MOR_KERNEL(transpose)
+
+/** D += A B by one warp; the fragments are loaded by the formulas of the PTX manual. */
+extern "C" __global__ void multiply(const Multiply p) {
+    const unsigned group = threadIdx.x >> 2, in_group = threadIdx.x % 4;
+    uint16_t a[8], b[4];
+    float d[4];
+    for (unsigned i = 0; i < 8; i++) {
+        const unsigned row = i < 2 || (i >= 4 && i < 6) ? group : group + 8;
+        const unsigned column = in_group * 2 + (i & 1) + (i >= 4 ? 8 : 0);
+        a[i] = p.a[row * 16 + column];
+    }
+    for (unsigned i = 0; i < 4; i++) b[i] = p.b[(in_group * 2 + (i & 1) + (i >= 2 ? 8 : 0)) * 8 + group];
+    for (unsigned i = 0; i < 4; i++) d[i] = p.d[(i < 2 ? group : group + 8) * 8 + in_group * 2 + (i & 1)];
+    uint32_t a_pairs[4], b_pairs[2];
+    for (unsigned i = 0; i < 4; i++) a_pairs[i] = a[2 * i] | uint32_t(a[2 * i + 1]) << 16;
+    for (unsigned i = 0; i < 2; i++) b_pairs[i] = b[2 * i] | uint32_t(b[2 * i + 1]) << 16;
+    mor_emulated_mma_m16n8k16(d, a_pairs, b_pairs);
+    for (unsigned i = 0; i < 4; i++) p.d[(i < 2 ? group : group + 8) * 8 + in_group * 2 + (i & 1)] = d[i];
+}
+MOR_KERNEL(multiply)
+
+extern "C" __global__ void count(const Count p) {
+    if (threadIdx.x) return;
+    const unsigned now = ++*p.counter;
+    if (p.handle) cudaGraphSetConditional(p.handle, now < p.limit);
+}
+MOR_KERNEL(count)
+
+extern "C" __global__ void add(const Add p) {
+    const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < p.count) p.values[i] = __fmaf_rn(p.values[i], p.scale, p.addend);
+}
+MOR_KERNEL(add)
+
+/** Every warp collective once, for one warp. */
+extern "C" __global__ void collectives(const Collectives p) {
+    const unsigned lane = threadIdx.x, all = 0xffffffffu;
+    unsigned *out = p.out + lane;
+    out[0 * 32] = __shfl_sync(all, lane, 5);
+    out[1 * 32] = __shfl_sync(all, lane, 3, 8);
+    out[2 * 32] = __shfl_up_sync(all, lane, 3, 16);
+    out[3 * 32] = __shfl_down_sync(all, lane, 3, 16);
+    out[4 * 32] = __shfl_xor_sync(all, lane, 9);
+    out[5 * 32] = __ballot_sync(all, lane % 3 == 0);
+    out[6 * 32] = unsigned(__any_sync(all, lane == 7)) | unsigned(__all_sync(all, lane < 31)) << 1;
+    out[7 * 32] = __reduce_add_sync(all, lane);
+    out[8 * 32] = unsigned(__reduce_min_sync(all, int(lane) - 16));
+    // The halves of the warp go their own ways, and meet again.
+    if (lane < 16) out[9 * 32] = __shfl_xor_sync(0x0000ffffu, lane, 1);
+    else out[9 * 32] = __shfl_xor_sync(0xffff0000u, lane, 2);
+    __syncwarp();
+    out[10 * 32] = unsigned(__shfl_sync(all, (unsigned long long)lane << 33, 2) >> 33);
+    out[11 * 32] = unsigned(__syncthreads_count(lane < 10));
+}
+MOR_KERNEL(collectives)
+
+__device__ static float deep(float x, unsigned depth) {
+    volatile float room[1024];
+    for (unsigned i = 0; i < 1024; i++) room[i] = x;
+    return depth ? deep(room[depth], depth - 1) + room[1] : x;
+}
+
+/** Does one thing wrong. */
+extern "C" __global__ void misbehave(const Misbehave p) {
+    __shared__ float large[13 * 1024];
+    MOR_DYNAMIC_SHARED(float, dynamic);
+    const unsigned t = threadIdx.x;
+    switch (p.wrong) {
+    case EARLY_EXIT:
+        if (t == 3) return;
+        __syncthreads();
+        break;
+    case DIVIDED:
+        if (t < 32) __syncthreads();
+        else
+            __syncthreads();
+        break;
+    case ABSENT_LANES:
+        if (t >= 16) return;
+        p.values[t] = __shfl_xor_sync(0xffffffffu, 1.0f, 1);
+        break;
+    case OTHER_MASK:
+        p.values[t] = float(__ballot_sync(t < 16 ? 0xffffffffu : 0xffff0000u, 1));
+        break;
+    case READ_OTHER_LANE:
+        if (t < 16) p.values[t] = __shfl_sync(0x0000ffffu, 1.0f, 20);
+        break;
+    case WRITE_BEYOND: case FAR_BEYOND: p.values[p.index] = 1; break;
+    case SHARED_TOO_LARGE:
+        for (unsigned i = t; i < 13 * 1024; i += blockDim.x) large[i] = 0;
+        p.values[t] = large[t];
+        break;
+    case DYNAMIC_BEYOND: dynamic[p.index] = 1; break;
+    case DEEP_STACK: p.values[t] = deep(1, 1000); break;
+    case TRAP: __trap();
+    default: break;
+    }
+}
+MOR_KERNEL(misbehave)

@@ -1,0 +1,49 @@
+/* The parameters of the kernels of selftest_kernels.cu. */
+#ifndef MOR_SELFTEST_KERNELS_H
+#define MOR_SELFTEST_KERNELS_H
+
+#include <cstdint>
+
+struct SumRows {
+    const float *values;
+    float *sums;
+    unsigned columns, with_barrier;
+};
+
+struct Transpose {
+    const float *from;
+    float *to;
+    unsigned rows, columns;
+};
+
+struct Multiply {
+    const uint16_t *a, *b; // 16 x 16 and 16 x 8 halves, by rows
+    float *d;              // 16 x 8, in and out
+};
+
+struct Count {
+    unsigned *counter;
+    unsigned limit;
+    unsigned long long handle; // of the conditional node, or 0
+};
+
+struct Add {
+    float *values;
+    unsigned count;
+    float scale, addend;
+};
+
+/** What a test of reports does wrong. */
+enum Wrong : unsigned { NOTHING, EARLY_EXIT, DIVIDED, ABSENT_LANES, OTHER_MASK, WRITE_BEYOND, FAR_BEYOND,
+                        SHARED_TOO_LARGE, DYNAMIC_BEYOND, DEEP_STACK, READ_OTHER_LANE, TRAP };
+struct Misbehave {
+    float *values;
+    unsigned wrong;
+    long long index;
+};
+
+struct Collectives {
+    unsigned *out; // 32 words for each collective
+};
+
+#endif
