@@ -31,7 +31,8 @@
 #define __device__
 #define __host__
 #define __constant__
-#define __forceinline__ inline __attribute__((always_inline))
+// Static, so that a __shared__ variable inside is not merged with those of other units.
+#define __forceinline__ static inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __align__(bytes) alignas(bytes)
 #define __grid_constant__
