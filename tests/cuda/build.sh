@@ -40,10 +40,10 @@ for source in fibers collectives driver driver_memory driver_stream driver_graph
     jobs="$jobs $!"
 done
 # shellcheck disable=SC2086
-"$cxx" $common -Wno-unknown-pragmas "$@" -DMOR_EMULATED -I"$here" -x c++ -c "$kernels" -o "$out/kernels.o" &
+"$cxx" $common -fdata-sections -Wno-unknown-pragmas "$@" -DMOR_EMULATED -I"$here" -x c++ -c "$kernels" -o "$out/kernels.o" &
 jobs="$jobs $!"
 for job in $jobs; do wait "$job"; done
-"$cxx" -shared "$@" -Wl,-soname,libcuda.so.1 -Wl,--version-script="$out/exports.map" -Wl,-z,defs \
+"$cxx" -shared "$@" -Wl,-soname,libcuda.so.1 -Wl,--version-script="$out/exports.map" -Wl,-z,defs -Wl,-T,"$here/shared.ld" \
     "$out"/fibers.o "$out"/collectives.o "$out"/driver.o "$out"/driver_memory.o "$out"/driver_stream.o \
     "$out"/driver_graph.o "$out"/kernels.o -o "$out/libcuda.so.1" -ldl -lpthread
 ln -sf libcuda.so.1 "$out/libcuda.so"

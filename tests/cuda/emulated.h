@@ -36,8 +36,7 @@
 #define __launch_bounds__(...)
 #define __align__(bytes) alignas(bytes)
 #define __grid_constant__
-// In a section of their own, so that each block finds them poisoned.
-#define __shared__ static __attribute__((section("mor_shared")))
+#define __shared__ static // shared.ld gathers them, so that each block finds them poisoned
 #define MOR_DYNAMIC_SHARED(type, name) \
     type *const name = reinterpret_cast<type *>(::mor_emulated::dynamic_shared)
 

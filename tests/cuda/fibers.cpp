@@ -21,9 +21,9 @@
 #endif
 
 extern "C" {
-// Laid down by the linker at the ends of the section of __shared__ variables, if there are any.
-extern unsigned char __start_mor_shared[] __attribute__((weak, visibility("hidden")));
-extern unsigned char __stop_mor_shared[] __attribute__((weak, visibility("hidden")));
+// The ends of the section of __shared__ variables (shared.ld).
+extern unsigned char mor_shared_begin[] __attribute__((visibility("hidden")));
+extern unsigned char mor_shared_end[] __attribute__((visibility("hidden")));
 
 /** Keeps the registers that a call must preserve, and the stack, in *from, and goes on at `to`. */
 void mor_switch_stack(void **from, void *to);
@@ -299,18 +299,23 @@ void run_block() {
     }
 }
 
+/** Between sanitized variables lie red zones, which only the sanitizer may touch. */
 size_t shared_section_bytes() {
-    return __start_mor_shared ? size_t(__stop_mor_shared - __start_mor_shared) : 0;
+#if defined(__SANITIZE_ADDRESS__)
+    return 0;
+#else
+    return size_t(mor_shared_end - mor_shared_begin);
+#endif
 }
 
 void poison_shared(size_t dynamic_bytes) {
-    if (const size_t bytes = shared_section_bytes()) std::memset(__start_mor_shared, 0xff, bytes);
+    std::memset(mor_shared_begin, 0xff, shared_section_bytes());
     std::memset(dynamic_shared, 0xff, dynamic_bytes);
 }
 
 size_t shared_bytes_written() {
     size_t written = 0;
-    for (size_t i = 0, n = shared_section_bytes(); i < n; i++) written += __start_mor_shared[i] != 0xff;
+    for (size_t i = 0, n = shared_section_bytes(); i < n; i++) written += mor_shared_begin[i] != 0xff;
     return written;
 }
 
