@@ -115,7 +115,7 @@ fn run(batch: &mut Batch) -> Vec<Event> {
         }
         all.extend_from_slice(batch.tick().unwrap());
     }
-    panic!("the batch does not come to an end");
+    panic!("the batch does not come to an end: {:?}", batch.counters());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The books of a batch: who is there, who runs next, and what comes of a tick.
 
-use super::{Counters, Event, Finish, Pressure, SequenceId};
+use super::{Counters, Event, Finish, OnGpu, Pressure, SequenceId};
 use crate::cpu::{Pass, logits};
 use crate::error::{Error, Result};
 use crate::memory::reserved;
@@ -49,6 +49,13 @@ impl Sequence {
         (self.priority, Reverse(self.id.0 / SequenceId::PLACES))
     }
 
+    /// Its token at `position` has passed all layers. Returns whether no known one is left.
+    pub fn note_done(&mut self, position: usize) -> bool {
+        self.done = position + 1;
+        self.measured = self.measured.max(self.done);
+        self.done == self.known
+    }
+
     /// Tokens that could enter.
     fn pending(&self) -> usize {
         match self.state {
@@ -75,7 +82,7 @@ pub(super) struct Books {
     /// Slots that no row has.
     pub free_slots: Vec<u32>,
     /// Rows that wait for others before them; only during a tick.
-    waiting: Vec<u32>,
+    pub waiting: Vec<u32>,
     /// Places at which to begin when tokens are chosen: those with one to run, those with several.
     turns: [usize; 2],
     arrivals: u64,
@@ -132,6 +139,12 @@ impl Books {
         })
     }
 
+    /// Rows of a pass.
+    #[cfg(feature = "cuda")]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
     /// The place of a sequence.
     pub fn find(&self, id: SequenceId) -> Result<usize> {
         let place = id.place();
@@ -160,15 +173,21 @@ impl Books {
         ))
     }
 
-    pub fn tick(&mut self, pass: &mut Pass) -> Result<()> {
+    pub fn tick(&mut self, pass: &mut Pass, gpu: OnGpu) -> Result<()> {
         self.start_waiting(pass);
         let mut new = self.choose(pass);
         new = self.make_room(pass, new);
-        if pass.flying + new == 0 {
+        // On a GPU rows may have to wait although nobody is before them: a launch takes so many.
+        if pass.flying + new + pass.left == 0 {
             return Ok(());
         }
         pass.culprit = None;
-        let Err(error) = self.run(pass, new) else {
+        let outcome = match gpu {
+            #[cfg(feature = "cuda")]
+            Some(gpu) => self.run_on_gpu(pass, gpu, new),
+            _ => self.run(pass, new),
+        };
+        let Err(error) = outcome else {
             return Ok(());
         };
         let culprit = pass
@@ -324,15 +343,10 @@ impl Books {
         self.waiting.clear();
         let b = &mut *pass.buffers;
         for (index, slot) in b.left[rows].iter().enumerate() {
-            let Row {
-                sequence, position, ..
-            } = b.rows[*slot as usize];
-            let (place, position) = (sequence as usize, position as usize);
+            let row = b.rows[*slot as usize];
+            let (place, position) = (row.sequence as usize, row.position as usize);
             b.depths[place * self.context + position] = b.depth[*slot as usize];
-            let sequence = &mut self.sequences[place];
-            sequence.done = position + 1;
-            sequence.measured = sequence.measured.max(sequence.done);
-            if sequence.done == sequence.known {
+            if self.sequences[place].note_done(position) {
                 // Its logits are wanted, with those of others side by side.
                 let to = self.waiting.len() * d;
                 b.leaving.copy_within(index * d..(index + 1) * d, to);
@@ -364,15 +378,24 @@ impl Books {
         let b = &mut *pass.buffers;
         let place = b.rows[slot as usize].sequence as usize;
         let sequence = &mut self.sequences[place];
-        let finish = sequence.end_reason;
         if sequence.known == sequence.end {
-            return self.end(place, finish);
+            let reason = sequence.end_reason;
+            return self.end(place, reason);
         }
-        let tokens = &mut b.tokens[place * self.context..][..self.context];
-        let known = &tokens[..sequence.known];
+        let known = &b.tokens[place * self.context..][..sequence.known];
         let token = sequence
             .sampler
             .sample(&b.logits[logits], known, b.candidates);
+        self.take(pass, slot, token);
+    }
+
+    /// Takes the token that was drawn after the row in `slot`.
+    pub(super) fn take(&mut self, pass: &mut Pass, slot: u32, token: u32) {
+        let b = &mut *pass.buffers;
+        let place = b.rows[slot as usize].sequence as usize;
+        let sequence = &mut self.sequences[place];
+        let finish = sequence.end_reason;
+        let tokens = &mut b.tokens[place * self.context..][..self.context];
         let ends = pass.model.tokenizer().is_ok_and(|t| t.is_end(token));
         if ends && !sequence.ignore_end {
             return self.end(place, Finish::End);
@@ -390,7 +413,7 @@ impl Books {
         }
     }
 
-    fn end(&mut self, place: usize, finish: Finish) {
+    pub(super) fn end(&mut self, place: usize, finish: Finish) {
         let sequence = &mut self.sequences[place];
         sequence.state = State::Finished(finish);
         self.events.push(Event::Finished(sequence.id, finish));

@@ -7,10 +7,14 @@
 //! [`Session`](crate::Session).
 
 mod books;
+#[cfg(feature = "cuda")]
+mod device;
 mod pressure;
 
 use crate::arena::{Ground, Locked, own_memory};
 use crate::cpu::{Pass, Settings, simd::Level, team::Team};
+#[cfg(feature = "cuda")]
+use crate::cuda::{self, Gpu};
 use crate::error::{Error, Result};
 use crate::memory::reserved;
 use crate::model::{MAX_RECURSIONS, Model};
@@ -165,6 +169,12 @@ impl Default for Counters {
     }
 }
 
+/// The GPU that does the work, if one does.
+#[cfg(feature = "cuda")]
+type OnGpu<'a> = Option<&'a mut Gpu>;
+#[cfg(not(feature = "cuda"))]
+type OnGpu<'a> = Option<&'a mut std::convert::Infallible>;
+
 /// Many sequences in the making. After creation no call allocates.
 pub struct Batch<'m> {
     model: Model,
@@ -175,6 +185,8 @@ pub struct Batch<'m> {
     /// Of each place.
     settings: Vec<Settings>,
     books: Books,
+    #[cfg(feature = "cuda")]
+    gpu: Option<Box<Gpu>>,
     _locked: Option<Locked>,
     /// The memory that all this lies in, unless it is the caller's. Dropped last.
     _memory: Option<MmapMut>,
@@ -209,7 +221,14 @@ impl<'m> Batch<'m> {
         let mut settings = reserved(places)?;
         settings.resize(places, Settings::of(model));
         let books = Books::new(&plan)?;
+        #[cfg(feature = "cuda")]
+        let gpu = match model.is_on_gpu() {
+            true => Some(Box::new(Gpu::new(model, &plan, cuda::Kind::Batch)?)),
+            false => None,
+        };
         Ok(Batch {
+            #[cfg(feature = "cuda")]
+            gpu,
             model: model.clone(),
             plan,
             arena,
@@ -316,6 +335,14 @@ impl<'m> Batch<'m> {
                 let entries = description.tokens.entries(depths);
                 let (from, to) = (b.kv.list(parent, plane), b.kv.list(place, plane));
                 b.kv.share(from, to, entries);
+                #[cfg(feature = "cuda")]
+                if let Some(gpu) = &mut self.gpu {
+                    gpu.send_table(&b.kv, to, entries)?;
+                }
+            }
+            #[cfg(feature = "cuda")]
+            if let Some(gpu) = &mut self.gpu {
+                gpu.send_tokens(place, &b.tokens[tokens..tokens + length])?;
             }
         }
         let wanted = known.saturating_add(request.max_tokens);
@@ -368,7 +395,7 @@ impl<'m> Batch<'m> {
     pub fn stop(&mut self, sequence: SequenceId) -> Result<()> {
         let place = self.books.find(sequence)?;
         if !matches!(self.books.sequences[place].state, State::Finished(_)) {
-            self.with_pass(|books, pass| books.set_back(pass, place, false));
+            self.with_pass(|books, pass, _| books.set_back(pass, place, false));
             self.books.sequences[place].state = State::Finished(Finish::Stopped);
         }
         Ok(())
@@ -377,7 +404,7 @@ impl<'m> Batch<'m> {
     /// Forgets a sequence, in whatever state: its place and its pages are free.
     pub fn remove(&mut self, sequence: SequenceId) -> Result<()> {
         let place = self.books.find(sequence)?;
-        self.with_pass(|books, pass| books.set_back(pass, place, true));
+        self.with_pass(|books, pass, _| books.set_back(pass, place, true));
         self.books.sequences[place].state = State::Free;
         Ok(())
     }
@@ -402,7 +429,7 @@ impl<'m> Batch<'m> {
     pub fn tick(&mut self) -> Result<&[Event]> {
         self.model.check_file()?;
         self.books.events.clear();
-        self.with_pass(|books, pass| books.tick(pass))?;
+        self.with_pass(|books, pass, gpu| books.tick(pass, gpu))?;
         Ok(&self.books.events)
     }
 
@@ -464,7 +491,7 @@ impl<'m> Batch<'m> {
     }
 
     /// Calls `each` with the rows in flight.
-    fn with_pass<R>(&mut self, each: impl FnOnce(&mut Books, &mut Pass) -> R) -> R {
+    fn with_pass<R>(&mut self, each: impl FnOnce(&mut Books, &mut Pass, OnGpu) -> R) -> R {
         let mut buffers = self.plan.carve(self.arena);
         let mut pass = Pass {
             model: &self.model,
@@ -480,7 +507,11 @@ impl<'m> Batch<'m> {
             depth_in_time: MAX_RECURSIONS,
             culprit: None,
         };
-        let result = each(&mut self.books, &mut pass);
+        #[cfg(feature = "cuda")]
+        let gpu = self.gpu.as_deref_mut();
+        #[cfg(not(feature = "cuda"))]
+        let gpu = None;
+        let result = each(&mut self.books, &mut pass, gpu);
         let (flying, left) = (pass.flying, pass.left);
         (self.books.flying, self.books.left) = (flying, left);
         result

@@ -455,9 +455,12 @@ impl Pass<'_, '_, '_> {
             }
             if to != from {
                 b.active[to] = b.active[from];
-                b.h.copy_within(from * d..(from + 1) * d, to * d);
-                let scores = from * outputs..(from + 1) * outputs;
-                b.scores.copy_within(scores, to * outputs);
+                // On a GPU rows stay in their slots.
+                if !b.h.is_empty() {
+                    b.h.copy_within(from * d..(from + 1) * d, to * d);
+                    let scores = from * outputs..(from + 1) * outputs;
+                    b.scores.copy_within(scores, to * outputs);
+                }
             }
             to += 1;
         }

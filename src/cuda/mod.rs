@@ -19,7 +19,7 @@ pub(crate) use weights::Weights;
 use crate::error::{Error, Result};
 use crate::kv::KvCache;
 use crate::memory::{Shared, reserved};
-use crate::model::{KvStrategy, MAX_RECURSIONS, Model, PlaneTokens, RouterKind};
+use crate::model::{KvStrategy, Model, PlaneTokens, RouterKind};
 use crate::plan::{Plan, Region};
 use crate::routing::{self, Routing};
 use crate::sampling::Sampler;
@@ -48,15 +48,11 @@ pub(crate) enum Whereabouts {
     /// It has left them and waits for rows before it.
     Waiting,
     /// It has passed all layers; what follows it was drawn if that was wanted.
-    Done {
-        depth: u8,
-        drawn: u32,
-    },
+    Done,
 }
 
 /// What a launch is for.
 pub(crate) struct Pass<'a> {
-    pub new: &'a [NewRow],
     /// Slots of the rows in the recursions, and of those that wait.
     pub active: &'a [u32],
     pub waiting: &'a [u32],
@@ -131,7 +127,7 @@ impl Gpu {
             rows,
             work: Vec::new(),
         };
-        let mut programs = reserved(3)?;
+        let mut programs = reserved(4)?;
         for rows in program_sizes(device_plan.sizes.rows) {
             let mut program = Program::new(device)?;
             let work = match kind {
@@ -177,6 +173,17 @@ impl Gpu {
     #[allow(dead_code)]
     pub fn weight_bytes(&self) -> usize {
         self.weights.bytes()
+    }
+
+    /// The rows that enter with the next pass.
+    pub fn set_new_rows(&mut self, rows: impl Iterator<Item = NewRow>) {
+        self.new_rows.clear();
+        self.new_rows.extend(rows);
+    }
+
+    /// Whether the device draws for a sampler.
+    pub fn draws(sampler: &Sampler) -> bool {
+        draw_of(sampler).is_some()
     }
 
     /// How the next token of a sequence is drawn. False: by the host, from its logits.
@@ -248,10 +255,8 @@ impl Gpu {
     /// Runs a pass and waits for it.
     pub fn run(&mut self, pass: &Pass) -> Result<()> {
         let input = self.plan.input;
-        let fitting = |(rows, _): &&mut (usize, Program)| {
-            *rows >= (pass.new.len() + pass.active.len()).max(pass.waiting.len().min(*rows))
-        };
-        for (i, row) in pass.new.iter().enumerate() {
+        let new = std::mem::take(&mut self.new_rows);
+        for (i, row) in new.iter().enumerate() {
             let value = Row {
                 sequence: row.sequence,
                 position: row.position,
@@ -265,6 +270,8 @@ impl Gpu {
             self.put(input.new_rows, i, value);
             self.put(input.new_slots, i, row.slot);
         }
+        let entering = new.len();
+        self.new_rows = new;
         for (i, slot) in pass.active.iter().enumerate() {
             self.put(input.old_active, i, *slot);
         }
@@ -272,7 +279,7 @@ impl Gpu {
             self.put(input.old_waiting, i, *slot);
         }
         let head = Input {
-            entering: pass.new.len() as u32,
+            entering: entering as u32,
             flying: pass.active.len() as u32,
             waiting: pass.waiting.len() as u32,
             changes: std::mem::take(&mut self.changes) as u32,
@@ -281,6 +288,10 @@ impl Gpu {
             unused: [0; 2],
         };
         self.put(input.head, 0, head);
+        // All that may leave together too, as far as the largest program goes.
+        let running = entering + pass.active.len();
+        let most = (running + pass.waiting.len()).min(self.plan.sizes.rows);
+        let fitting = |(rows, _): &&mut (usize, Program)| *rows >= running.max(most);
         let mut programs = self.programs.iter_mut();
         let (_, program) = programs
             .find(fitting)
@@ -329,10 +340,7 @@ impl Gpu {
     pub fn whereabouts(&self, slot: u32) -> Whereabouts {
         let state = self.get::<State>(self.plan.output.states, slot as usize);
         match state.stage {
-            stage::DONE => Whereabouts::Done {
-                depth: state.depth as u8,
-                drawn: self.drawn(slot),
-            },
+            stage::DONE => Whereabouts::Done,
             stage::LEFT => Whereabouts::Waiting,
             _ => Whereabouts::InRecursions,
         }
@@ -401,7 +409,7 @@ impl Gpu {
 
 /// Passes of few rows have a program of their own, whose products are made for them.
 fn program_sizes(rows: usize) -> impl Iterator<Item = usize> {
-    [FEW as usize, MANY as usize]
+    [1, FEW as usize, MANY as usize]
         .into_iter()
         .filter(move |size| *size < rows)
         .chain([rows])

@@ -26,9 +26,8 @@ impl Gpu {
         let first = buffers.rows[0].position as usize;
         self.reserve_all(model, &mut buffers.kv, n, settings.depth_limit)?;
         self.draws = self.set_draw(0, Some(sampler));
-        self.new_rows.clear();
         let rows = buffers.rows[..n].iter().enumerate();
-        self.new_rows.extend(rows.map(|(i, row)| NewRow {
+        self.set_new_rows(rows.map(|(i, row)| NewRow {
             slot: i as u32,
             sequence: 0,
             position: row.position,
@@ -37,15 +36,11 @@ impl Gpu {
             depth_limit: settings.depth_limit,
             wants_logits: i + 1 == n,
         }));
-        let new = std::mem::take(&mut self.new_rows);
-        let outcome = self.run(&Pass {
-            new: &new,
+        self.run(&Pass {
             active: &[],
             waiting: &[],
             routing,
-        });
-        self.new_rows = new;
-        outcome?;
+        })?;
         for (slot, depth) in buffers.depth[..n].iter_mut().enumerate() {
             *depth = self.depth(slot as u32);
         }

@@ -2,7 +2,7 @@
 
 use mor::convert::{ConvertOptions, Silent, convert};
 use mor::quant::TensorType;
-use mor::{KvType, Model, Session, SessionParams};
+use mor::{Device, KvType, Model, Session, SessionParams};
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
 
@@ -36,9 +36,17 @@ pub fn gguf_bytes(case: &str, ty: TensorType) -> Vec<u8> {
     std::fs::read(&path).unwrap()
 }
 
+/// Where the tests' models run: the CPU, or with MOR_TEST_DEVICE=cuda the first GPU.
+pub fn device() -> Device {
+    match std::env::var_os("MOR_TEST_DEVICE") {
+        Some(device) if device == "cuda" => Device::Cuda(0),
+        _ => Device::Cpu,
+    }
+}
+
 /// A case as a model.
 pub fn model(case: &str, ty: TensorType) -> Model {
-    Model::from_bytes(gguf_bytes(case, ty)).unwrap()
+    Model::from_bytes_on(gguf_bytes(case, ty), device()).unwrap()
 }
 
 /// A session with exact keys and values.
