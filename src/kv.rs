@@ -100,6 +100,35 @@ impl KvShape {
     }
 }
 
+impl KvShape {
+    /// Copies the encoded key and value (each `key_bytes`) of one head of an entry out of a page.
+    pub(crate) fn read_entry(&self, page: &[u8], head: usize, slot: usize, to: [&mut [u8]; 2]) {
+        let [key, value] = to;
+        let (start, bytes) = self.keys(head);
+        let ty = self.ty.tensor_type();
+        tiles::take_row(ty, &page[start..][..bytes], slot, key);
+        let (start, _) = self.values(head);
+        value.copy_from_slice(&page[start + slot * self.value_bytes..][..value.len()]);
+    }
+
+    /// Copies them into a page.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn write_entry(
+        &self,
+        page: &mut [u8],
+        head: usize,
+        slot: usize,
+        [key, value]: [&[u8]; 2],
+    ) {
+        let (start, bytes) = self.keys(head);
+        let tile = page[start..][..bytes].as_mut_ptr();
+        // SAFETY: a tile of sixteen such rows, exclusively borrowed.
+        unsafe { tiles::put_row(self.ty.tensor_type(), tile, slot, key) };
+        let (start, _) = self.values(head);
+        page[start + slot * self.value_bytes..][..value.len()].copy_from_slice(value);
+    }
+}
+
 /// Values are kept in whole vectors of so many elements.
 const VECTOR: usize = 16;
 
@@ -135,6 +164,7 @@ pub(crate) struct Taken {
     /// Its place in the list.
     pub slot: usize,
     /// The place in the page tables that names its page.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     pub table: usize,
     /// Whether that page is new to the list.
     pub new_page: bool,
@@ -300,11 +330,7 @@ impl KvCache<'_> {
 
     /// Copies out the encoded key and value (each `key_bytes`) of one head of an entry.
     pub(crate) fn read(&self, page: u32, head: usize, slot: usize, to: [&mut [u8]; 2]) {
-        let [key, value] = to;
-        let ty = self.shape.ty.tensor_type();
-        tiles::take_row(ty, self.keys(page, head), slot, key);
-        let from = &self.values(page, head)[slot * self.shape.value_bytes..];
-        value.copy_from_slice(&from[..value.len()]);
+        self.shape.read_entry(self.page(page), head, slot, to);
     }
 }
 

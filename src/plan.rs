@@ -125,6 +125,7 @@ struct Activations {
     logits: Region,
     candidates: Region,
     text: Region,
+    page: Region,
 }
 
 /// What is remembered of each sequence, each [sequences, context].
@@ -288,6 +289,7 @@ impl Plan {
             logits: layout.add::<f32>(&[params.logit_rows, h.vocab_size])?,
             candidates: layout.add::<Candidate>(&[h.vocab_size])?,
             text: layout.add::<u8>(&[generate::text_room(model)])?,
+            page: layout.add::<u8>(&[if on_gpu { kv_shape.page_bytes() } else { 0 }])?,
         };
         let sequences = Sequences {
             tokens: layout.add::<u32>(&[params.sequences, params.context])?,
@@ -479,6 +481,7 @@ impl Plan {
             logits: carver.take(a.logits),
             candidates: carver.take(a.candidates),
             text: carver.take(a.text),
+            page: carver.take(a.page),
             tokens: carver.take(self.sequences.tokens),
             depths: carver.take(self.sequences.depths),
             kv: KvCache {
@@ -671,6 +674,9 @@ pub(crate) struct Buffers<'a> {
     pub candidates: &'a mut [Candidate],
     /// [`generate::text_room`] generated text that is not yet given out.
     pub text: &'a mut [u8],
+    /// A page of the cache on its way to or from a GPU.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+    pub page: &'a mut [u8],
     /// [sequences, context] tokens so far.
     pub tokens: &'a mut [u32],
     /// [sequences, context] their depths.

@@ -22,6 +22,8 @@
 use crate::error::{Error, Result};
 use crate::kv::{KvType, PAGE_TOKENS};
 use crate::model::Model;
+#[cfg(feature = "cuda")]
+use crate::session::Engine;
 use crate::session::{Last, Session};
 
 const MAGIC: [u8; 4] = *b"MORS";
@@ -94,6 +96,10 @@ impl Session<'_> {
             put(layout.tokens + 4 * i, &token.to_le_bytes());
         }
         put(layout.depths, &b.depths[..self.length]);
+        #[cfg(feature = "cuda")]
+        if let (Engine::Cuda(gpu), true) = (&self.engine, row) {
+            gpu.read_row(gpu.last_row(), b.last_row)?;
+        }
         if row {
             for (i, x) in b.last_row.iter().enumerate() {
                 put(layout.row + 4 * i, &x.to_le_bytes());
@@ -103,10 +109,22 @@ impl Session<'_> {
         for plane in 0..b.kv.shape().planes {
             for slot in 0..b.kv.length(plane) {
                 let page = b.kv.table(plane)[slot / PAGE_TOKENS];
+                #[cfg(feature = "cuda")]
+                if let (Engine::Cuda(gpu), 0) = (&self.engine, slot % PAGE_TOKENS) {
+                    gpu.read_page(page, b.page)?;
+                }
                 for head in 0..b.kv.shape().kv_heads {
                     let (entry, more) = rest.split_at_mut(2 * b.kv.shape().key_bytes);
                     let (key, value) = entry.split_at_mut(b.kv.shape().key_bytes);
-                    b.kv.read(page, head, slot % PAGE_TOKENS, [key, value]);
+                    let to = [key, value];
+                    match b.page.is_empty() {
+                        true => b.kv.read(page, head, slot % PAGE_TOKENS, to),
+                        // It was brought from the GPU.
+                        false => {
+                            b.kv.shape()
+                                .read_entry(b.page, head, slot % PAGE_TOKENS, to)
+                        }
+                    }
                     rest = more;
                 }
             }
@@ -134,6 +152,12 @@ impl Session<'_> {
         for (x, bytes) in b.last_row.iter_mut().zip(saved.row) {
             *x = f32::from_le_bytes(*bytes);
         }
+        #[cfg(feature = "cuda")]
+        if let Engine::Cuda(gpu) = &mut self.engine {
+            gpu.restore(&self.model, &mut b, length, saved.depths, saved.kv)?;
+            self.set_restored(&saved);
+            return Ok(());
+        }
         let mut rest = saved.kv;
         for (plane, description) in self.model.schedule().planes.iter().enumerate() {
             for _ in 0..description.tokens.entries(saved.depths) {
@@ -150,13 +174,17 @@ impl Session<'_> {
                 }
             }
         }
-        self.length = length;
+        self.set_restored(&saved);
+        Ok(())
+    }
+
+    fn set_restored(&mut self, saved: &Saved) {
+        self.length = saved.depths.len();
         self.last = match saved.row {
             [] => Last::Nothing,
             _ => Last::Row,
         };
         self.sampler.set_state(saved.sampler);
-        Ok(())
     }
 
     fn layout(&self, depths: &[u8], row: bool) -> Layout {

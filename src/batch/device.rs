@@ -11,12 +11,7 @@ use crate::routing::Routing;
 
 impl Books {
     /// Runs a tick with `new` more rows, slots `active[flying..]`.
-    pub(super) fn run_on_gpu(
-        &mut self,
-        pass: &mut Pass,
-        gpu: &mut Gpu,
-        new: usize,
-    ) -> Result<()> {
+    pub(super) fn run_on_gpu(&mut self, pass: &mut Pass, gpu: &mut Gpu, new: usize) -> Result<()> {
         let old = pass.flying;
         // From here on an error sets the new rows back too.
         pass.flying += new;
@@ -61,7 +56,12 @@ impl Books {
         self.counters.finished += ready as u64;
         self.finish_on_gpu(pass, gpu, ready)?;
         for (place, sequence) in self.sequences.iter().enumerate() {
-            truncate(&mut pass.buffers.kv, place, &pass.model.schedule().coda, sequence.done);
+            truncate(
+                &mut pass.buffers.kv,
+                place,
+                &pass.model.schedule().coda,
+                sequence.done,
+            );
         }
         self.free_slots
             .extend_from_slice(&pass.buffers.left[..ready]);

@@ -5,7 +5,7 @@ use super::params::MAX_CANDIDATES;
 use super::{Gpu, NewRow, Pass, least_score, may_enter};
 use crate::cpu::Settings;
 use crate::error::Result;
-use crate::kv::KvCache;
+use crate::kv::{KvCache, PAGE_TOKENS};
 use crate::model::{MAX_RECURSIONS, Model};
 use crate::plan::Buffers;
 use crate::routing::Routing;
@@ -87,6 +87,40 @@ impl Gpu {
 
     pub fn last_row(&self) -> u32 {
         self.last_row
+    }
+
+    /// Takes over a saved sequence: its tokens, depths and last row stand in `buffers`, its keys and
+    /// values in `kv`, as src/state.rs writes them.
+    pub fn restore(
+        &mut self,
+        model: &Model,
+        buffers: &mut Buffers,
+        length: usize,
+        depths: &[u8],
+        mut entries: &[u8],
+    ) -> Result<()> {
+        let key_bytes = buffers.kv.shape().key_bytes;
+        for (plane, description) in model.schedule().planes.iter().enumerate() {
+            let count = description.tokens.entries(depths);
+            for slot in 0..count {
+                self.reserve(&mut buffers.kv, plane)?;
+                let (shape, at) = (buffers.kv.shape(), slot % PAGE_TOKENS);
+                for head in 0..shape.kv_heads {
+                    let (entry, more) = entries.split_at(2 * key_bytes);
+                    shape.write_entry(buffers.page, head, at, entry.split_at(key_bytes).into());
+                    entries = more;
+                }
+                if at + 1 == PAGE_TOKENS || slot + 1 == count {
+                    let page = buffers.kv.table(plane)[slot / PAGE_TOKENS];
+                    self.write_page(page, buffers.page)?;
+                }
+            }
+        }
+        self.send_tokens(0, &buffers.tokens[..length])?;
+        self.write_row(0, buffers.last_row)?;
+        self.set_last_row(0);
+        self.forget_drawn();
+        Ok(())
     }
 
     /// The next token is drawn in another way.

@@ -200,7 +200,7 @@ pub struct mor_batch_plan_info {
     pub bytes: usize,
     /// Bytes that it takes from the heap when it is created, for its list of sequences.
     pub heap_bytes: usize,
-    /// Of `bytes`: the pages of the KV pool.
+    /// The pages of the KV pool: of `bytes`, or of `device_bytes` when the model is on a GPU.
     pub kv_bytes: usize,
     /// Bytes of KV pages that a token of full depth takes.
     pub kv_bytes_per_token: usize,
@@ -219,6 +219,10 @@ pub struct mor_batch_plan_info {
     pub threads: u32,
     /// Zero.
     pub reserved: u32,
+    /// Bytes of the GPU's memory, besides the weights; 0 on the CPU.
+    pub device_bytes: usize,
+    /// Bytes of the host's memory that are pinned for copies to and from the GPU; 0 on the CPU.
+    pub pinned_bytes: usize,
 }
 
 // SAFETY: `repr(C)`, numbers, the size first.
@@ -238,6 +242,8 @@ unsafe impl Params for mor_batch_plan_info {
             kv_pages: 0,
             threads: 0,
             reserved: 0,
+            device_bytes: 0,
+            pinned_bytes: 0,
         }
     }
 }
@@ -262,6 +268,8 @@ fn describe(plan: &Plan) -> mor_batch_plan_info {
         rows: p.batch,
         kv_pages: p.kv_pages,
         threads: p.threads as u32,
+        device_bytes: plan.device_bytes(),
+        pinned_bytes: plan.pinned_bytes(),
         ..mor_batch_plan_info::defaults()
     }
 }

@@ -231,7 +231,7 @@ pub struct mor_session_plan_info {
     pub bytes: usize,
     /// What the block must be aligned to, in bytes: `MOR_SESSION_ALIGNMENT`.
     pub alignment: usize,
-    /// Of `bytes`: the pages of the KV cache.
+    /// The pages of the KV cache: of `bytes`, or of `device_bytes` when the model is on a GPU.
     pub kv_bytes: usize,
     /// Bytes of KV pages that a token of full depth takes.
     pub kv_bytes_per_token: usize,
@@ -248,6 +248,10 @@ pub struct mor_session_plan_info {
     pub threads: u32,
     /// Zero.
     pub reserved: u32,
+    /// Bytes of the GPU's memory, besides the weights; 0 on the CPU.
+    pub device_bytes: usize,
+    /// Bytes of the host's memory that are pinned for copies to and from the GPU; 0 on the CPU.
+    pub pinned_bytes: usize,
 }
 
 // SAFETY: `repr(C)`, numbers, the size first.
@@ -266,6 +270,8 @@ unsafe impl Params for mor_session_plan_info {
             kv_pages: 0,
             threads: 0,
             reserved: 0,
+            device_bytes: 0,
+            pinned_bytes: 0,
         }
     }
 }
@@ -300,6 +306,8 @@ pub unsafe extern "C" fn mor_session_plan(
                 batch: p.batch,
                 kv_pages: p.kv_pages,
                 threads: p.threads as u32,
+                device_bytes: plan.device_bytes(),
+                pinned_bytes: plan.pinned_bytes(),
                 ..mor_session_plan_info::defaults()
             };
             // SAFETY: as above.

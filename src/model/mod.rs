@@ -85,7 +85,12 @@ impl Model {
 
     /// A model that is part of the program.
     pub fn from_static(bytes: &'static [u8]) -> Result<Self> {
-        Self::from_storage(Storage::Static(bytes), Device::Cpu)
+        Self::from_static_on(bytes, Device::Cpu)
+    }
+
+    /// A model that is part of the program, to run on a device.
+    pub fn from_static_on(bytes: &'static [u8], device: Device) -> Result<Self> {
+        Self::from_storage(Storage::Static(bytes), device)
     }
 
     /// A model in memory.
@@ -276,6 +281,14 @@ impl Model {
         return self.on_device().map_or(0, |weights| weights.bytes());
         #[cfg(not(feature = "cuda"))]
         0
+    }
+
+    /// Whether the GPU that it runs on reads the weights where the file is mapped.
+    pub fn is_in_place_on_gpu(&self) -> bool {
+        #[cfg(feature = "cuda")]
+        return self.on_device().is_some_and(|weights| weights.in_place());
+        #[cfg(not(feature = "cuda"))]
+        false
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {

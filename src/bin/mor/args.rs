@@ -2,12 +2,12 @@
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand, ValueEnum};
-use mor::KvType;
 use mor::convert::{
     Balancing, Gating, Kind, KvStrategy, Overrides, RouterFunction, Selection, Sharing, SynthShape,
 };
 use mor::model::TensorLayout;
 use mor::quant::TensorType;
+use mor::{Device, KvType};
 use std::path::PathBuf;
 
 /// Takes the names of one of the library's enumerations.
@@ -53,6 +53,9 @@ pub enum Command {
 /// What every command that runs a model takes.
 #[derive(clap::Args, Clone)]
 pub struct EngineArgs {
+    /// Where it runs: cpu, cuda, or cuda:N for the GPU of that number [default: cpu]
+    #[arg(long, value_parser = device, default_value = "cpu", hide_default_value = true)]
+    pub device: Device,
     /// Threads [default: one per core]
     #[arg(short, long)]
     pub threads: Option<usize>,
@@ -65,6 +68,17 @@ pub struct EngineArgs {
     /// Most recursions that a token takes
     #[arg(long, value_name = "D")]
     pub max_depth: Option<usize>,
+}
+
+fn device(text: &str) -> Result<Device, String> {
+    match text.split_once(':') {
+        None if text == "cpu" => Ok(Device::Cpu),
+        None if text == "cuda" => Ok(Device::Cuda(0)),
+        Some(("cuda", index)) if index.parse::<u32>().is_ok() => {
+            Ok(Device::Cuda(index.parse().unwrap_or_default()))
+        }
+        _ => Err("say cpu, cuda, or cuda:N".to_owned()),
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -225,6 +239,9 @@ pub struct PlanArgs {
     /// One JSON object and nothing else
     #[arg(long)]
     pub json: bool,
+    /// Where it runs: cpu, cuda, or cuda:N for the GPU of that number [default: cpu]
+    #[arg(long, value_parser = device, default_value = "cpu", hide_default_value = true)]
+    pub device: Device,
 }
 
 #[derive(clap::Args)]
@@ -359,6 +376,9 @@ pub struct BenchArgs {
     /// One JSON object and nothing else
     #[arg(long)]
     pub json: bool,
+    /// Where it runs: cpu, cuda, or cuda:N for the GPU of that number [default: cpu]
+    #[arg(long, value_parser = device, default_value = "cpu", hide_default_value = true)]
+    pub device: Device,
 }
 
 #[derive(clap::Args)]

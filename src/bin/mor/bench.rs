@@ -27,7 +27,7 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
     let Some(context) = longest else {
         return Err("there is nothing to measure; give tokens with -p or -n".into());
     };
-    let model = input::open(Some(&args.model))?;
+    let model = input::open(Some(&args.model), args.device)?;
     let params = SessionParams {
         context,
         batch: args.batch.unwrap_or(SessionParams::default().batch),
@@ -178,6 +178,7 @@ impl Bench<'_> {
         tests: &[Test],
     ) -> Result<()> {
         let engine = EngineArgs {
+            device: self.args.device,
             threads: Some(threads),
             kv: self.args.kv,
             cut: self.args.cut,

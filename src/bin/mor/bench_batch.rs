@@ -45,7 +45,7 @@ pub fn bench_batch(args: &BenchArgs) -> Result<()> {
     {
         return Err("arrivals are a positive number a second".into());
     }
-    let model = input::open(Some(&args.model))?;
+    let model = input::open(Some(&args.model), args.device)?;
     let mut threads = args.threads.clone();
     if threads.is_empty() {
         threads.push(SessionParams::default().threads);

@@ -22,7 +22,7 @@ Ctrl-C   end the answer";
 
 /// Talks, line by line.
 pub fn chat(args: &ChatArgs) -> Result<()> {
-    let model = input::open(args.model.as_deref())?;
+    let model = input::open(args.model.as_deref(), args.engine.device)?;
     let mut chat = Chat::new(&model, args)?;
     let mut editor = rustyline::DefaultEditor::new()?;
     if std::io::stdin().is_terminal() {

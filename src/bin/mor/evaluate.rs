@@ -16,7 +16,7 @@ type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
 /// Scores each line of tokens.
 pub fn eval(args: &EvalArgs) -> Result<()> {
-    let model = input::open(Some(&args.model))?;
+    let model = input::open(Some(&args.model), args.engine.device)?;
     let lines = input::token_lines(&args.tokens)?;
     // Before the work, so that a wrong name costs none.
     let output = Output::new(&args.output)?;
@@ -89,7 +89,7 @@ fn write(tensors: &Tensors, output: Output) -> Result<()> {
 
 /// Continues each line of tokens greedily.
 pub fn generate_tokens(args: &GenerateTokensArgs) -> Result<()> {
-    let model = input::open(Some(&args.model))?;
+    let model = input::open(Some(&args.model), args.engine.device)?;
     let lines = input::token_lines(&args.tokens)?;
     let params = SessionParams {
         context: longest(&lines).saturating_add(args.n),

@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::args::EngineArgs;
-use mor::{KvType, Model, Session, SessionParams};
+use mor::{Device, KvType, LoadParams, Model, Session, SessionParams};
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -14,13 +14,17 @@ static DEFAULT_MODEL: &Aligned<[u8]> =
     &Aligned(*include_bytes!("../../../models/austen-mor-5m-q8_0.gguf"));
 
 /// The model at `path`, or the one that the program carries.
-pub fn open(path: Option<&Path>) -> Result<Model> {
+pub fn open(path: Option<&Path>, device: Device) -> Result<Model> {
     Ok(match path {
         Some(path) => {
             readable(path)?;
-            Model::open(path)?
+            let params = LoadParams {
+                device,
+                ..Default::default()
+            };
+            Model::open_with(path, &params)?
         }
-        None => Model::from_static(&DEFAULT_MODEL.0)?,
+        None => Model::from_static_on(&DEFAULT_MODEL.0, device)?,
     })
 }
 

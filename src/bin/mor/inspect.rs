@@ -6,14 +6,14 @@ use crate::input;
 use crate::terminal::{counted, grouped, mebibytes, stdout};
 use mor::gguf::{Array, Value};
 use mor::model::{Hyperparameters, KvStrategy, LayerRun, RouterKind};
-use mor::{Model, Plan, SessionParams};
+use mor::{Device, Model, Plan, SessionParams};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::Write;
 
 /// Shows what a model file holds.
 pub fn inspect(args: &InspectArgs) -> Result<()> {
-    let model = input::open(args.model.as_deref())?;
+    let model = input::open(args.model.as_deref(), Device::Cpu)?;
     let mut out = stdout();
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&as_json(&model))?)?;
@@ -225,7 +225,7 @@ fn as_json(model: &Model) -> serde_json::Value {
 
 /// Shows the memory of a session.
 pub fn plan(args: &PlanArgs) -> Result<()> {
-    let model = input::open(args.model.as_deref())?;
+    let model = input::open(args.model.as_deref(), args.device)?;
     let mut params = SessionParams {
         context: input::context(&model, args.context)?,
         sequences: args.sequences.unwrap_or(1),
@@ -273,6 +273,10 @@ pub fn plan(args: &PlanArgs) -> Result<()> {
             "kv_pages": plan.params().kv_pages,
             "kv_bytes": plan.kv_bytes(),
             "kv_bytes_per_token_at_full_depth": plan.kv_bytes_per_token(),
+            "device_bytes": plan.device_bytes(),
+            "pinned_bytes": plan.pinned_bytes(),
+            "device_weight_bytes": model.device_bytes(),
+            "weights_in_place": model.is_in_place_on_gpu(),
             "lines": lines,
         });
         writeln!(out, "{}", serde_json::to_string_pretty(&object)?)?;
@@ -295,6 +299,20 @@ pub fn plan(args: &PlanArgs) -> Result<()> {
         if is_batch { "batch" } else { "session" },
         grouped(plan.bytes() as u64)
     )?;
+    if model.is_on_gpu() {
+        let weights = match model.is_in_place_on_gpu() {
+            true => "read where the file is mapped",
+            false => "a copy of the file's",
+        };
+        for (name, bytes, note) in [
+            ("on the GPU", plan.device_bytes(), "taken once"),
+            ("pinned", plan.pinned_bytes(), "of the host, for copies"),
+            ("weights on the GPU", model.device_bytes(), weights),
+        ] {
+            let bytes = grouped(bytes as u64);
+            writeln!(out, "  {name:<26} {bytes:>16} bytes, {note}")?;
+        }
+    }
     writeln!(
         out,
         "  {:<26} {:>16} bytes, mapped from the file",

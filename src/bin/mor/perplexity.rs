@@ -7,7 +7,7 @@ use crate::divergence::{Divergences, LogSoftmax, Summary};
 use crate::input;
 use crate::terminal::{Progress, counted, stdout};
 use mor::tokenizer::EncodeOptions;
-use mor::{KvType, Model, Session, SessionParams, Tokenizer};
+use mor::{Device, KvType, Model, Session, SessionParams, Tokenizer};
 use serde_json::json;
 use std::io::Write;
 use std::path::Path;
@@ -20,7 +20,7 @@ const OPTIONS: EncodeOptions = EncodeOptions {
 
 /// Measures the perplexity of a text, and how far the predictions are from another model's.
 pub fn perplexity(args: &PerplexityArgs) -> Result<()> {
-    let model = input::open(Some(&args.model))?;
+    let model = input::open(Some(&args.model), args.engine.device)?;
     let tokenizer = Tokenizer::from_metadata(&model.gguf().metadata)?;
     let text = input::read_text(&args.text)?;
     let tokens = tokenizer.encode(&text, OPTIONS)?;
@@ -170,7 +170,7 @@ impl Base {
 
 /// The model at `path`, which must predict the same tokens as `model`.
 fn base_of(model: &Model, path: &Path, text: &str, tokens: &[u32]) -> Result<Model> {
-    let base = input::open(Some(path))?;
+    let base = input::open(Some(path), Device::Cpu)?;
     let path = path.display();
     let vocabulary = base.hyperparameters().vocab_size;
     let needed = model.hyperparameters().vocab_size;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Continues a text.
 pub fn run(args: &RunArgs) -> Result<()> {
-    let model = input::open(args.model.as_deref())?;
+    let model = input::open(args.model.as_deref(), args.engine.device)?;
     let tokenizer = model.tokenizer()?;
     let params = SessionParams {
         context: input::context(&model, args.context)?,
