@@ -180,6 +180,11 @@ typedef enum mor_status {
    * A bug in this library. The object of the call accepts nothing but being freed.
    */
   MOR_ERROR_INTERNAL = 19,
+  /**
+   * There is no GPU that can be used, it has too little memory, or it failed. What was made on it
+   * accepts nothing but being freed; the CPU still works.
+   */
+  MOR_ERROR_DEVICE = 20,
 } mor_status;
 
 /**
@@ -424,9 +429,17 @@ typedef struct mor_model_params {
    */
   uint8_t lock;
   /**
+   * Where the model runs, a `mor_device`. Default: `MOR_DEVICE_CPU`.
+   */
+  uint8_t device;
+  /**
+   * The number of the GPU, from 0, when the device is one.
+   */
+  uint8_t device_index;
+  /**
    * Zero.
    */
-  uint8_t reserved[5];
+  uint8_t reserved[3];
   /**
    * Takes what the library has to tell about this model and its sessions; NULL (the default):
    * nobody. The library itself writes nowhere.

@@ -102,6 +102,10 @@ pub enum Error {
     /// A thread could not be started or set up, or one of the team died.
     #[error("threads: {0}")]
     Thread(Text),
+    /// There is no GPU that can be used, it has too little memory, or it failed. What was made on it
+    /// is lost; the CPU still works.
+    #[error("GPU: {0}")]
+    Device(Text),
     /// A checkpoint cannot be converted.
     #[error("cannot convert: {0}")]
     Convert(Text),
@@ -146,6 +150,10 @@ impl Error {
     /// An [`Error::Thread`].
     pub fn thread(what: impl Display) -> Self {
         Error::Thread(Text::new(what))
+    }
+    /// An [`Error::Device`].
+    pub fn device(what: impl Display) -> Self {
+        Error::Device(Text::new(what))
     }
     /// An [`Error::Convert`].
     pub fn convert(what: impl Display) -> Self {

@@ -130,6 +130,18 @@ pub struct KvCache<'a> {
     pub(crate) free_count: &'a mut [u32],
 }
 
+/// An entry that a list was given.
+pub(crate) struct Taken {
+    /// Its place in the list.
+    pub slot: usize,
+    /// The place in the page tables that names its page.
+    pub table: usize,
+    /// Whether that page is new to the list.
+    pub new_page: bool,
+    /// The page whose contents the new one must have, and the new one.
+    pub copied: Option<[u32; 2]>,
+}
+
 impl KvCache<'_> {
     /// The sizes.
     pub fn shape(&self) -> &KvShape {
@@ -189,20 +201,35 @@ impl KvCache<'_> {
     /// Makes room for one more entry and returns its slot; a page that other lists share is copied
     /// first. Fails, changing nothing, when the pool is empty.
     pub(crate) fn append(&mut self, list: usize) -> Result<usize> {
-        let slot = self.length(list);
-        let at = list * self.shape.table_pages + slot / PAGE_TOKENS;
-        if slot.is_multiple_of(PAGE_TOKENS) {
-            self.tables[at] = self.take_page()?;
-        } else if self.last_page_is_shared(list) {
-            let (old, new) = (self.tables[at] as usize, self.take_page()?);
+        let taken = self.take_entry(list)?;
+        if let Some([from, to]) = taken.copied.map(|pages| pages.map(|p| p as usize)) {
             let bytes = self.shape.page_bytes();
-            let to = new as usize * bytes;
-            self.pages.copy_within(old * bytes..(old + 1) * bytes, to);
-            self.owners[old] -= 1;
-            self.tables[at] = new;
+            self.pages
+                .copy_within(from * bytes..(from + 1) * bytes, to * bytes);
+        }
+        Ok(taken.slot)
+    }
+
+    /// As [`KvCache::append`], for pages that lie elsewhere: nothing is copied.
+    pub(crate) fn take_entry(&mut self, list: usize) -> Result<Taken> {
+        let slot = self.length(list);
+        let table = list * self.shape.table_pages + slot / PAGE_TOKENS;
+        let mut taken = Taken {
+            slot,
+            table,
+            new_page: slot.is_multiple_of(PAGE_TOKENS),
+            copied: None,
+        };
+        if taken.new_page {
+            self.tables[table] = self.take_page()?;
+        } else if self.last_page_is_shared(list) {
+            let (old, new) = (self.tables[table], self.take_page()?);
+            self.owners[old as usize] -= 1;
+            self.tables[table] = new;
+            (taken.new_page, taken.copied) = (true, Some([old, new]));
         }
         self.lengths[list] += 1;
-        Ok(slot)
+        Ok(taken)
     }
 
     fn take_page(&mut self) -> Result<u32> {

@@ -12,6 +12,8 @@ pub mod chat;
 #[cfg(feature = "convert")]
 pub mod convert;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod error;
 #[cfg(feature = "ffi")]
 pub mod ffi;
@@ -34,8 +36,7 @@ pub use batch::{Batch, Request, SequenceId};
 pub use cpu::thread::{CpuSet, ThreadParams};
 pub use error::{Error, Result};
 pub use kv::KvType;
-pub use model::LoadParams;
-pub use model::Model;
+pub use model::{Device, LoadParams, Model};
 pub use plan::{Plan, SessionParams};
 pub use routing::Routing;
 pub use sampling::SamplerParams;

@@ -90,6 +90,8 @@ pub struct Plan {
     /// Bytes at the beginning that belong to the team; the arena follows.
     team_bytes: usize,
     arena_bytes: usize,
+    #[cfg(feature = "cuda")]
+    on_device: Option<crate::cuda::DevicePlan>,
 }
 
 /// Buffers of one pass, each [batch, …].
@@ -243,14 +245,22 @@ impl Plan {
         let kv_shape = kv_shape(model, &mut params)?;
 
         let mut layout = Layout { bytes: 0 };
-        let n = params.batch;
-        let slots = n.checked_mul(stays).ok_or_else(too_large)?;
+        let slots = params.batch.checked_mul(stays).ok_or_else(too_large)?;
+        #[cfg(feature = "cuda")]
+        let on_device = match model.is_on_gpu() {
+            true => Some(Self::plan_device(model, &mut params, slots, &kv_shape)?),
+            false => None,
+        };
+        // A GPU has the rows and pages; the host keeps the books.
+        let on_gpu = model.is_on_gpu();
+        let here = |count: usize| if on_gpu { 0 } else { count };
+        let (n, x_slots) = (here(params.batch), here(slots));
         let hidden = h.hidden_size;
         let widest = model.widest_row();
         let scratch_bytes =
             matmul::scratch_bytes(widest).max(attention::scratch_bytes(&kv_shape, h.heads));
         let activations = Activations {
-            x: layout.add::<f32>(&[slots, hidden])?,
+            x: layout.add::<f32>(&[x_slots, hidden])?,
             h: layout.add::<f32>(&[n, hidden])?,
             norm: layout.add::<f32>(&[n, hidden])?,
             q: layout.add::<f32>(&[n, h.query_size()])?,
@@ -262,18 +272,18 @@ impl Plan {
             router_hidden: layout.add::<f32>(&[n, model.router_width()])?,
             scores: layout.add::<f32>(&[n, h.recursions])?,
             aux_scores: layout.add::<f32>(&[n])?,
-            rope: layout.add::<[f32; 2]>(&[slots, h.rope.dims / 2])?,
+            rope: layout.add::<[f32; 2]>(&[x_slots, h.rope.dims / 2])?,
             rope_factors: layout.add::<f32>(&[model.rope_factors().map_or(0, |f| f.length)])?,
             rows: layout.add::<Row>(&[slots])?,
-            active: layout.add::<u32>(&[n])?,
+            active: layout.add::<u32>(&[params.batch])?,
             kept: layout.add::<u32>(&[n])?,
             depth: layout.add::<u8>(&[slots])?,
             left: layout.add::<u32>(&[slots])?,
             leaving: layout.add::<f32>(&[n, hidden])?,
             seats: layout.add::<Seat>(&[n])?,
             panels: layout.add::<u32>(&[panel_words(n, widest)])?,
-            scratch: layout.add::<u8>(&[params.threads, scratch_bytes])?,
-            partials: layout.add::<f32>(&[attention::partial_floats(&kv_shape, h.heads)])?,
+            scratch: layout.add::<u8>(&[params.threads, here(scratch_bytes)])?,
+            partials: layout.add::<f32>(&[here(attention::partial_floats(&kv_shape, h.heads))])?,
             last_row: layout.add::<f32>(&[hidden])?,
             logits: layout.add::<f32>(&[params.logit_rows, h.vocab_size])?,
             candidates: layout.add::<Candidate>(&[h.vocab_size])?,
@@ -290,7 +300,7 @@ impl Plan {
             owners: layout.add::<u32>(&[kv_shape.pages])?,
             free: layout.add::<u32>(&[kv_shape.pages])?,
             free_count: layout.add::<u32>(&[1])?,
-            pages: layout.add::<u8>(&[kv_shape.pages, kv_shape.page_bytes()])?,
+            pages: layout.add::<u8>(&[here(kv_shape.pages), kv_shape.page_bytes()])?,
         };
         let team_bytes = Team::bytes(params.threads).next_multiple_of(ARENA_ALIGNMENT);
         if team_bytes > isize::MAX as usize - layout.bytes {
@@ -305,7 +315,55 @@ impl Plan {
             slots,
             team_bytes,
             arena_bytes: layout.bytes,
+            #[cfg(feature = "cuda")]
+            on_device,
         })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn plan_device(
+        model: &Model,
+        params: &mut SessionParams,
+        slots: usize,
+        kv: &KvShape,
+    ) -> Result<crate::cuda::DevicePlan> {
+        // No other thread is needed, and every sequence may want its logits at once.
+        params.threads = 1;
+        let wanted = params.sequences.min(params.batch);
+        params.logit_rows = params.logit_rows.max(wanted).min(params.batch);
+        let sizes = crate::cuda::Sizes {
+            rows: params.batch,
+            slots,
+            sequences: params.sequences,
+            context: params.context,
+            logit_rows: params.logit_rows,
+        };
+        crate::cuda::DevicePlan::new(model, sizes, kv)
+    }
+
+    /// The plan of the GPU's memory, where the model is on one.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on_device(&self) -> Option<&crate::cuda::DevicePlan> {
+        self.on_device.as_ref()
+    }
+
+    /// Bytes of a GPU's memory that a session or batch takes, besides the weights; 0 on the CPU.
+    pub fn device_bytes(&self) -> usize {
+        #[cfg(feature = "cuda")]
+        return self.on_device.as_ref().map_or(0, |plan| plan.bytes);
+        #[cfg(not(feature = "cuda"))]
+        0
+    }
+
+    /// Bytes of the host's memory that are pinned for copies to and from a GPU; 0 on the CPU.
+    pub fn pinned_bytes(&self) -> usize {
+        #[cfg(feature = "cuda")]
+        return self
+            .on_device
+            .as_ref()
+            .map_or(0, |plan| plan.pinned_bytes());
+        #[cfg(not(feature = "cuda"))]
+        0
     }
 
     /// What was asked for, with every default filled in.
@@ -343,7 +401,7 @@ impl Plan {
 
     /// Bytes of the KV pool, pages only.
     pub fn kv_bytes(&self) -> usize {
-        self.kv.pages.bytes
+        self.kv_shape.pages * self.kv_shape.page_bytes()
     }
 
     /// Bytes that one token of full depth takes in the KV pool.

@@ -94,6 +94,25 @@ impl Sampler {
         Ok(Sampler { params, state })
     }
 
+    #[cfg(feature = "cuda")]
+    pub(crate) fn params(&self) -> &SamplerParams {
+        &self.params
+    }
+
+    /// The number in [0, 1) that the next draw uses.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn peek(&self) -> f64 {
+        next_f64(&mut self.state.clone())
+    }
+
+    /// Goes on as after a draw that was made elsewhere, with that number.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn advance(&mut self) {
+        if self.params.temperature != 0.0 {
+            next_f64(&mut self.state);
+        }
+    }
+
     /// Where the random sequence stands.
     pub(crate) fn state(&self) -> u64 {
         self.state

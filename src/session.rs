@@ -2,6 +2,8 @@
 
 use crate::arena::{Ground, Locked, own_memory};
 use crate::cpu::{self, Clock, Pace, Settings, simd::Level, team::Team};
+#[cfg(feature = "cuda")]
+use crate::cuda::{self, Gpu};
 use crate::error::{Error, Result};
 use crate::memory::Shared;
 use crate::model::{MAX_RECURSIONS, Model};
@@ -17,9 +19,7 @@ pub struct Session<'m> {
     pub(crate) model: Model,
     pub(crate) plan: Plan,
     pub(crate) arena: &'m mut [u8],
-    team: Team<'m>,
-    /// The instruction set of the kernels.
-    level: Level,
+    pub(crate) engine: Engine<'m>,
     routing: Routing,
     settings: Settings,
     pub(crate) sampler: Sampler,
@@ -31,6 +31,33 @@ pub struct Session<'m> {
     _locked: Option<Locked>,
     /// The memory that all this lies in, unless it is the caller's. Dropped last.
     _memory: Option<MmapMut>,
+}
+
+/// What does a session's work.
+pub(crate) enum Engine<'m> {
+    /// Threads, and the instruction set of the kernels.
+    Cpu { team: Team<'m>, level: Level },
+    /// A GPU.
+    #[cfg(feature = "cuda")]
+    Cuda(Box<Gpu>),
+}
+
+impl Engine<'_> {
+    /// Logits of `count` of the rows that passed the last layer from row `first` on, into
+    /// `buffers.logits`.
+    fn logits(
+        &mut self,
+        model: &Model,
+        buffers: &mut Buffers,
+        first: usize,
+        count: usize,
+    ) -> Result<()> {
+        match self {
+            Engine::Cpu { team, level } => cpu::logits(model, team, *level, buffers, first, count),
+            #[cfg(feature = "cuda")]
+            Engine::Cuda(gpu) => gpu.logits_of(first, count, buffers.logits),
+        }
+    }
 }
 
 /// What is known of the last token's logits.
@@ -119,12 +146,19 @@ impl<'m> Session<'m> {
             arena,
             locked,
         } = Ground::prepare(model, &plan, memory)?;
+        let engine = match model.is_on_gpu() {
+            #[cfg(feature = "cuda")]
+            true => Engine::Cuda(Box::new(Gpu::new(model, &plan, cuda::Kind::Session)?)),
+            _ => Engine::Cpu {
+                team,
+                level: Level::best(),
+            },
+        };
         Ok(Session {
             model: model.clone(),
             plan,
             arena,
-            team,
-            level: Level::best(),
+            engine,
             routing: Routing::Threshold,
             settings: Settings::of(model),
             sampler: Sampler::new(SamplerParams::default())?,
@@ -213,6 +247,10 @@ impl<'m> Session<'m> {
     /// sequence begins at its seed.
     pub fn set_sampler(&mut self, params: SamplerParams) -> Result<()> {
         self.sampler = Sampler::new(params)?;
+        #[cfg(feature = "cuda")]
+        if let Engine::Cuda(gpu) = &mut self.engine {
+            gpu.forget_drawn();
+        }
         Ok(())
     }
 
@@ -245,7 +283,7 @@ impl<'m> Session<'m> {
     /// Runs `tokens` after those so far, in chunks of the planned batch. On an error the session
     /// is as it was before.
     pub fn prefill(&mut self, tokens: &[u32]) -> Result<()> {
-        self.run(tokens, |_, _| Ok(()))
+        self.run(tokens, |_, _, _| Ok(()))
     }
 
     /// Runs one token and returns the logits `[vocab]` of what follows it.
@@ -270,10 +308,15 @@ impl<'m> Session<'m> {
             Last::Row => {
                 self.model.check_file()?;
                 let mut buffers = self.plan.carve(self.arena);
-                let row = &*buffers.last_row;
-                buffers.leaving[..row.len()].copy_from_slice(row);
-                let (team, level) = (&mut self.team, self.level);
-                cpu::logits(&self.model, team, level, &mut buffers, 0, 1)?;
+                match &mut self.engine {
+                    Engine::Cpu { .. } => {
+                        let row = &*buffers.last_row;
+                        buffers.leaving[..row.len()].copy_from_slice(row);
+                        self.engine.logits(&self.model, &mut buffers, 0, 1)?;
+                    }
+                    #[cfg(feature = "cuda")]
+                    Engine::Cuda(gpu) => gpu.last_logits(buffers.logits)?,
+                }
                 self.last = Last::Logits;
                 Ok(())
             }
@@ -289,12 +332,12 @@ impl<'m> Session<'m> {
     ) -> Result<()> {
         let vocab = self.model.hyperparameters().vocab_size;
         let most = self.plan.params().logit_rows;
-        let (model, level) = (self.model.clone(), self.level);
+        let model = self.model.clone();
         let mut done = 0;
-        self.run(tokens, |(team, buffers), n| {
+        self.run(tokens, |engine, buffers, n| {
             for first in (0..n).step_by(most) {
                 let count = most.min(n - first);
-                cpu::logits(&model, team, level, buffers, first, count)?;
+                engine.logits(&model, buffers, first, count)?;
                 for logits in buffers.logits[..count * vocab].chunks_exact(vocab) {
                     each(done, logits)?;
                     done += 1;
@@ -307,6 +350,12 @@ impl<'m> Session<'m> {
     /// Draws a token from the logits after the last one. It is not run: pass it to
     /// [`Session::step`] or [`Session::prefill`].
     pub fn sample(&mut self) -> Result<u32> {
+        #[cfg(feature = "cuda")]
+        if let (Engine::Cuda(gpu), true) = (&mut self.engine, self.last == Last::Row)
+            && let Some(token) = gpu.take_drawn(&mut self.sampler)
+        {
+            return Ok(token);
+        }
         self.compute_logits()?;
         let vocab = self.model.hyperparameters().vocab_size;
         let b = self.plan.carve(self.arena);
@@ -343,7 +392,7 @@ impl<'m> Session<'m> {
     fn run(
         &mut self,
         tokens: &[u32],
-        mut after: impl FnMut((&mut Team, &mut Buffers), usize) -> Result<()>,
+        mut after: impl FnMut(&mut Engine, &mut Buffers, usize) -> Result<()>,
     ) -> Result<()> {
         self.check(tokens)?;
         let (start, last) = (self.length, self.last);
@@ -363,8 +412,13 @@ impl<'m> Session<'m> {
         let row = (tokens.len() - 1) % self.plan.params().batch;
         let hidden = self.model.hyperparameters().hidden_size;
         let b = self.plan.carve(self.arena);
-        b.last_row
-            .copy_from_slice(&b.leaving[row * hidden..][..hidden]);
+        match &mut self.engine {
+            Engine::Cpu { .. } => b
+                .last_row
+                .copy_from_slice(&b.leaving[row * hidden..][..hidden]),
+            #[cfg(feature = "cuda")]
+            Engine::Cuda(gpu) => gpu.set_last_row(row),
+        }
         self.last = Last::Row;
         Ok(())
     }
@@ -372,7 +426,7 @@ impl<'m> Session<'m> {
     fn run_chunk(
         &mut self,
         chunk: &[u32],
-        after: &mut impl FnMut((&mut Team, &mut Buffers), usize) -> Result<()>,
+        after: &mut impl FnMut(&mut Engine, &mut Buffers, usize) -> Result<()>,
     ) -> Result<()> {
         self.model.check_file()?;
         let n = chunk.len();
@@ -386,35 +440,59 @@ impl<'m> Session<'m> {
             };
             buffers.active[i] = i as u32;
         }
-        let clock = match n {
-            1 => Clock::start(&mut self.pace, self.model.tail_bytes()),
-            _ => None,
-        };
-        let mut pass = cpu::Pass {
-            model: &self.model,
-            team: &mut self.team,
-            level: self.level,
-            buffers: &mut buffers,
-            flying: 0,
-            left: 0,
-            settings: &[self.settings],
-            routing: self.routing,
-            cancel: self.cancel.get(),
-            clock,
-            depth_in_time: MAX_RECURSIONS,
-            culprit: None,
-        };
-        pass.enter(n)?;
-        while pass.flying > 0 {
-            pass.recurse()?;
+        match &mut self.engine {
+            Engine::Cpu { team, level } => {
+                let clock = match n {
+                    1 => Clock::start(&mut self.pace, self.model.tail_bytes()),
+                    _ => None,
+                };
+                let mut pass = cpu::Pass {
+                    model: &self.model,
+                    team,
+                    level: *level,
+                    buffers: &mut buffers,
+                    flying: 0,
+                    left: 0,
+                    settings: &[self.settings],
+                    routing: self.routing,
+                    cancel: self.cancel.get(),
+                    clock,
+                    depth_in_time: MAX_RECURSIONS,
+                    culprit: None,
+                };
+                pass.enter(n)?;
+                while pass.flying > 0 {
+                    pass.recurse()?;
+                }
+                for (i, slot) in pass.buffers.left[..n].iter_mut().enumerate() {
+                    *slot = i as u32;
+                }
+                pass.finish(0..n)?;
+            }
+            #[cfg(feature = "cuda")]
+            Engine::Cuda(gpu) => {
+                // A launch is not interrupted; between two a cancel is seen.
+                let cancel = self.cancel.get();
+                if cancel.is_some_and(|c| c.load(Ordering::Relaxed)) {
+                    return Err(Error::Cancelled);
+                }
+                let settings = self.pace.limited(&self.model, self.settings, n);
+                let started = std::time::Instant::now();
+                gpu.run_session(
+                    &self.model,
+                    &mut buffers,
+                    n,
+                    settings,
+                    self.routing,
+                    &self.sampler,
+                )?;
+                let depth = buffers.depth[n - 1];
+                self.pace.learn(&self.model, n, depth, started.elapsed());
+            }
         }
-        for (i, slot) in pass.buffers.left[..n].iter_mut().enumerate() {
-            *slot = i as u32;
-        }
-        pass.finish(0..n)?;
         buffers.tokens[self.length..][..n].copy_from_slice(chunk);
         buffers.depths[self.length..][..n].copy_from_slice(&buffers.depth[..n]);
-        after((&mut self.team, &mut buffers), n)?;
+        after(&mut self.engine, &mut buffers, n)?;
         self.length += n;
         Ok(())
     }

@@ -4,6 +4,10 @@
 //! measured while the token runs; before each recursion it is asked whether that recursion and all
 //! that must come after it (own last layers, logits) still fit.
 
+#[cfg(feature = "cuda")]
+use super::forward::Settings;
+#[cfg(feature = "cuda")]
+use crate::model::Model;
 use std::time::{Duration, Instant};
 
 /// The budget and what is known of this machine's speed.
@@ -12,6 +16,41 @@ pub(crate) struct Pace {
     pub budget: Option<Duration>,
     /// 0 before the first measurement.
     seconds_per_byte: f64,
+}
+
+#[cfg(feature = "cuda")]
+impl Pace {
+    /// For a token whose recursions run without a stop: the depth that is done in time by the speed
+    /// measured so far, at least one recursion. Passes of several rows are not limited.
+    pub fn limited(&self, model: &Model, settings: Settings, rows: usize) -> Settings {
+        let Some(budget) = self.budget.filter(|_| rows == 1) else {
+            return settings;
+        };
+        let mut limited = settings;
+        while limited.depth_limit > 1
+            && self.seconds_per_byte * bytes_to(model, limited.depth_limit) > budget.as_secs_f64()
+        {
+            limited.depth_limit -= 1;
+        }
+        limited
+    }
+
+    /// Learns from a token that ran so deep and took so long, as [`Clock::lap`].
+    pub fn learn(&mut self, model: &Model, rows: usize, depth: u8, time: Duration) {
+        if self.budget.is_some() && rows == 1 {
+            let rate = time.as_secs_f64() / bytes_to(model, usize::from(depth));
+            self.seconds_per_byte = rate.max(0.9 * self.seconds_per_byte + 0.1 * rate);
+        }
+    }
+}
+
+/// Bytes of weights that a token reads on its way through so many recursions.
+#[cfg(feature = "cuda")]
+fn bytes_to(model: &Model, depth: usize) -> f64 {
+    let schedule = model.schedule();
+    let within = schedule.stages.iter().filter(|s| s.recursion < depth);
+    let block: u64 = within.map(|s| model.run_bytes(&s.runs)).sum();
+    (model.run_bytes(&schedule.prelude) + block + model.tail_bytes()) as f64
 }
 
 /// One token's clock.

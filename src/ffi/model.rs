@@ -4,7 +4,7 @@ use super::handle::{Mark, Object, allocate, free, object};
 use super::params::{self, Params, check_out, copy_text, initialise, null, put, write_sized};
 use super::status::{Failure, mor_error, mor_status, report};
 use crate::gguf::Value;
-use crate::model::{LoadParams, Model, RouterKind, Storage};
+use crate::model::{Device, LoadParams, Model, RouterKind, Storage};
 use crate::{Error, Text};
 use std::ffi::{c_char, c_void};
 
@@ -75,6 +75,17 @@ impl Log {
     }
 }
 
+/// Where a model runs.
+#[repr(C)]
+#[derive(Clone, Copy)]
+#[allow(clippy::upper_case_acronyms)]
+pub enum mor_device {
+    /// The processor.
+    MOR_DEVICE_CPU = 0,
+    /// An NVIDIA GPU. Needs a library that was built with the feature `cuda`, and NVIDIA's driver.
+    MOR_DEVICE_CUDA = 1,
+}
+
 /// How a model is loaded. Set it up with `mor_model_params_init`; NULL in its place means the
 /// defaults. Numbers of type `uint8_t` are truths: 0 is no, anything else yes.
 #[repr(C)]
@@ -93,8 +104,12 @@ pub struct mor_model_params {
     /// Keep every page in memory until the model is freed. Default: no. When the system refuses,
     /// loading fails with `MOR_ERROR_LOCK`.
     pub lock: u8,
+    /// Where the model runs, a `mor_device`. Default: `MOR_DEVICE_CPU`.
+    pub device: u8,
+    /// The number of the GPU, from 0, when the device is one.
+    pub device_index: u8,
     /// Zero.
-    pub reserved: [u8; 5],
+    pub reserved: [u8; 3],
     /// Takes what the library has to tell about this model and its sessions; NULL (the default):
     /// nobody. The library itself writes nowhere.
     pub log: mor_log_fn,
@@ -111,7 +126,9 @@ unsafe impl Params for mor_model_params {
             copy: 0,
             prefault: 0,
             lock: 0,
-            reserved: [0; 5],
+            device: mor_device::MOR_DEVICE_CPU as u8,
+            device_index: 0,
+            reserved: [0; 3],
             log: None,
             log_user_data: std::ptr::null_mut(),
         }
@@ -220,7 +237,10 @@ pub unsafe extern "C" fn mor_model_load_memory(
                     if data.is_empty() {
                         return Err(Failure::Error(Error::format("it is empty")));
                     }
-                    Ok(Model::from_storage(Storage::memory(data, params)?)?)
+                    Ok(Model::from_storage(
+                        Storage::memory(data, params)?,
+                        params.device,
+                    )?)
                 }),
                 out_error,
             )
@@ -240,6 +260,17 @@ unsafe fn load(
         copy: params.copy != 0,
         prefault: params.prefault != 0,
         lock: params.lock != 0,
+        device: match params.device {
+            device if device == mor_device::MOR_DEVICE_CPU as u8 => Device::Cpu,
+            device if device == mor_device::MOR_DEVICE_CUDA as u8 => {
+                Device::Cuda(params.device_index.into())
+            }
+            other => {
+                return Err(Failure::Error(Error::argument(format_args!(
+                    "device is {other}, which no mor_device is"
+                ))));
+            }
+        },
     })?;
     let log = Log {
         function: params.log,

@@ -50,6 +50,9 @@ pub enum mor_status {
     MOR_ERROR_NOT_READY = 18,
     /// A bug in this library. The object of the call accepts nothing but being freed.
     MOR_ERROR_INTERNAL = 19,
+    /// There is no GPU that can be used, it has too little memory, or it failed. What was made on it
+    /// accepts nothing but being freed; the CPU still works.
+    MOR_ERROR_DEVICE = 20,
 }
 
 use mor_status::*;
@@ -74,6 +77,7 @@ impl From<&Error> for mor_status {
             Error::State(_) => MOR_ERROR_STATE,
             Error::NotFinite(_) => MOR_ERROR_NOT_FINITE,
             Error::Thread(_) => MOR_ERROR_THREAD,
+            Error::Device(_) => MOR_ERROR_DEVICE,
         }
     }
 }

@@ -8,7 +8,7 @@ mod weights;
 
 pub use hyperparameters::*;
 pub use schedule::*;
-pub use storage::LoadParams;
+pub use storage::{Device, LoadParams};
 pub(crate) use storage::{Storage, anonymous};
 #[cfg(feature = "convert")]
 pub(crate) use strict::is_known_key;
@@ -30,6 +30,9 @@ pub struct Model(Shared<Parts>);
 
 /// What the owners of a model share.
 struct Parts {
+    /// The weights on a GPU. Goes before the storage, which it may use in place.
+    #[cfg(feature = "cuda")]
+    on_device: Option<Shared<crate::cuda::Weights>>,
     storage: Storage,
     gguf: Gguf,
     hyperparameters: Hyperparameters,
@@ -64,7 +67,7 @@ impl Model {
     pub fn open_with(path: impl AsRef<Path>, params: &LoadParams) -> Result<Self> {
         let path = path.as_ref();
         let file = storage::open(path)?;
-        Self::from_storage(Storage::file(file, path, None, params)?)
+        Self::from_storage(Storage::file(file, path, None, params)?, params.device)
     }
 
     /// A model that begins `offset` bytes into an open file and is `bytes` long (`None`: all that
@@ -76,25 +79,32 @@ impl Model {
         params: &LoadParams,
     ) -> Result<Self> {
         let part = Some((offset, bytes));
-        Self::from_storage(Storage::file(
-            file,
-            Path::new("file descriptor"),
-            part,
-            params,
-        )?)
+        let path = Path::new("file descriptor");
+        Self::from_storage(Storage::file(file, path, part, params)?, params.device)
     }
 
     /// A model that is part of the program.
     pub fn from_static(bytes: &'static [u8]) -> Result<Self> {
-        Self::from_storage(Storage::Static(bytes))
+        Self::from_storage(Storage::Static(bytes), Device::Cpu)
     }
 
     /// A model in memory.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
-        Self::from_storage(Storage::Owned(bytes))
+        Self::from_bytes_on(bytes, Device::Cpu)
     }
 
-    pub(crate) fn from_storage(storage: Storage) -> Result<Self> {
+    /// A model in memory, to run on a device.
+    pub fn from_bytes_on(bytes: Vec<u8>, device: Device) -> Result<Self> {
+        Self::from_storage(Storage::Owned(bytes), device)
+    }
+
+    pub(crate) fn from_storage(storage: Storage, device: Device) -> Result<Self> {
+        #[cfg(not(feature = "cuda"))]
+        if device != Device::Cpu {
+            return Err(Error::unsupported(
+                "this build runs on the CPU only; build with the feature 'cuda'",
+            ));
+        }
         let gguf = Gguf::parse(storage.bytes())?;
         let h = Hyperparameters::from_metadata(&gguf.metadata)?;
         let (schedule, blocks) = Schedule::new(&h)?;
@@ -129,7 +139,18 @@ impl Model {
             Err(Error::Tokenizer(why)) => Err(why),
             Err(other) => Err(Text::new(other)),
         };
+        #[cfg(feature = "cuda")]
+        let on_device = match device {
+            Device::Cpu => None,
+            // SAFETY: the bytes of a storage stay where they are when it is moved, and `Parts` drops it
+            // last.
+            Device::Cuda(index) => Some(Shared::new(unsafe {
+                crate::cuda::Weights::new(index, &gguf, &h, storage.bytes())
+            }?)?),
+        };
         let model = Model(Shared::new(Parts {
+            #[cfg(feature = "cuda")]
+            on_device,
             storage,
             gguf,
             hyperparameters: h,
@@ -233,6 +254,28 @@ impl Model {
     /// file is truncated during a call loads a copy ([`LoadParams::copy`]).
     pub(crate) fn check_file(&self) -> Result<()> {
         self.0.storage.check_file()
+    }
+
+    /// Whether it runs on a GPU.
+    pub fn is_on_gpu(&self) -> bool {
+        #[cfg(feature = "cuda")]
+        return self.0.on_device.is_some();
+        #[cfg(not(feature = "cuda"))]
+        false
+    }
+
+    /// The weights on the GPU that it runs on.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on_device(&self) -> Option<&Shared<crate::cuda::Weights>> {
+        self.0.on_device.as_ref()
+    }
+
+    /// Bytes of a GPU's memory that the weights take; 0 on the CPU, and where they are used in place.
+    pub fn device_bytes(&self) -> usize {
+        #[cfg(feature = "cuda")]
+        return self.on_device().map_or(0, |weights| weights.bytes());
+        #[cfg(not(feature = "cuda"))]
+        0
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {

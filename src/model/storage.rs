@@ -8,6 +8,16 @@ use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::Path;
 
+/// Where a model runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Device {
+    /// The processor.
+    #[default]
+    Cpu,
+    /// The NVIDIA GPU of this number, from 0. Needs the feature `cuda` and NVIDIA's driver.
+    Cuda(u32),
+}
+
 /// How a file is brought into memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LoadParams {
@@ -19,6 +29,9 @@ pub struct LoadParams {
     pub prefault: bool,
     /// Keep every page in memory until the model goes (`mlock`).
     pub lock: bool,
+    /// Where the model runs: for a GPU the weights are copied there, or used in place where it shares
+    /// the host's memory.
+    pub device: Device,
 }
 
 /// The bytes of one model.

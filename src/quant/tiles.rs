@@ -43,7 +43,7 @@ fn for_each_field(ty: TensorType, row: usize, mut each: impl FnMut(usize, usize,
 }
 
 /// Interleaves sixteen rows; both slices hold sixteen rows of whole blocks.
-#[cfg(any(feature = "convert", test))]
+#[cfg(any(feature = "convert", feature = "cuda", test))]
 pub(crate) fn interleave(ty: TensorType, rows: &[u8], tile: &mut [u8]) {
     let row_bytes = rows.len() / TILE_ROWS;
     for (row, bytes) in rows.chunks_exact(row_bytes).enumerate() {

@@ -1,6 +1,6 @@
 // Tells a graph whether the recursion that follows has any rows to run. A module of its own: the driver
 // brings the function that does it, and a driver that has no conditional nodes refuses the module.
-#include "rows.cuh"
+#include "report.cuh"
 
 #ifndef MOR_EMULATED
 extern "C" __device__ void cudaGraphSetConditional(unsigned long long handle, unsigned int value);

@@ -1,5 +1,6 @@
 // Rows on their way: how they enter, and how they are made ready for matrix products.
 #pragma once
+#include "report.cuh"
 #include "weights.cuh"
 
 // A token on its way through the layers, by its slot. The host writes it when the token enters.
@@ -96,22 +97,6 @@ struct Input {
 struct Change {
     u32 index;
     u32 page;
-};
-
-// What a pass has to tell; zeroed by the first kernel.
-struct Report {
-    // Rows: now in the recursions; that left them and are not done; that are done in this pass; whose
-    // logits were computed.
-    u32 flying;
-    u32 waiting;
-    u32 ready;
-    u32 wanted;
-    // Rows of the recursion that runs.
-    u32 running;
-    // 0, or what went wrong (src/cuda/mod.rs), and the slot of the row that did it.
-    u32 error;
-    u32 culprit;
-    u32 entering;
 };
 
 enum Error : u32 { NO_ERROR = 0, SCORE_NOT_FINITE = 1, KEY_NOT_FINITE = 2, LOGIT_NOT_FINITE = 3 };

@@ -1,0 +1,453 @@
+//! The same step on an NVIDIA GPU. docs/cuda.md tells the whole story.
+//!
+//! The host sends rows, the device runs them through all layers, decides on its own who goes on, and
+//! answers with depths and drawn tokens: one launch a pass. The page tables' bookkeeping stays on the host
+//! ([`crate::kv`]): before a launch every row gets the pages that it may need, after it those that nobody
+//! used are free again.
+
+mod driver;
+mod images;
+mod params;
+mod plan;
+mod program;
+mod session;
+mod weights;
+
+pub(crate) use plan::{DevicePlan, Sizes};
+pub(crate) use weights::Weights;
+
+use crate::error::{Error, Result};
+use crate::kv::KvCache;
+use crate::memory::{Shared, reserved};
+use crate::model::{KvStrategy, MAX_RECURSIONS, Model, PlaneTokens, RouterKind};
+use crate::plan::{Plan, Region};
+use crate::routing::{self, Routing};
+use crate::sampling::Sampler;
+use driver::{Buffer, Module, Pinned, Program};
+use params::*;
+use program::{Kernels, Places, Writer};
+use std::mem::size_of;
+
+/// A row that is to enter.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NewRow {
+    pub slot: u32,
+    pub sequence: u32,
+    pub position: u32,
+    pub token: u32,
+    /// The least score with which it goes on, and the most recursions.
+    pub least_score: f32,
+    pub depth_limit: usize,
+    pub wants_logits: bool,
+}
+
+/// Where a row is after a launch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Whereabouts {
+    InRecursions,
+    /// It has left them and waits for rows before it.
+    Waiting,
+    /// It has passed all layers; what follows it was drawn if that was wanted.
+    Done {
+        depth: u8,
+        drawn: u32,
+    },
+}
+
+/// What a launch is for.
+pub(crate) struct Pass<'a> {
+    pub new: &'a [NewRow],
+    /// Slots of the rows in the recursions, and of those that wait.
+    pub active: &'a [u32],
+    pub waiting: &'a [u32],
+    pub routing: Routing,
+}
+
+/// A session's or batch's part of a device.
+pub(crate) struct Gpu {
+    // In the order in which they must go.
+    programs: Vec<(usize, Program)>,
+    logits: Program,
+    input: Pinned,
+    output: Pinned,
+    buffer: Buffer,
+    plan: DevicePlan,
+    _conditional: Option<Module>,
+    weights: Shared<Weights>,
+    /// Changes of the page tables that the next launch takes along.
+    changes: usize,
+    /// Room for the rows of a pass.
+    new_rows: Vec<NewRow>,
+    vocab: usize,
+    // Sessions only: the row of the last token, whether the device drew what follows it, and where the
+    // sampler stood.
+    last_row: u32,
+    draws: bool,
+    drawn_by: Option<u64>,
+}
+
+/// Which passes a device is made ready for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// All rows take all their recursions at once.
+    Session,
+    /// Each launch is one recursion of each row.
+    Batch,
+}
+
+impl Gpu {
+    pub fn new(model: &Model, plan: &Plan, kind: Kind) -> Result<Self> {
+        let (Some(weights), Some(device_plan)) = (model.on_device(), plan.on_device()) else {
+            return Err(Error::argument("the plan was made for another device"));
+        };
+        let device = &weights.device;
+        // A driver that refuses the module has no conditions; the kernels then find nothing to do.
+        let conditional = match device.has_conditionals() {
+            true => Module::new(device, images::conditional()).ok(),
+            false => None,
+        };
+        let kernels = Kernels::find(&weights.module, conditional.as_ref())?;
+        let h = model.hyperparameters();
+        kernels.prepare(&weights.module, h.head_dim)?;
+        let mut buffer = Buffer::new(device, device_plan.bytes)?;
+        if let Some(factors) = model.rope_factors() {
+            let bytes = factors.bytes(model.bytes()).as_flattened();
+            buffer.write(device_plan.rope_factors.offset, bytes)?;
+        }
+        let mut input = Pinned::new(device, device_plan.input_bytes)?;
+        let mut output = Pinned::new(device, device_plan.output_bytes)?;
+        let places = Places {
+            buffer: &buffer,
+            input: input.bytes().as_ptr(),
+            output: output.bytes_mut().as_mut_ptr(),
+        };
+        let writer = |rows: usize| Writer {
+            model,
+            weights,
+            kernels: &kernels,
+            plan: device_plan,
+            kv: &plan.kv_shape,
+            places,
+            rows,
+            work: Vec::new(),
+        };
+        let mut programs = reserved(3)?;
+        for rows in program_sizes(device_plan.sizes.rows) {
+            let mut program = Program::new(device)?;
+            let work = match kind {
+                Kind::Session => writer(rows).session(&mut program)?,
+                Kind::Batch => writer(rows).tick()?,
+            };
+            // SAFETY: all addresses lie in `buffer` and the pinned memory, which go after the programs.
+            unsafe { program.set(work) }?;
+            programs.push((rows, program));
+        }
+        let mut logits = Program::new(device)?;
+        let work = writer(device_plan.sizes.rows).logits_only()?;
+        // SAFETY: as above.
+        unsafe { logits.set(work) }?;
+        let mut gpu = Gpu {
+            programs,
+            logits,
+            input: {
+                input.bytes_mut().fill(0);
+                input
+            },
+            output,
+            buffer,
+            plan: device_plan.clone(),
+            _conditional: conditional,
+            weights: weights.clone(),
+            changes: 0,
+            new_rows: reserved(device_plan.sizes.rows)?,
+            vocab: h.vocab_size,
+            last_row: 0,
+            draws: false,
+            drawn_by: None,
+        };
+        // Once without any row: what the driver takes on a first launch, it takes now.
+        for (_, program) in &mut gpu.programs {
+            program.run()?;
+        }
+        gpu.logits.run()?;
+        Ok(gpu)
+    }
+
+    /// Bytes of the device's memory that the weights take beside this.
+    #[allow(dead_code)]
+    pub fn weight_bytes(&self) -> usize {
+        self.weights.bytes()
+    }
+
+    /// How the next token of a sequence is drawn. False: by the host, from its logits.
+    pub fn set_draw(&mut self, sequence: usize, sampler: Option<&Sampler>) -> bool {
+        let draw = sampler.and_then(draw_of);
+        self.drawn_by = sampler.map(Sampler::state);
+        let value = draw.unwrap_or(Draw {
+            random: 0.0,
+            repeat_penalty: 1.0,
+            repeat_last_n: 0,
+            candidates: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            temperature: 1.0,
+        });
+        self.put(self.plan.input.draws, sequence, value);
+        draw.is_some()
+    }
+
+    /// Gives a list an entry, as [`KvCache::append`], and its page to the device.
+    pub fn reserve(&mut self, kv: &mut KvCache, list: usize) -> Result<()> {
+        let taken = kv.take_entry(list)?;
+        if let Some([from, to]) = taken.copied {
+            let bytes = kv.shape().page_bytes();
+            let page = |page: u32| self.plan.pages.offset + page as usize * bytes;
+            self.buffer.copy_within(page(from), page(to), bytes)?;
+        }
+        if taken.new_page {
+            let change = Change {
+                index: taken.table as u32,
+                page: kv.tables[taken.table],
+            };
+            self.change(change)?;
+        }
+        Ok(())
+    }
+
+    fn change(&mut self, change: Change) -> Result<()> {
+        if self.changes < plan::CHANGES {
+            self.put(self.plan.input.changes, self.changes, change);
+            self.changes += 1;
+            return Ok(());
+        }
+        let at = self.plan.tables.offset + 4 * change.index as usize;
+        self.buffer.write(at, &change.page.to_le_bytes())
+    }
+
+    /// Gives the device a list's pages, which it has from elsewhere (a fork, a restored state).
+    pub fn send_table(&mut self, kv: &KvCache, list: usize, entries: usize) -> Result<()> {
+        let first = list * kv.shape().table_pages;
+        for index in 0..entries.div_ceil(crate::kv::PAGE_TOKENS) {
+            let page = kv.tables[first + index];
+            self.change(Change {
+                index: (first + index) as u32,
+                page,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Tells the device the tokens of a sequence that it did not run itself.
+    pub fn send_tokens(&mut self, sequence: usize, tokens: &[u32]) -> Result<()> {
+        let at = self.plan.tokens.offset + 4 * sequence * self.plan.sizes.context;
+        // SAFETY: numbers as bytes.
+        let (_, bytes, _) = unsafe { tokens.align_to::<u8>() };
+        self.buffer.write(at, bytes)
+    }
+
+    /// Runs a pass and waits for it.
+    pub fn run(&mut self, pass: &Pass) -> Result<()> {
+        let input = self.plan.input;
+        let fitting = |(rows, _): &&mut (usize, Program)| {
+            *rows >= (pass.new.len() + pass.active.len()).max(pass.waiting.len().min(*rows))
+        };
+        for (i, row) in pass.new.iter().enumerate() {
+            let value = Row {
+                sequence: row.sequence,
+                position: row.position,
+                token: row.token,
+                recursion: 0,
+                least_score: row.least_score,
+                depth_limit: row.depth_limit as u32,
+                wants_logits: u32::from(row.wants_logits),
+                unused: 0,
+            };
+            self.put(input.new_rows, i, value);
+            self.put(input.new_slots, i, row.slot);
+        }
+        for (i, slot) in pass.active.iter().enumerate() {
+            self.put(input.old_active, i, *slot);
+        }
+        for (i, slot) in pass.waiting.iter().enumerate() {
+            self.put(input.old_waiting, i, *slot);
+        }
+        let head = Input {
+            entering: pass.new.len() as u32,
+            flying: pass.active.len() as u32,
+            waiting: pass.waiting.len() as u32,
+            changes: std::mem::take(&mut self.changes) as u32,
+            asked: 0,
+            by_capacity: u32::from(pass.routing == Routing::Capacity),
+            unused: [0; 2],
+        };
+        self.put(input.head, 0, head);
+        let mut programs = self.programs.iter_mut();
+        let (_, program) = programs
+            .find(fitting)
+            .ok_or_else(|| Error::argument("more rows than the pass was planned for"))?;
+        program.run()?;
+        self.check()
+    }
+
+    /// Computes logits of rows that passed all layers and whose slots nobody took since; draws too.
+    pub fn compute_logits(&mut self, slots: &[u32]) -> Result<()> {
+        let head = Input {
+            entering: 0,
+            flying: 0,
+            waiting: 0,
+            changes: std::mem::take(&mut self.changes) as u32,
+            asked: slots.len() as u32,
+            by_capacity: 0,
+            unused: [0; 2],
+        };
+        self.put(self.plan.input.head, 0, head);
+        for (i, slot) in slots.iter().enumerate() {
+            self.put(self.plan.input.new_slots, i, *slot);
+        }
+        self.logits.run()?;
+        self.check()
+    }
+
+    /// What the device said went wrong.
+    fn check(&self) -> Result<()> {
+        let report = self.get::<Report>(self.plan.output.report, 0);
+        match report.error {
+            error::NONE => Ok(()),
+            error::SCORE_NOT_FINITE => Err(Error::not_finite("a router's score")),
+            error::KEY_NOT_FINITE => Err(Error::not_finite("a key or a value")),
+            _ => Err(Error::not_finite("a logit")),
+        }
+    }
+
+    /// The slot of the row that [`Gpu::run`]'s error is about.
+    pub fn culprit(&self) -> Option<u32> {
+        let report = self.get::<Report>(self.plan.output.report, 0);
+        (report.error != error::NONE).then_some(report.culprit)
+    }
+
+    /// Where the row in a slot is after the last launch.
+    pub fn whereabouts(&self, slot: u32) -> Whereabouts {
+        let state = self.get::<State>(self.plan.output.states, slot as usize);
+        match state.stage {
+            stage::DONE => Whereabouts::Done {
+                depth: state.depth as u8,
+                drawn: self.drawn(slot),
+            },
+            stage::LEFT => Whereabouts::Waiting,
+            _ => Whereabouts::InRecursions,
+        }
+    }
+
+    /// The depth of a row as far as it is decided.
+    pub fn depth(&self, slot: u32) -> u8 {
+        self.get::<State>(self.plan.output.states, slot as usize)
+            .depth as u8
+    }
+
+    /// The token that was drawn after the row in a slot.
+    pub fn drawn(&self, slot: u32) -> u32 {
+        self.get::<u32>(self.plan.output.drawn, slot as usize)
+    }
+
+    /// Copies rows of logits, each `[vocab]`, out.
+    pub fn read_logits(&self, row: usize, out: &mut [f32]) -> Result<()> {
+        let at = self.plan.logits.offset + 4 * row * self.vocab;
+        // SAFETY: any bytes are numbers.
+        let (_, bytes, _) = unsafe { out.align_to_mut::<u8>() };
+        self.buffer.read(at, bytes)
+    }
+
+    /// Copies a residual stream `[hidden]` after the last layer out, or in.
+    pub fn read_row(&self, slot: u32, out: &mut [f32]) -> Result<()> {
+        let at = self.plan.x.offset + 4 * slot as usize * out.len();
+        // SAFETY: any bytes are numbers.
+        let (_, bytes, _) = unsafe { out.align_to_mut::<u8>() };
+        self.buffer.read(at, bytes)
+    }
+
+    pub fn write_row(&mut self, slot: u32, row: &[f32]) -> Result<()> {
+        let at = self.plan.x.offset + 4 * slot as usize * row.len();
+        // SAFETY: numbers as bytes.
+        let (_, bytes, _) = unsafe { row.align_to::<u8>() };
+        self.buffer.write(at, bytes)
+    }
+
+    /// Copies a page of the cache out, or in.
+    pub fn read_page(&self, page: u32, out: &mut [u8]) -> Result<()> {
+        self.buffer
+            .read(self.plan.pages.offset + page as usize * out.len(), out)
+    }
+
+    pub fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<()> {
+        let at = self.plan.pages.offset + page as usize * bytes.len();
+        self.buffer.write(at, bytes)
+    }
+
+    fn put<P: Copy>(&mut self, region: Region, index: usize, value: P) {
+        let at = region.offset + index * size_of::<P>();
+        let room = &mut self.input.bytes_mut()[at..at + size_of::<P>()];
+        debug_assert!(index * size_of::<P>() < region.bytes);
+        // SAFETY: there is room; no alignment is asked for.
+        unsafe { room.as_mut_ptr().cast::<P>().write_unaligned(value) };
+    }
+
+    fn get<P: Copy>(&self, region: Region, index: usize) -> P {
+        let at = region.offset + index * size_of::<P>();
+        let bytes = &self.output.bytes()[at..at + size_of::<P>()];
+        // SAFETY: as many bytes as it has; `P`s are plain numbers.
+        unsafe { bytes.as_ptr().cast::<P>().read_unaligned() }
+    }
+}
+
+/// Passes of few rows have a program of their own, whose products are made for them.
+fn program_sizes(rows: usize) -> impl Iterator<Item = usize> {
+    [FEW as usize, MANY as usize]
+        .into_iter()
+        .filter(move |size| *size < rows)
+        .chain([rows])
+}
+
+/// How the device draws what a sampler would draw next; none where only the host can.
+fn draw_of(sampler: &Sampler) -> Option<Draw> {
+    let p = sampler.params();
+    let candidates = match p.temperature {
+        0.0 => 1,
+        _ => p.top_k,
+    };
+    if !(1..=MAX_CANDIDATES).contains(&candidates) {
+        return None;
+    }
+    Some(Draw {
+        random: sampler.peek(),
+        repeat_penalty: p.repeat_penalty,
+        repeat_last_n: p.repeat_last_n.min(u32::MAX as usize) as u32,
+        candidates: candidates as u32,
+        top_p: p.top_p,
+        min_p: p.min_p,
+        temperature: p.temperature,
+    })
+}
+
+/// The least score with which a row of these settings goes on.
+pub(crate) fn least_score(model: &Model, cut: f32) -> f32 {
+    match &model.hyperparameters().router {
+        Some(spec) => routing::least_score(spec, cut),
+        None => cut,
+    }
+}
+
+/// Whether a row of this depth has an entry in a plane, as far as it is decided before it ran: at most
+/// those.
+pub(crate) fn may_enter(model: &Model, tokens: PlaneTokens, depth_limit: usize) -> bool {
+    let h = model.hyperparameters();
+    let expert = h
+        .router
+        .as_ref()
+        .is_some_and(|r| r.kind == RouterKind::Expert);
+    match tokens {
+        PlaneTokens::All => true,
+        PlaneTokens::DeeperThan(r) => {
+            r < depth_limit || (r == 0 && h.kv == KvStrategy::Shared && expert)
+        }
+    }
+}

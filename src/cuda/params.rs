@@ -1,0 +1,159 @@
+//! The kernels' parameters and what they share with the host, as src/cuda/kernels/*.cuh declare them: the
+//! same fields in the same order. A test compares the sizes (tests/cuda).
+
+use super::driver::Address;
+use crate::model::MAX_RECURSIONS;
+
+/// Threads of every block, and other sizes that the kernels have as constants.
+pub(super) const BLOCK: u32 = 256;
+pub(super) const TILE_ROWS: u32 = 16;
+pub(super) const GROUP: u32 = 32;
+/// Rows of activations that a block of a product takes, at most.
+pub(super) const MANY: u32 = 64;
+pub(super) const FEW: u32 = 8;
+/// Entries of a part of a context, and query heads that go together.
+pub(super) const PART: u32 = 512;
+pub(super) const HEADS_TOGETHER: u32 = 4;
+pub(super) const MAX_CANDIDATES: usize = 256;
+
+/// Structs that are copied to the device.
+///
+/// # Safety
+/// `repr(C)`, without padding.
+pub(super) unsafe trait Parameter: Copy {}
+
+macro_rules! structs {
+    ($($(#[$doc:meta])* struct $name:ident { $($(#[$field_doc:meta])* $field:ident: $ty:ty,)* })*) => {
+        $(
+            $(#[$doc])*
+            #[derive(Debug, Clone, Copy)]
+            #[repr(C)]
+            pub(super) struct $name { $($(#[$field_doc])* pub $field: $ty,)* }
+            // The fields fill the struct, so that there is no padding.
+            const _: () = assert!(size_of::<$name>() == 0 $(+ size_of::<$ty>())*);
+            // SAFETY: by the line above.
+            unsafe impl Parameter for $name {}
+        )*
+    };
+}
+
+structs! {
+    struct View { slots: Address, count: Address, }
+    struct Row {
+        sequence: u32, position: u32, token: u32, recursion: u32,
+        least_score: f32, depth_limit: u32, wants_logits: u32, unused: u32,
+    }
+    struct State { depth: u32, stage: u32, entry: u32, weight: f32, }
+    struct Prepared {
+        floats: Address, halves: Address, scales: Address, sums: Address, columns: u32, stride: u32,
+    }
+    struct Matrix {
+        data: Address, bias: Address, out: Address, ty: u32, rows: u32, columns: u32, row_bytes: u32,
+        out_stride: u32, add: u32, by_slot: u32, unused: u32,
+    }
+    struct Input {
+        entering: u32, flying: u32, waiting: u32, changes: u32, asked: u32, by_capacity: u32,
+        unused: [u32; 2],
+    }
+    struct Change { index: u32, page: u32, }
+    struct Report {
+        flying: u32, waiting: u32, ready: u32, wanted: u32, running: u32, error: u32, culprit: u32,
+        entering: u32,
+    }
+    struct BeginParams {
+        input: Address, new_rows: Address, new_slots: Address, old_active: Address,
+        old_waiting: Address, changes: Address, tables: Address, rows: Address, states: Address,
+        entering: Address, active: Address, waiting: Address, wanted: Address, report: Address,
+        tokens: Address, context: u32, unused: u32,
+    }
+    struct EmbedParams {
+        view: View, rows: Address, embedding: Matrix, h: Address, rope: Address, factors: Address,
+        base: f64, scale: f64, pairs: u32, unused: u32,
+    }
+    struct CopyRowsParams { view: View, from: Address, to: Address, width: u32, unused: u32, }
+    struct NormParams {
+        view: View, x: Address, weight: Address, out: Prepared, epsilon: f32, unused: u32,
+    }
+    struct MakeParams { view: View, a: Address, b: Address, out: Prepared, make: u32, divisor: f32, }
+    struct ProductParams {
+        matrices: [Matrix; 3], count: u32, groups: u32, input: Prepared, view: View,
+    }
+    struct Cache {
+        pages: Address, tables: Address, planes: u32, table_pages: u32, page_bytes: u32,
+        key_bytes: u32, value_bytes: u32, kv_heads: u32, head_dim: u32, ty: u32,
+    }
+    struct Planes { recursion: u32, keys: [u32; MAX_RECURSIONS], plane: [u32; MAX_RECURSIONS], }
+    struct StoreParams {
+        view: View, rows: Address, states: Address, rope: Address, q: Address, k: Address, v: Address,
+        report: Address, cache: Cache, planes: Planes, heads: u32, pairs: u32, neighbours: u32,
+    }
+    struct AttentionParams {
+        view: View, rows: Address, states: Address, q: Address, partial: Address,
+        partial_scales: Address, cache: Cache, planes: Planes, heads: u32, parts: u32, unused: u32,
+    }
+    struct CombineParams {
+        view: View, rows: Address, states: Address, partial: Address, partial_scales: Address,
+        out: Prepared, planes: Planes, heads: u32, head_dim: u32, parts: u32,
+    }
+    struct SeatsParams {
+        active: Address, rows: Address, states: Address, kept: Address, running: Address,
+        report: Address, recursions: u32, recursion: u32, routed: u32, unused: u32,
+    }
+    struct SelectParams {
+        active: Address, rows: Address, selected: Address, count: Address, report: Address,
+        recursion: u32, unused: u32,
+    }
+    struct DecideParams {
+        view: View, active: Address, waiting: Address, flags: Address, input: Address, rows: Address,
+        states: Address, scores: Address, deciding_scores: Address, pick_bias: Address,
+        report: Address, capacity: f64, kind: u32, function: u32, alpha: f32,
+        weighted: u32, outputs: u32, choose: u32, keys_for_all: u32, unused: u32,
+    }
+    struct MergeParams {
+        view: View, rows: Address, states: Address, x: Address, h: Address, width: u32, follow: u32,
+    }
+    struct LeaveParams {
+        active: Address, waiting: Address, flags: Address, ready: Address, wanted: Address,
+        rows: Address, states: Address, report: Address, recursions: u32, routed: u32, most: u32,
+        unused: u32,
+    }
+    struct ConditionParams { report: Address, condition: u64, }
+    struct Draw {
+        random: f64, repeat_penalty: f32, repeat_last_n: u32, candidates: u32, top_p: f32, min_p: f32,
+        temperature: f32,
+    }
+    struct SampleParams {
+        view: View, rows: Address, draws: Address, logits: Address, penalized: Address,
+        tokens: Address, drawn: Address, report: Address, vocab: u32, context: u32,
+    }
+}
+
+/// What is done about keys and values (`Keys` in attention.cuh).
+pub(super) mod keys {
+    pub const ALL_TOKENS: u32 = 0;
+    pub const KEPT_TOKENS: u32 = 1;
+    pub const READ_ONLY: u32 = 2;
+}
+
+/// For [`Planes::recursion`] and [`SeatsParams::recursion`]: each row's own.
+pub(super) const ANY: u32 = u32::MAX;
+
+/// How a row's input is made (`Make` in rows.cuh).
+pub(super) mod make {
+    pub const SCALED: u32 = 0;
+    pub const GELU: u32 = 1;
+    pub const SWIGLU: u32 = 2;
+}
+
+/// Where a row is (`Stage` in rows.cuh).
+pub(super) mod stage {
+    pub const LEFT: u32 = 2;
+    pub const DONE: u32 = 3;
+}
+
+/// What went wrong (`Error` in rows.cuh).
+pub(super) mod error {
+    pub const NONE: u32 = 0;
+    pub const SCORE_NOT_FINITE: u32 = 1;
+    pub const KEY_NOT_FINITE: u32 = 2;
+}

@@ -1,0 +1,212 @@
+//! The memory of a session or batch on a device, computed before it exists.
+
+use super::params::*;
+use crate::error::{Error, Result};
+use crate::kv::KvShape;
+use crate::model::Model;
+use crate::plan::Region;
+
+/// Parts begin at multiples of this: what the widest loads want, and copies like.
+const ALIGNMENT: usize = 256;
+
+/// Changes of page tables that a launch takes along; more are written one by one before it.
+pub(super) const CHANGES: usize = 512;
+
+/// Sizes of the parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sizes {
+    /// Rows of a pass.
+    pub rows: usize,
+    /// Rows between their first and their last layer.
+    pub slots: usize,
+    pub sequences: usize,
+    pub context: usize,
+    /// Rows of logits that are computed together.
+    pub logit_rows: usize,
+}
+
+/// Where everything is. Input and output are copied as a whole, from and to pinned memory with the same
+/// layout.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DevicePlan {
+    pub sizes: Sizes,
+    pub input: InputPlan,
+    pub output: OutputPlan,
+    pub input_bytes: usize,
+    pub output_bytes: usize,
+    pub bytes: usize,
+    /// Elements of a row of prepared activations: the widest, in whole groups.
+    pub widest: usize,
+    /// Parts of the longest context.
+    pub parts: usize,
+    pub x: Region,
+    pub h: Region,
+    pub rope: Region,
+    pub rope_factors: Region,
+    pub floats: Region,
+    pub halves: Region,
+    pub scales: Region,
+    pub sums: Region,
+    pub q: Region,
+    pub k: Region,
+    pub v: Region,
+    pub partial: Region,
+    pub partial_scales: Region,
+    pub gate: Region,
+    pub up: Region,
+    pub router_hidden: Region,
+    pub scores: Region,
+    pub aux_scores: Region,
+    pub rows: Region,
+    pub entering: Region,
+    pub active: Region,
+    pub waiting: Region,
+    pub running: Region,
+    pub ready: Region,
+    pub wanted: Region,
+    pub selected: Region,
+    pub selected_count: Region,
+    pub flags: Region,
+    pub tokens: Region,
+    pub logits: Region,
+    pub penalized: Region,
+    pub tables: Region,
+    pub pages: Region,
+}
+
+/// What the host sends, from the beginning of the device's memory on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct InputPlan {
+    pub head: Region,
+    pub new_rows: Region,
+    pub new_slots: Region,
+    pub old_active: Region,
+    pub old_waiting: Region,
+    pub kept: Region,
+    pub draws: Region,
+    pub changes: Region,
+}
+
+/// What it gets back; offsets are from the output's own beginning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct OutputPlan {
+    /// Where the output begins in the device's memory.
+    pub start: usize,
+    pub report: Region,
+    pub states: Region,
+    pub drawn: Region,
+}
+
+impl DevicePlan {
+    pub fn new(model: &Model, sizes: Sizes, kv: &KvShape) -> Result<Self> {
+        let h = model.hyperparameters();
+        let Sizes {
+            rows: n,
+            slots,
+            sequences,
+            context,
+            logit_rows,
+        } = sizes;
+        let mut layout = Layout { bytes: 0 };
+        let input = InputPlan {
+            head: layout.add(size_of::<Input>(), &[1])?,
+            new_rows: layout.add(size_of::<Row>(), &[n])?,
+            new_slots: layout.add(4, &[n])?,
+            old_active: layout.add(4, &[n])?,
+            old_waiting: layout.add(4, &[slots])?,
+            kept: layout.add(4, &[sequences, h.recursions])?,
+            draws: layout.add(size_of::<Draw>(), &[sequences])?,
+            changes: layout.add(size_of::<Change>(), &[CHANGES])?,
+        };
+        let input_bytes = layout.bytes;
+        let start = input_bytes;
+        let mut own = Layout { bytes: 0 };
+        let output = OutputPlan {
+            start,
+            report: own.add(size_of::<Report>(), &[1])?,
+            states: own.add(size_of::<State>(), &[slots])?,
+            drawn: own.add(4, &[slots])?,
+        };
+        layout.bytes = start.checked_add(own.bytes).ok_or_else(too_large)?;
+        let widest = model.widest_row().next_multiple_of(GROUP as usize);
+        // Logits are computed from prepared rows too.
+        let prepared = n.max(logit_rows);
+        let parts = context.div_ceil(PART as usize);
+        let (q, kv_size) = (h.query_size(), h.kv_size());
+        let lists = sequences.saturating_mul(kv.planes);
+        Ok(DevicePlan {
+            sizes,
+            input,
+            output,
+            input_bytes,
+            output_bytes: own.bytes,
+            widest,
+            parts,
+            x: layout.add(4, &[slots, h.hidden_size])?,
+            h: layout.add(4, &[slots, h.hidden_size])?,
+            rope: layout.add(8, &[slots, h.rope.dims / 2])?,
+            rope_factors: layout.add(4, &[model.rope_factors().map_or(0, |f| f.length)])?,
+            floats: layout.add(4, &[prepared, widest])?,
+            halves: layout.add(2, &[prepared, widest])?,
+            scales: layout.add(4, &[prepared])?,
+            sums: layout.add(4, &[prepared, widest / GROUP as usize])?,
+            q: layout.add(4, &[n, q])?,
+            k: layout.add(4, &[n, kv_size])?,
+            v: layout.add(4, &[n, kv_size])?,
+            partial: layout.add(4, &[n, parts, q])?,
+            partial_scales: layout.add(8, &[n, parts, h.heads])?,
+            gate: layout.add(4, &[n, h.feed_forward_size])?,
+            up: layout.add(4, &[n, h.feed_forward_size])?,
+            router_hidden: layout.add(4, &[n, model.router_width()])?,
+            scores: layout.add(4, &[slots, h.recursions])?,
+            aux_scores: layout.add(4, &[slots])?,
+            rows: layout.add(size_of::<Row>(), &[slots])?,
+            entering: layout.add(4, &[n])?,
+            active: layout.add(4, &[n])?,
+            waiting: layout.add(4, &[slots])?,
+            running: layout.add(4, &[n])?,
+            ready: layout.add(4, &[n])?,
+            wanted: layout.add(4, &[n])?,
+            selected: layout.add(4, &[n])?,
+            selected_count: layout.add(4, &[1])?,
+            flags: layout.add(4, &[slots])?,
+            tokens: layout.add(4, &[sequences, context])?,
+            logits: layout.add(4, &[logit_rows, h.vocab_size])?,
+            penalized: layout.add(4, &[logit_rows, h.vocab_size])?,
+            tables: layout.add(4, &[lists, kv.table_pages])?,
+            pages: layout.add(1, &[kv.pages, kv.page_bytes()])?,
+            bytes: layout.bytes,
+        })
+    }
+
+    /// Bytes of pinned memory.
+    pub fn pinned_bytes(&self) -> usize {
+        self.input_bytes + self.output_bytes
+    }
+}
+
+fn too_large() -> Error {
+    Error::argument(
+        "the session would need more memory than can be addressed; plan a smaller context or fewer sequences",
+    )
+}
+
+struct Layout {
+    bytes: usize,
+}
+
+impl Layout {
+    fn add(&mut self, item: usize, dims: &[usize]) -> Result<Region> {
+        let bytes = dims
+            .iter()
+            .try_fold(item, |size, dim| size.checked_mul(*dim))
+            .ok_or_else(too_large)?;
+        let offset = self.bytes;
+        self.bytes = offset
+            .checked_add(bytes)
+            .and_then(|end| end.checked_next_multiple_of(ALIGNMENT))
+            .filter(|end| *end <= isize::MAX as usize)
+            .ok_or_else(too_large)?;
+        Ok(Region { offset, bytes })
+    }
+}

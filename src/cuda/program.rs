@@ -1,0 +1,778 @@
+//! What a pass does on the device, written down once as a list of launches.
+//!
+//! It follows `src/cpu/forward.rs`. Rows stay in their slots; how many of them run is known on the device
+//! only, so that every launch is large enough for all and blocks without a row end at once.
+
+use super::driver::{Address, Buffer, Function, Launch, Module, Program, Work};
+use super::params::*;
+use super::plan::DevicePlan;
+use super::weights::Weights;
+use crate::error::Result;
+use crate::kv::KvShape;
+use crate::model::{
+    Keys, KvStrategy, Layer, LayerRun, Linear, Model, PlaneTokens, RopePairing, Router,
+    RouterFunction, RouterKind, RouterSpec, Stage, Vector,
+};
+use crate::plan::Region;
+use crate::quant::TensorType;
+
+/// The kernels by name.
+pub(super) struct Kernels {
+    begin: Function,
+    embed: Function,
+    copy_rows: Function,
+    norm: Function,
+    make: Function,
+    product_few: Function,
+    product_many: Function,
+    product_exact: Function,
+    store: Function,
+    attention: Function,
+    combine: Function,
+    seats: Function,
+    select: Function,
+    decide: Function,
+    merge: Function,
+    leave: Function,
+    sample: Function,
+    /// Where the driver has conditional nodes.
+    condition: Option<Function>,
+}
+
+impl Kernels {
+    pub fn find(module: &Module, conditional: Option<&Module>) -> Result<Self> {
+        Ok(Kernels {
+            begin: module.function(c"mor_begin")?,
+            embed: module.function(c"mor_embed")?,
+            copy_rows: module.function(c"mor_copy_rows")?,
+            norm: module.function(c"mor_norm")?,
+            make: module.function(c"mor_make")?,
+            product_few: module.function(c"mor_product_few")?,
+            product_many: module.function(c"mor_product_many")?,
+            product_exact: module.function(c"mor_product_exact")?,
+            store: module.function(c"mor_store")?,
+            attention: module.function(c"mor_attention")?,
+            combine: module.function(c"mor_combine")?,
+            seats: module.function(c"mor_seats")?,
+            select: module.function(c"mor_select")?,
+            decide: module.function(c"mor_decide")?,
+            merge: module.function(c"mor_merge")?,
+            leave: module.function(c"mor_leave")?,
+            sample: module.function(c"mor_sample")?,
+            condition: match conditional {
+                Some(module) => Some(module.function(c"mor_condition")?),
+                None => None,
+            },
+        })
+    }
+
+    /// Bytes of shared memory that attention takes besides what it declares.
+    fn attention_shared(head_dim: usize) -> usize {
+        4 * (HEADS_TOGETHER as usize * (head_dim + PART as usize) + BLOCK as usize)
+    }
+
+    /// Lets the kernels have what a model needs.
+    pub fn prepare(&self, module: &Module, head_dim: usize) -> Result<()> {
+        module.allow_shared_memory(self.attention, Self::attention_shared(head_dim))
+    }
+}
+
+/// Where a pass's memory is on both sides.
+#[derive(Clone, Copy)]
+pub(super) struct Places<'a> {
+    pub buffer: &'a Buffer,
+    /// Pinned memory of the host.
+    pub input: *const u8,
+    pub output: *mut u8,
+}
+
+/// Writes down the launches of a program for up to `rows` rows.
+pub(super) struct Writer<'a> {
+    pub model: &'a Model,
+    pub weights: &'a Weights,
+    pub kernels: &'a Kernels,
+    pub plan: &'a DevicePlan,
+    pub kv: &'a KvShape,
+    pub places: Places<'a>,
+    /// Most rows.
+    pub rows: usize,
+    pub work: Vec<Work>,
+}
+
+impl<'a> Writer<'a> {
+    /// A pass of a session: all rows enter, take their recursions and leave.
+    pub fn session(mut self, program: &mut Program) -> Result<Vec<Work>> {
+        let schedule = self.model.schedule();
+        self.enter()?;
+        let routed = self.model.hyperparameters().router.is_some();
+        for (number, stage) in schedule.stages.iter().enumerate() {
+            if !routed || number == 0 {
+                self.recursion(stage)?;
+                continue;
+            }
+            // Whether anybody is left was decided just before.
+            let condition = program.condition()?;
+            if let (Some(kernel), true) = (self.kernels.condition, condition.0 != 0) {
+                let report = self.report(0);
+                let params = ConditionParams {
+                    report,
+                    condition: condition.0,
+                };
+                self.launch(kernel, [1, 1, 1], 0, &params);
+                if let Some(Work::Launch(launch)) = self.work.last_mut() {
+                    launch.block = 1;
+                }
+            }
+            let before = std::mem::take(&mut self.work);
+            self.recursion(stage)?;
+            let work = std::mem::replace(&mut self.work, before);
+            self.work.push(Work::When { condition, work });
+        }
+        self.leave()?;
+        self.finish();
+        Ok(self.work)
+    }
+
+    /// A tick of a batch: some rows enter, all in the recursions take their next one, those that can
+    /// leave.
+    pub fn tick(mut self) -> Result<Vec<Work>> {
+        let schedule = self.model.schedule();
+        self.enter()?;
+        if self.model.hyperparameters().router.is_none() {
+            for stage in &schedule.stages {
+                self.recursion(stage)?;
+            }
+        } else if self.model.block_is_shared() {
+            self.seats(ANY);
+            self.block(&schedule.stages[0].runs, ANY)?;
+            self.merge(self.active());
+            self.decide_all()?;
+        } else {
+            for (recursion, stage) in schedule.stages.iter().enumerate() {
+                self.seats(recursion as u32);
+                self.block(&stage.runs, recursion as u32)?;
+            }
+            self.merge(self.active());
+            self.decide_all()?;
+        }
+        self.leave()?;
+        self.finish();
+        Ok(self.work)
+    }
+
+    /// Logits of rows that stand in their slots, after their last layers.
+    pub fn logits_only(mut self) -> Result<Vec<Work>> {
+        self.begin();
+        self.logits()?;
+        self.finish();
+        Ok(self.work)
+    }
+
+    // ---- The parts of a pass
+
+    fn begin(&mut self) {
+        let input = self.plan.input;
+        self.work.push(Work::Send {
+            to: self.at(Region::default()),
+            from: self.places.input,
+            bytes: self.plan.input_bytes,
+        });
+        let params = BeginParams {
+            input: self.at(input.head),
+            new_rows: self.at(input.new_rows),
+            new_slots: self.at(input.new_slots),
+            old_active: self.at(input.old_active),
+            old_waiting: self.at(input.old_waiting),
+            changes: self.at(input.changes),
+            tables: self.at(self.plan.tables),
+            rows: self.at(self.plan.rows),
+            states: self.states(),
+            entering: self.at(self.plan.entering),
+            active: self.at(self.plan.active),
+            waiting: self.at(self.plan.waiting),
+            wanted: self.at(self.plan.wanted),
+            report: self.report(0),
+            tokens: self.at(self.plan.tokens),
+            context: self.plan.sizes.context as u32,
+            unused: 0,
+        };
+        self.launch(self.kernels.begin, [1, 1, 1], 0, &params);
+    }
+
+    /// Own first layers of the rows that enter, and who of them goes on.
+    fn enter(&mut self) -> Result<()> {
+        self.begin();
+        let (model, h) = (self.model, self.model.hyperparameters());
+        let entering = View {
+            slots: self.at(self.plan.entering),
+            count: self.report(7),
+        };
+        let mut embedding = self.matrix(&Linear {
+            weight: *model.token_embedding(),
+            bias: None,
+        })?;
+        embedding.out = 0;
+        let factors = match model.rope_factors() {
+            Some(_) => self.at(self.plan.rope_factors),
+            None => 0,
+        };
+        let params = EmbedParams {
+            view: entering,
+            rows: self.at(self.plan.rows),
+            embedding,
+            h: self.at(self.plan.h),
+            rope: self.at(self.plan.rope),
+            factors,
+            base: h.rope.base,
+            scale: h.rope.scale,
+            pairs: (h.rope.dims / 2) as u32,
+            unused: 0,
+        };
+        self.launch(self.kernels.embed, [self.rows as u32, 1, 1], 0, &params);
+        let h_rows = self.at(self.plan.h);
+        for run in &model.schedule().prelude {
+            let planes = self.planes(|_| Some(run), 0);
+            self.layer(model.layer(run.layer), entering, &planes, h_rows, true)?;
+        }
+        self.copy_rows(entering, self.plan.h, self.plan.x);
+        match &h.router {
+            None => Ok(()),
+            Some(spec) => {
+                let choose = spec.kind == RouterKind::Token;
+                self.score(entering, 0, spec)?;
+                self.decide(entering, 0, spec, choose);
+                Ok(())
+            }
+        }
+    }
+
+    /// One stage for all rows that are left, and who of them goes on.
+    fn recursion(&mut self, stage: &'a Stage) -> Result<()> {
+        let recursion = stage.recursion as u32;
+        self.seats(recursion);
+        self.block(&stage.runs, recursion)?;
+        let Some(spec) = &self.model.hyperparameters().router else {
+            return Ok(());
+        };
+        self.merge(self.running());
+        let next = stage.recursion + 1;
+        if spec.kind == RouterKind::Expert && next < self.model.hyperparameters().recursions {
+            self.score(self.active(), next, spec)?;
+        }
+        self.decide(self.active(), next, spec, false);
+        Ok(())
+    }
+
+    /// The layers of a block on the rows that run.
+    fn block(&mut self, runs: &'a [LayerRun], recursion: u32) -> Result<()> {
+        let (model, h) = (self.model, self.at(self.plan.h));
+        let stages = &model.schedule().stages;
+        let routed = model.hyperparameters().router.is_some();
+        for (number, run) in runs.iter().enumerate() {
+            let planes = match routed {
+                true => self.planes(|r| stages.get(r).map(|s| &s.runs[number]), recursion),
+                false => self.planes(|_| Some(run), recursion),
+            };
+            let appends = match recursion {
+                ANY => stages.iter().any(|s| s.runs[number].keys == Keys::Append),
+                _ => run.keys == Keys::Append,
+            };
+            let running = self.running();
+            self.layer(model.layer(run.layer), running, &planes, h, appends)?;
+        }
+        Ok(())
+    }
+
+    /// After a tick's block: rows stand before different recursions, whose routers differ.
+    fn decide_all(&mut self) -> Result<()> {
+        let h = self.model.hyperparameters();
+        let Some(spec) = &h.router else { return Ok(()) };
+        if spec.kind == RouterKind::Expert {
+            for recursion in 1..h.recursions {
+                let params = SelectParams {
+                    active: self.at(self.plan.active),
+                    rows: self.at(self.plan.rows),
+                    selected: self.at(self.plan.selected),
+                    count: self.at(self.plan.selected_count),
+                    report: self.report(0),
+                    recursion: recursion as u32,
+                    unused: 0,
+                };
+                self.launch(self.kernels.select, [1, 1, 1], 0, &params);
+                let selected = View {
+                    slots: self.at(self.plan.selected),
+                    count: self.at(self.plan.selected_count),
+                };
+                self.score(selected, recursion, spec)?;
+            }
+        }
+        self.decide(self.active(), 1, spec, false);
+        Ok(())
+    }
+
+    /// Own last layers of rows that have left, then logits of those whose logits are wanted.
+    fn leave(&mut self) -> Result<()> {
+        let h = self.model.hyperparameters();
+        let routed = h.router.is_some();
+        if !routed {
+            self.copy_rows(self.active(), self.plan.h, self.plan.x);
+        }
+        let params = LeaveParams {
+            active: self.at(self.plan.active),
+            waiting: self.at(self.plan.waiting),
+            flags: self.at(self.plan.flags),
+            ready: self.at(self.plan.ready),
+            wanted: self.at(self.plan.wanted),
+            rows: self.at(self.plan.rows),
+            states: self.states(),
+            report: self.report(0),
+            recursions: h.recursions as u32,
+            routed: u32::from(routed),
+            most: self.rows as u32,
+            unused: 0,
+        };
+        self.launch(self.kernels.leave, [1, 1, 1], 0, &params);
+        let ready = View {
+            slots: self.at(self.plan.ready),
+            count: self.report(2),
+        };
+        let x = self.at(self.plan.x);
+        for run in &self.model.schedule().coda {
+            let planes = self.planes(|_| Some(run), 0);
+            self.layer(self.model.layer(run.layer), ready, &planes, x, true)?;
+        }
+        self.logits()
+    }
+
+    fn logits(&mut self) -> Result<()> {
+        let (model, h) = (self.model, self.model.hyperparameters());
+        let wanted = View {
+            slots: self.at(self.plan.wanted),
+            count: self.report(3),
+        };
+        let rows = self.rows;
+        self.rows = rows.min(self.plan.sizes.logit_rows);
+        let x = self.at(self.plan.x);
+        self.norm(wanted, x, model.output_norm())?;
+        let logits = self.at(self.plan.logits);
+        let output = self.output(&model.output(), logits)?;
+        self.product(&[output], wanted);
+        let params = SampleParams {
+            view: wanted,
+            rows: self.at(self.plan.rows),
+            draws: self.at(self.plan.input.draws),
+            logits,
+            penalized: self.at(self.plan.penalized),
+            tokens: self.at(self.plan.tokens),
+            drawn: self.at_output(self.plan.output.drawn),
+            report: self.report(0),
+            vocab: h.vocab_size as u32,
+            context: self.plan.sizes.context as u32,
+        };
+        self.launch(self.kernels.sample, [self.rows as u32, 1, 1], 0, &params);
+        self.rows = rows;
+        Ok(())
+    }
+
+    fn finish(&mut self) {
+        self.work.push(Work::Receive {
+            to: self.places.output,
+            from: self.places.buffer.at(self.plan.output.start),
+            bytes: self.plan.output_bytes,
+        });
+    }
+
+    // ---- Routing
+
+    fn seats(&mut self, recursion: u32) {
+        let h = self.model.hyperparameters();
+        let params = SeatsParams {
+            active: self.at(self.plan.active),
+            rows: self.at(self.plan.rows),
+            states: self.states(),
+            kept: self.at(self.plan.input.kept),
+            running: self.at(self.plan.running),
+            report: self.report(0),
+            recursions: h.recursions as u32,
+            recursion,
+            routed: u32::from(h.router.is_some()),
+            unused: 0,
+        };
+        self.launch(self.kernels.seats, [1, 1, 1], 0, &params);
+    }
+
+    /// A router's scores of some rows, by slot.
+    fn score(&mut self, view: View, recursion: usize, spec: &RouterSpec) -> Result<()> {
+        let model = self.model;
+        self.router(view, model.router(recursion), spec, self.plan.scores)?;
+        match model.auxiliary_router(recursion) {
+            Some(auxiliary) => self.router(view, auxiliary, spec, self.plan.aux_scores),
+            None => Ok(()),
+        }
+    }
+
+    fn router(&mut self, view: View, router: &Router, spec: &RouterSpec, to: Region) -> Result<()> {
+        let h = self.at(self.plan.h);
+        let d = self.model.hyperparameters().hidden_size;
+        self.make(view, make::SCALED, h, 0, d, spec.temperature);
+        let Some(second) = &router.second else {
+            return self.score_product(&router.first, view, to);
+        };
+        let hidden = self.at(self.plan.router_hidden);
+        let first = self.output(&router.first, hidden)?;
+        self.product(&[first], view);
+        self.make(view, make::GELU, hidden, 0, router.first.weight.rows, 1.0);
+        self.score_product(second, view, to)
+    }
+
+    fn score_product(&mut self, linear: &Linear, view: View, to: Region) -> Result<()> {
+        let mut scores = self.output(linear, self.at(to))?;
+        scores.by_slot = 1;
+        self.product(&[scores], view);
+        Ok(())
+    }
+
+    /// Who of some rows goes on; `recursion` is for sessions, whose rows stand before the same.
+    fn decide(&mut self, view: View, recursion: usize, spec: &RouterSpec, choose: bool) {
+        let h = self.model.hyperparameters();
+        let model = self.model;
+        let bias = model.router(0).pick_bias.as_ref();
+        let bias = bias.and_then(|bias| self.weights.at(bias.offset).ok());
+        let auxiliary = model.auxiliary_router(0).is_some();
+        let params = DecideParams {
+            view,
+            active: self.at(self.plan.active),
+            waiting: self.at(self.plan.waiting),
+            flags: self.at(self.plan.flags),
+            input: self.at(self.plan.input.head),
+            rows: self.at(self.plan.rows),
+            states: self.states(),
+            scores: self.at(self.plan.scores),
+            deciding_scores: match auxiliary {
+                true => self.at(self.plan.aux_scores),
+                false => 0,
+            },
+            pick_bias: bias.unwrap_or(0),
+            report: self.report(0),
+            capacity: spec.capacities.get(recursion).copied().unwrap_or(1.0),
+            kind: match spec.kind {
+                RouterKind::Expert => 1,
+                RouterKind::Token => 2,
+            },
+            function: match spec.function {
+                RouterFunction::Sigmoid => 0,
+                RouterFunction::Tanh => 1,
+                RouterFunction::Softmax => 2,
+                RouterFunction::Identity => 3,
+            },
+            alpha: spec.alpha,
+            weighted: u32::from(spec.weighted),
+            outputs: model.router(0).outputs() as u32,
+            choose: u32::from(choose),
+            keys_for_all: u32::from(h.kv == KvStrategy::Shared),
+            unused: 0,
+        };
+        self.launch(self.kernels.decide, [1, 1, 1], 0, &params);
+    }
+
+    fn merge(&mut self, view: View) {
+        let h = self.model.hyperparameters();
+        let expert = h
+            .router
+            .as_ref()
+            .is_some_and(|r| r.kind == RouterKind::Expert);
+        let params = MergeParams {
+            view,
+            rows: self.at(self.plan.rows),
+            states: self.states(),
+            x: self.at(self.plan.x),
+            h: self.at(self.plan.h),
+            width: h.hidden_size as u32,
+            follow: u32::from(expert),
+        };
+        self.launch(self.kernels.merge, [self.rows as u32, 1, 1], 0, &params);
+    }
+
+    fn copy_rows(&mut self, view: View, from: Region, to: Region) {
+        let params = CopyRowsParams {
+            view,
+            from: self.at(from),
+            to: self.at(to),
+            width: self.model.hyperparameters().hidden_size as u32,
+            unused: 0,
+        };
+        self.launch(self.kernels.copy_rows, [self.rows as u32, 1, 1], 0, &params);
+    }
+
+    // ---- A layer
+
+    /// Where keys are, for rows at each recursion; `run_at` tells the layer that runs there.
+    fn planes(&self, run_at: impl Fn(usize) -> Option<&'a LayerRun>, recursion: u32) -> Planes {
+        let all = &self.model.schedule().planes;
+        let mut planes = Planes {
+            recursion,
+            keys: [keys::READ_ONLY; _],
+            plane: [0; _],
+        };
+        for (r, (keys, plane)) in planes.keys.iter_mut().zip(&mut planes.plane).enumerate() {
+            let Some(run) = run_at(r) else { continue };
+            *plane = run.plane as u32;
+            *keys = match (run.keys, all[run.plane].tokens) {
+                (Keys::Shared, _) => keys::READ_ONLY,
+                (Keys::Append, PlaneTokens::All) => keys::ALL_TOKENS,
+                (Keys::Append, PlaneTokens::DeeperThan(_)) => keys::KEPT_TOKENS,
+            };
+        }
+        planes
+    }
+
+    fn layer(
+        &mut self,
+        layer: &Layer,
+        view: View,
+        planes: &Planes,
+        residual: Address,
+        appends: bool,
+    ) -> Result<()> {
+        self.attention_half(layer, view, planes, residual, appends)?;
+        let inner = self.model.hyperparameters().feed_forward_size;
+        let (gate, up) = (self.at(self.plan.gate), self.at(self.plan.up));
+        self.norm(view, residual, &layer.ffn_norm)?;
+        let both = [self.output(&layer.gate, gate)?, self.output(&layer.up, up)?];
+        self.product(&both, view);
+        self.make(view, make::SWIGLU, gate, up, inner, 1.0);
+        let down = self.added(&layer.down, residual)?;
+        self.product(&[down], view);
+        Ok(())
+    }
+
+    fn attention_half(
+        &mut self,
+        layer: &Layer,
+        view: View,
+        planes: &Planes,
+        residual: Address,
+        appends: bool,
+    ) -> Result<()> {
+        let h = self.model.hyperparameters();
+        let (rows, heads) = (self.rows as u32, h.heads as u32);
+        let [q, k, v] = [self.plan.q, self.plan.k, self.plan.v].map(|r| self.at(r));
+        self.norm(view, residual, &layer.attn_norm)?;
+        let all = [
+            self.output(&layer.q, q)?,
+            self.output(&layer.k, k)?,
+            self.output(&layer.v, v)?,
+        ];
+        self.product(if appends { &all } else { &all[..1] }, view);
+        let cache = Cache {
+            pages: self.at(self.plan.pages),
+            tables: self.at(self.plan.tables),
+            planes: self.kv.planes as u32,
+            table_pages: self.kv.table_pages as u32,
+            page_bytes: self.kv.page_bytes() as u32,
+            key_bytes: self.kv.key_bytes as u32,
+            value_bytes: self.kv.value_bytes as u32,
+            kv_heads: h.kv_heads as u32,
+            head_dim: h.head_dim as u32,
+            ty: self.kv.ty.tensor_type().gguf_id(),
+        };
+        let store = StoreParams {
+            view,
+            rows: self.at(self.plan.rows),
+            states: self.states(),
+            rope: self.at(self.plan.rope),
+            q,
+            k,
+            v,
+            report: self.report(0),
+            cache,
+            planes: *planes,
+            heads,
+            pairs: (h.rope.dims / 2) as u32,
+            neighbours: u32::from(h.rope.pairing == RopePairing::Norm),
+        };
+        self.launch(self.kernels.store, [rows, 1, 1], 0, &store);
+        let (partial, partial_scales) = (self.plan.partial, self.plan.partial_scales);
+        let parts = self.plan.parts as u32;
+        let attention = AttentionParams {
+            view,
+            rows: self.at(self.plan.rows),
+            states: self.states(),
+            q,
+            partial: self.at(partial),
+            partial_scales: self.at(partial_scales),
+            cache,
+            planes: *planes,
+            heads,
+            parts,
+            unused: 0,
+        };
+        let groups = (heads / cache.kv_heads).div_ceil(HEADS_TOGETHER);
+        let grid = [rows, cache.kv_heads * groups, parts];
+        let shared = Kernels::attention_shared(h.head_dim) as u32;
+        self.launch(self.kernels.attention, grid, shared, &attention);
+        let combine = CombineParams {
+            view,
+            rows: self.at(self.plan.rows),
+            states: self.states(),
+            partial: self.at(partial),
+            partial_scales: self.at(partial_scales),
+            out: self.prepared(h.query_size()),
+            planes: *planes,
+            heads,
+            head_dim: cache.head_dim,
+            parts,
+        };
+        self.launch(self.kernels.combine, [rows, 1, 1], 0, &combine);
+        let o = self.added(&layer.o, residual)?;
+        self.product(&[o], view);
+        Ok(())
+    }
+
+    fn norm(&mut self, view: View, x: Address, weight: &Vector) -> Result<()> {
+        let params = NormParams {
+            view,
+            x,
+            weight: self.weights.at(weight.offset)?,
+            out: self.prepared(weight.length),
+            epsilon: self.model.hyperparameters().norm_epsilon,
+            unused: 0,
+        };
+        self.launch(self.kernels.norm, [self.rows as u32, 1, 1], 0, &params);
+        Ok(())
+    }
+
+    fn make(&mut self, view: View, make: u32, a: Address, b: Address, columns: usize, by: f32) {
+        let params = MakeParams {
+            view,
+            a,
+            b,
+            out: self.prepared(columns),
+            make,
+            divisor: by,
+        };
+        self.launch(self.kernels.make, [self.rows as u32, 1, 1], 0, &params);
+    }
+
+    /// Products of the prepared rows with matrices of as many columns.
+    fn product(&mut self, matrices: &[Matrix], view: View) {
+        let mut all = [matrices[0]; 3];
+        all[..matrices.len()].copy_from_slice(matrices);
+        let columns = matrices[0].columns;
+        let tiles: u32 = matrices.iter().map(|m| m.rows.div_ceil(TILE_ROWS)).sum();
+        let params = ProductParams {
+            matrices: all,
+            count: matrices.len() as u32,
+            groups: columns.div_ceil(GROUP),
+            input: self.prepared(columns as usize),
+            view,
+        };
+        let single = TensorType::F32.gguf_id();
+        let exact = self.weights.device.architecture < 80
+            || !columns.is_multiple_of(GROUP)
+            || matrices.iter().any(|m| m.ty == single);
+        let rows = self.rows as u32;
+        let (kernel, each) = match exact {
+            true => (self.kernels.product_exact, FEW),
+            false if rows <= FEW => (self.kernels.product_few, FEW),
+            false => (self.kernels.product_many, MANY),
+        };
+        self.launch(kernel, [tiles, rows.div_ceil(each), 1], 0, &params);
+    }
+
+    /// A matrix whose results are written to `out`.
+    fn output(&self, linear: &Linear, out: Address) -> Result<Matrix> {
+        Ok(Matrix {
+            out,
+            ..self.matrix(linear)?
+        })
+    }
+
+    /// A matrix whose results are added to the rows in their slots.
+    fn added(&self, linear: &Linear, residual: Address) -> Result<Matrix> {
+        Ok(Matrix {
+            out: residual,
+            add: 1,
+            by_slot: 1,
+            ..self.matrix(linear)?
+        })
+    }
+
+    fn matrix(&self, linear: &Linear) -> Result<Matrix> {
+        let m = &linear.weight;
+        Ok(Matrix {
+            data: self.weights.at(m.offset)?,
+            bias: match &linear.bias {
+                Some(bias) => self.weights.at(bias.offset)?,
+                None => 0,
+            },
+            out: 0,
+            ty: m.ty.gguf_id(),
+            rows: m.rows as u32,
+            columns: m.columns as u32,
+            row_bytes: m.row_bytes as u32,
+            out_stride: m.rows as u32,
+            add: 0,
+            by_slot: 0,
+            unused: 0,
+        })
+    }
+
+    // ---- Places
+
+    fn at(&self, region: Region) -> Address {
+        self.places.buffer.at(region.offset)
+    }
+
+    fn at_output(&self, region: Region) -> Address {
+        let start = self.plan.output.start;
+        self.places.buffer.at(start + region.offset)
+    }
+
+    /// The report, from its field number `field` on.
+    fn report(&self, field: usize) -> Address {
+        self.at_output(self.plan.output.report) + 4 * field as Address
+    }
+
+    fn states(&self) -> Address {
+        self.at_output(self.plan.output.states)
+    }
+
+    fn prepared(&self, columns: usize) -> Prepared {
+        Prepared {
+            floats: self.at(self.plan.floats),
+            halves: self.at(self.plan.halves),
+            scales: self.at(self.plan.scales),
+            sums: self.at(self.plan.sums),
+            columns: columns as u32,
+            stride: (columns as u32).next_multiple_of(GROUP),
+        }
+    }
+
+    fn active(&self) -> View {
+        View {
+            slots: self.at(self.plan.active),
+            count: self.report(0),
+        }
+    }
+
+    fn running(&self) -> View {
+        View {
+            slots: self.at(self.plan.running),
+            count: self.report(4),
+        }
+    }
+
+    fn launch<P: Parameter>(&mut self, function: Function, grid: [u32; 3], shared: u32, p: &P) {
+        let mut parameter = vec![0u64; size_of::<P>().div_ceil(8)].into_boxed_slice();
+        // SAFETY: `Parameter`s are plain numbers without padding, and there is room for one.
+        unsafe { parameter.as_mut_ptr().cast::<P>().write(*p) };
+        self.work.push(Work::Launch(Launch {
+            function,
+            grid,
+            block: BLOCK,
+            shared,
+            parameter,
+        }));
+    }
+}

@@ -1,0 +1,146 @@
+//! What a session does with a GPU. Its rows are all done after one launch, so a row's slot is its place
+//! in the chunk.
+
+use super::params::MAX_CANDIDATES;
+use super::{Gpu, NewRow, Pass, least_score, may_enter};
+use crate::cpu::Settings;
+use crate::error::Result;
+use crate::kv::KvCache;
+use crate::model::{MAX_RECURSIONS, Model};
+use crate::plan::Buffers;
+use crate::routing::Routing;
+use crate::sampling::Sampler;
+
+impl Gpu {
+    /// Runs the first `n` of `buffers.rows` through the whole model and notes their depths.
+    pub fn run_session(
+        &mut self,
+        model: &Model,
+        buffers: &mut Buffers,
+        n: usize,
+        settings: Settings,
+        routing: Routing,
+        sampler: &Sampler,
+    ) -> Result<()> {
+        self.set_kept(model, &buffers.kv, 0);
+        let first = buffers.rows[0].position as usize;
+        self.reserve_all(model, &mut buffers.kv, n, settings.depth_limit)?;
+        self.draws = self.set_draw(0, Some(sampler));
+        self.new_rows.clear();
+        let rows = buffers.rows[..n].iter().enumerate();
+        self.new_rows.extend(rows.map(|(i, row)| NewRow {
+            slot: i as u32,
+            sequence: 0,
+            position: row.position,
+            token: row.token,
+            least_score: least_score(model, settings.cut),
+            depth_limit: settings.depth_limit,
+            wants_logits: i + 1 == n,
+        }));
+        let new = std::mem::take(&mut self.new_rows);
+        let outcome = self.run(&Pass {
+            new: &new,
+            active: &[],
+            waiting: &[],
+            routing,
+        });
+        self.new_rows = new;
+        outcome?;
+        for (slot, depth) in buffers.depth[..n].iter_mut().enumerate() {
+            *depth = self.depth(slot as u32);
+        }
+        // Places that nobody took are free again.
+        for (plane, description) in model.schedule().planes.iter().enumerate() {
+            let reserved = self.reserved(model, plane, n, settings.depth_limit);
+            let before = buffers.kv.length(plane) - reserved;
+            let entries = description.tokens.entries(&buffers.depth[..n]);
+            debug_assert!(before <= first);
+            buffers.kv.truncate(plane, before + entries);
+        }
+        Ok(())
+    }
+
+    /// Entries that `n` rows may take in a plane.
+    fn reserved(&self, model: &Model, plane: usize, n: usize, depth_limit: usize) -> usize {
+        let tokens = model.schedule().planes[plane].tokens;
+        if may_enter(model, tokens, depth_limit) {
+            n
+        } else {
+            0
+        }
+    }
+
+    fn reserve_all(
+        &mut self,
+        model: &Model,
+        kv: &mut KvCache,
+        n: usize,
+        depth_limit: usize,
+    ) -> Result<()> {
+        for plane in 0..model.schedule().planes.len() {
+            for _ in 0..self.reserved(model, plane, n, depth_limit) {
+                self.reserve(kv, plane)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The row of the last token.
+    pub fn set_last_row(&mut self, row: usize) {
+        self.last_row = row as u32;
+    }
+
+    pub fn last_row(&self) -> u32 {
+        self.last_row
+    }
+
+    /// The next token is drawn in another way.
+    pub fn forget_drawn(&mut self) {
+        self.draws = false;
+    }
+
+    /// The token that the device drew after the last one, if the sampler still stands where it stood
+    /// then, and nobody took it yet.
+    pub fn take_drawn(&mut self, sampler: &mut Sampler) -> Option<u32> {
+        if !std::mem::take(&mut self.draws) || self.drawn_by != Some(sampler.state()) {
+            return None;
+        }
+        sampler.advance();
+        Some(self.drawn(self.last_row))
+    }
+
+    /// The logits `[vocab]` after the last token.
+    pub fn last_logits(&mut self, out: &mut [f32]) -> Result<()> {
+        self.compute_logits(&[self.last_row])?;
+        self.read_logits(0, out)
+    }
+
+    /// Logits of `count` rows of the last chunk from row `first` on.
+    pub fn logits_of(&mut self, first: usize, count: usize, out: &mut [f32]) -> Result<()> {
+        let mut slots = [0; MAX_CANDIDATES];
+        let vocab = self.vocab;
+        for done in (0..count).step_by(slots.len()) {
+            let some = slots.len().min(count - done);
+            for (i, slot) in slots[..some].iter_mut().enumerate() {
+                *slot = (first + done + i) as u32;
+            }
+            self.compute_logits(&slots[..some])?;
+            self.read_logits(0, &mut out[done * vocab..][..some * vocab])?;
+        }
+        Ok(())
+    }
+
+    /// Sets the entries that a sequence's planes of each recursion have.
+    pub fn set_kept(&mut self, model: &Model, kv: &KvCache, sequence: usize) {
+        let recursions = model.hyperparameters().recursions;
+        let mut kept = [0u32; MAX_RECURSIONS];
+        for (plane, description) in model.schedule().planes.iter().enumerate() {
+            if let crate::model::PlaneTokens::DeeperThan(r) = description.tokens {
+                kept[r] = kv.length(kv.list(sequence, plane)) as u32;
+            }
+        }
+        for (r, count) in kept[..recursions].iter().enumerate() {
+            self.put(self.plan.input.kept, sequence * recursions + r, *count);
+        }
+    }
+}
