@@ -34,11 +34,12 @@ void mor_switch_stack(void **from, void *to);
 }
 
 #if defined(__x86_64__)
+// It leaves by a jump: a return would be predicted to go back to where the call came from.
 asm(".text\n.hidden mor_switch_stack\n.globl mor_switch_stack\n.type mor_switch_stack,@function\n"
     "mor_switch_stack:\n"
     "  pushq %rbp\n  pushq %rbx\n  pushq %r12\n  pushq %r13\n  pushq %r14\n  pushq %r15\n"
     "  movq %rsp, (%rdi)\n  movq %rsi, %rsp\n"
-    "  popq %r15\n  popq %r14\n  popq %r13\n  popq %r12\n  popq %rbx\n  popq %rbp\n  ret\n"
+    "  popq %r15\n  popq %r14\n  popq %r13\n  popq %r12\n  popq %rbx\n  popq %rbp\n  popq %rcx\n  jmpq *%rcx\n"
     ".size mor_switch_stack,.-mor_switch_stack\n");
 constexpr size_t SAVED_WORDS = 7, RETURN_WORD = 6;
 typedef uint8_t Instruction;
@@ -97,6 +98,8 @@ unsigned char *stacks, *shared_end;
 
 enum class Order { Forward, Reverse, Shuffled } order = Order::Forward;
 uint64_t random_state = 1;
+
+bool same_text(const char *a, const char *b) { return a == b || !std::strcmp(a, b); }
 
 unsigned random_below(unsigned n) {
     random_state ^= random_state << 13;
@@ -251,7 +254,7 @@ void release_barrier() {
     int count = 0;
     for (unsigned i = 0; i < threads; i++) {
         const Fiber &f = fibers[i];
-        if (f.line != first.line || std::strcmp(f.file, first.file) || f.vote != first.vote)
+        if (f.line != first.line || !same_text(f.file, first.file) || f.vote != first.vote)
             fail(&f, "waits at %s (%s:%d) while thread %s waits at %s (%s:%d): the block is divided", f.name,
                  f.file, f.line, text(first.thread).c_str(), first.name, first.file, first.line);
         count += f.predicate;
@@ -450,7 +453,7 @@ void warp_collective(Exchange &exchange) {
             if (!(exchange.mask >> lane & 1u)) continue;
             const Exchange &other = *warp[lane].exchange;
             if (other.mask != exchange.mask || other.operation != exchange.operation ||
-                other.line != exchange.line || std::strcmp(other.file, exchange.file))
+                other.line != exchange.line || !same_text(other.file, exchange.file))
                 fail(&fiber, "calls %s (%s:%d) with mask %08x while lane %u is in %s (%s:%d) with mask %08x",
                      exchange.name, exchange.file, exchange.line, exchange.mask, lane, other.name, other.file,
                      other.line, other.mask);
