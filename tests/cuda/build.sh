@@ -18,6 +18,7 @@ mkdir -p "$out"
 hidden=
 for flag in "$@"; do
     case $flag in
+    -fsanitize=*undefined*) set -- "$@" -fno-sanitize-recover=undefined ;;
     -DMOR_FAKE_WITHOUT=*) hidden="$hidden $(echo "${flag#*=}" | tr ',' ' ')" ;;
     esac
 done
@@ -40,7 +41,7 @@ for source in fibers collectives driver driver_memory driver_stream driver_graph
     jobs="$jobs $!"
 done
 # shellcheck disable=SC2086
-"$cxx" $common -fdata-sections -Wno-unknown-pragmas "$@" -DMOR_EMULATED -I"$here" -x c++ -c "$kernels" -o "$out/kernels.o" &
+"$cxx" $common -fdata-sections -fstack-clash-protection -Wno-unknown-pragmas "$@" -DMOR_EMULATED -I"$here" -x c++ -c "$kernels" -o "$out/kernels.o" &
 jobs="$jobs $!"
 for job in $jobs; do wait "$job"; done
 "$cxx" -shared "$@" -Wl,-soname,libcuda.so.1 -Wl,--version-script="$out/exports.map" -Wl,-z,defs -Wl,-T,"$here/shared.ld" \

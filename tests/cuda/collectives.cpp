@@ -36,27 +36,23 @@ float half_of_pair(uint32_t pair, unsigned which) { return half_to_float(uint16_
  * D: rows g (0, 1) and g + 8 (2, 3), columns 2t, 2t + 1.
  */
 void mma_m16n8k16(Fiber *warp) {
-    float a[16][16], b[16][8];
+    float a[16][16], b[16][8], d[16][8];
     for (unsigned lane = 0; lane < WARP; lane++) {
         const unsigned g = lane / 4, t = lane % 4;
         const Exchange &e = *warp[lane].exchange;
-        for (unsigned r = 0; r < 4; r++)
-            for (unsigned i = 0; i < 2; i++)
-                a[g + r % 2 * 8][2 * t + r / 2 * 8 + i] = half_of_pair(e.a[r], i);
-        for (unsigned r = 0; r < 2; r++)
-            for (unsigned i = 0; i < 2; i++) b[2 * t + r * 8 + i][g] = half_of_pair(e.b[r], i);
-    }
-    for (unsigned lane = 0; lane < WARP; lane++) {
-        const unsigned g = lane / 4, t = lane % 4;
-        float *d = warp[lane].exchange->d;
-        for (unsigned i = 0; i < 4; i++) {
-            const unsigned row = g + i / 2 * 8, column = 2 * t + i % 2;
-            float sum = d[i];
-            // The product of two halves is a float without rounding.
-            for (unsigned k = 0; k < 16; k++) sum += a[row][k] * b[k][column];
-            d[i] = sum;
+        for (unsigned i = 0; i < 2; i++) {
+            for (unsigned r = 0; r < 4; r++) a[g + r % 2 * 8][2 * t + r / 2 * 8 + i] = half_of_pair(e.a[r], i);
+            for (unsigned r = 0; r < 2; r++) b[2 * t + r * 8 + i][g] = half_of_pair(e.b[r], i);
+            for (unsigned r = 0; r < 2; r++) d[g + r * 8][2 * t + i] = e.d[2 * r + i];
         }
     }
+    // The product of two halves is a float without rounding.
+    for (unsigned row = 0; row < 16; row++)
+        for (unsigned k = 0; k < 16; k++)
+            for (unsigned column = 0; column < 8; column++) d[row][column] += a[row][k] * b[k][column];
+    for (unsigned lane = 0; lane < WARP; lane++)
+        for (unsigned i = 0; i < 4; i++)
+            warp[lane].exchange->d[i] = d[lane / 4 + i / 2 * 8][2 * (lane % 4) + i % 2];
 }
 
 uint32_t reduced(const Exchange &e, uint32_t x, uint32_t y) {

@@ -206,7 +206,10 @@ CUresult enter(const char *function, Needs needs) {
     const uint64_t call = ++driver.calls[function];
     if (driver.lost && needs != Needs::Nothing) return driver.lost;
     for (const auto &loss : driver.settings.losses)
-        if (loss.function == function && call >= loss.call) return driver.lost = loss.code;
+        if (loss.function == function && call >= loss.call) {
+            drop_work();
+            return driver.lost = loss.code;
+        }
     for (const auto &fault : driver.settings.faults)
         if (fault.function == function && (call == fault.call || (fault.onwards && call > fault.call)))
             return fault.code;
@@ -234,7 +237,7 @@ namespace {
 
 /** At the last release: the driver takes back what was not freed, and says so. */
 void release_device(int device) {
-    if (!driver.lost) run_device(device);
+    run_device(device);
     std::string left;
     const auto sweep = [&](auto &table, const char *what, auto keep) {
         size_t count = 0;
@@ -256,6 +259,8 @@ void release_device(int device) {
     sweep(driver.events, "events", any);
     sweep(driver.streams, "streams", any);
     sweep(driver.modules, "modules", any);
+    for (auto it = driver.conditions.begin(); it != driver.conditions.end();)
+        it = driver.graphs.find(it->second.graph) ? std::next(it) : driver.conditions.erase(it);
     driver.default_streams.erase(device);
     if (const size_t count = release_memory(device)) {
         left += " " + std::to_string(count) + " allocations,";
@@ -522,7 +527,7 @@ FAKE CUresult cuFuncGetAttribute(int *value, int number, CUfunction function) {
     const Function *f = driver.functions.find(function);
     if (!f || !value) return refuse(CUDA_ERROR_INVALID_HANDLE, self, "no such function");
     switch (number) {
-    case 0: *value = 1024; break;
+    case 0: *value = int(mor_emulated::max_threads(*f->kernel)); break;
     case 1: *value = int(f->static_shared); break;
     case 2: case 3: *value = 0; break;
     case 4: *value = 64; break;

@@ -297,8 +297,8 @@ std::string complaint(uintptr_t address, size_t size);
 bool is_pageable(uintptr_t address, size_t size);
 /** If a word of a kernel's parameters is an address that the device cannot use: what is there. */
 const char *unreachable(uintptr_t word);
-/** Ends the process if somebody wrote outside an allocation. */
-void check_guards(const char *when);
+/** Ends the process if somebody wrote outside an allocation, up to `reach` bytes away. */
+void check_guards(const char *when, size_t reach = 256);
 /** Frees all memory of a device, at the release of its context; returns how many there were. */
 size_t release_memory(int device);
 /** Fills host memory that a pending copy will write. */
@@ -309,6 +309,8 @@ void push(Stream &stream, const char *name, std::function<void()> run);
 /** Runs the stream's work up to and with the given sequence number, and what it waits for. */
 void run_stream(Stream &stream, uint64_t sequence);
 void run_device(int device);
+/** The device is lost: what streams have taken will not be done. */
+void drop_work();
 constexpr uint64_t ALL = ~uint64_t(0);
 
 /** Checks a launch against the limits of the device and copies its parameters. */

@@ -61,7 +61,7 @@ void check(const Allocation &a, const char *when, uintptr_t reach) {
         if (from < a.address) from = std::max(from, a.address - std::min(reach, a.address - from));
         else to = std::min(to, from + reach);
         for (uintptr_t p = from; p < to; p++) {
-            if (*reinterpret_cast<unsigned char *>(p) == GUARD) continue;
+            if (*reinterpret_cast<const unsigned char *>(p) == GUARD) continue;
             std::fprintf(stderr, "fake CUDA: found at %s: somebody wrote %lld bytes beyond %s of an allocation "
                          "of %zu bytes\n", when,
                          (long long)(p < a.address ? a.address - p : p - a.address - a.size + 1),
@@ -95,8 +95,10 @@ const Allocation *before(uintptr_t address) {
 CUresult give_back(const char *function, uintptr_t address, Memory kind, CUresult unknown) {
     const auto it = driver.allocations.find(address);
     if (it == driver.allocations.end() || it->second.kind != kind)
-        return refuse(unknown, function, "%#zx%s", size_t(address), complaint(address, 1).c_str());
-    if (!driver.lost) run_device(it->second.device); // the real one waits for the device too
+        return refuse(unknown, function, "%#zx%s", size_t(address),
+                      holder(address, 1) ? " is of another kind, or not the begin of an allocation"
+                                         : complaint(address, 1).c_str());
+    run_device(it->second.device); // the real one waits for the device too
     release(Allocation(it->second), function);
     return CUDA_SUCCESS;
 }
@@ -119,6 +121,8 @@ bool readable(uintptr_t address, size_t size, bool writable) {
 void describe(uintptr_t address, char *text, size_t size) {
     std::snprintf(text, size, "%s", complaint(address, 1).c_str());
 }
+
+[[maybe_unused]] const bool described = (mor_emulated::describe_address = describe, true);
 
 /** For a copy between the host and the device: what is wrong with its device side. */
 CUresult need(const char *function, uintptr_t address, size_t bytes) {
@@ -200,15 +204,16 @@ bool is_pageable(uintptr_t address, size_t size) {
     return !a || a->address + a->size <= address;
 }
 
-void check_guards(const char *when) {
-    mor_emulated::describe_address = describe;
-    for (const auto &entry : driver.allocations) check(entry.second, when, ALIGNMENT);
+void check_guards(const char *when, size_t reach) {
+    for (const auto &entry : driver.allocations) check(entry.second, when, reach);
 }
 
 const char *unreachable(uintptr_t word) {
-    if (word < 0x10000 || word >> 47) return nullptr; // no address of this process
+    // Programs, heaps and maps lie high; two small numbers side by side are no address.
+    if (word >> 40 < 0x55 || word >> 48) return nullptr;
     const Allocation *a = before(word);
-    if (a && word <= a->address + std::max(a->size, a->map_size)) return nullptr;
+    // One past the end, or within the guard bytes, it is an address to count from.
+    if (a && word <= (a->map_size ? a->map_address + a->map_size : a->address + a->size)) return nullptr;
     if (was_freed(word)) return "memory that was freed";
     const auto next = driver.allocations.upper_bound(word);
     if (next != driver.allocations.end() && next->second.map_size && word >= next->second.map_address)

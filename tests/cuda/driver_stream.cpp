@@ -49,11 +49,16 @@ void run_one(Stream &stream) {
 } // namespace
 
 void run_stream(Stream &stream, uint64_t sequence) {
-    if (driver.lost) {
+    while (stream.done < stream.queue.size() && stream.queue[stream.done].sequence <= sequence) run_one(stream);
+}
+
+void drop_work() {
+    const auto drop = [](Stream &stream) {
         stream.queue.clear();
         stream.done = 0;
-    }
-    while (stream.done < stream.queue.size() && stream.queue[stream.done].sequence <= sequence) run_one(stream);
+    };
+    for (auto &entry : driver.streams.live) drop(*entry.second);
+    for (auto &entry : driver.default_streams) drop(entry.second);
 }
 
 void run_device(int device) {
@@ -76,9 +81,10 @@ CUresult make_launch(const char *function, const CUDA_KERNEL_NODE_PARAMS &reques
         return refuse(CUDA_ERROR_INVALID_VALUE, function, "%s: a grid of %zu x %zu x %zu blocks", name,
                       size_t(grid[0]), size_t(grid[1]), size_t(grid[2]));
     if (!block[0] || !block[1] || !block[2] || block[0] > 1024 || block[1] > 1024 || block[2] > 64 ||
-        block[0] * block[1] * block[2] > mor_emulated::MAX_THREADS)
-        return refuse(CUDA_ERROR_INVALID_VALUE, function, "%s: blocks of %zu x %zu x %zu threads", name,
-                      size_t(block[0]), size_t(block[1]), size_t(block[2]));
+        block[0] * block[1] * block[2] > mor_emulated::max_threads(*f->kernel))
+        return refuse(CUDA_ERROR_INVALID_VALUE, function, "%s: blocks of %zu x %zu x %zu threads, of at most %u",
+                      name, size_t(block[0]), size_t(block[1]), size_t(block[2]),
+                      mor_emulated::max_threads(*f->kernel));
     if (request.sharedMemBytes > unsigned(f->max_dynamic_shared) ||
         (f->max_dynamic_shared <= 48 * 1024 && request.sharedMemBytes + f->static_shared > 48 * 1024))
         return refuse(CUDA_ERROR_INVALID_VALUE, function,
@@ -94,6 +100,8 @@ CUresult make_launch(const char *function, const CUDA_KERNEL_NODE_PARAMS &reques
                     {request.blockDimX, request.blockDimY, request.blockDimZ},
                     request.sharedMemBytes,
                     {bytes, bytes + f->kernel->parameter_size}};
+    // What is left in the padding may look like an address.
+    f->kernel->clear_padding(launch.parameters.data());
     for (size_t at = 0; at + 8 <= launch.parameters.size(); at += 8) {
         uint64_t word;
         std::memcpy(&word, &launch.parameters[at], 8);
@@ -106,10 +114,9 @@ CUresult make_launch(const char *function, const CUDA_KERNEL_NODE_PARAMS &reques
 
 void run_launch(const Launch &launch) {
     driver.kernels++;
-    check_guards("the start of a kernel");
     const size_t written = mor_emulated::run_grid(*launch.kernel, launch.parameters.data(), launch.grid,
                                                   launch.block, launch.shared_bytes);
-    check_guards(launch.kernel->name);
+    check_guards(launch.kernel->name, 32);
     Function *f = driver.functions.find(launch.function);
     if (!f) return;
     f->static_shared = std::max(f->static_shared, written);

@@ -12,8 +12,9 @@
  * MOR_EMULATED_ORDER=forward|reverse|shuffled:SEED sets in which order threads run between two
  * barriers, and blocks of a grid, and independent nodes of a graph. No result may depend on it.
  *
- * What is not checked here and is by the device's compiler: __launch_bounds__, registers, and how much
- * static shared memory a kernel declares (how much it writes is checked at its launch).
+ * What is not checked here and is by the device's compiler: registers, and how much static shared
+ * memory a kernel declares (how much it writes is checked at its launch). Blocks that wait for each
+ * other, which a device does not promise to run, hang.
  */
 #ifndef MOR_EMULATED_H
 #define MOR_EMULATED_H
@@ -31,9 +32,10 @@
 #define __device__
 #define __host__
 #define __constant__
-// Static, so that a __shared__ variable inside is not merged with those of other units.
-#define __forceinline__ static inline __attribute__((always_inline))
-#define __launch_bounds__(...)
+#define __forceinline__ inline __attribute__((always_inline))
+// As many empty instructions before the kernel, which no one runs: max_threads() finds their number.
+#define __launch_bounds__(threads, ...) \
+    __attribute__((patchable_function_entry((unsigned short)(threads), (unsigned short)(threads))))
 #define __align__(bytes) alignas(bytes)
 #define __grid_constant__
 #define __shared__ static // shared.ld gathers them, so that each block finds them poisoned
@@ -91,6 +93,7 @@ struct Registration {
     size_t parameter_size;
     void (*function)();
     void (*invoke)(void (*function)(), const void *parameters);
+    void (*clear_padding)(void *parameters);
     const Registration *next;
     static const Registration *first;
 
@@ -101,6 +104,7 @@ struct Registration {
         invoke = [](void (*g)(), const void *parameters) {
             reinterpret_cast<void (*)(P)>(g)(*static_cast<const P *>(parameters));
         };
+        clear_padding = [](void *parameters) { __builtin_clear_padding(static_cast<P *>(parameters)); };
         first = this;
     }
 };

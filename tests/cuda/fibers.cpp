@@ -17,6 +17,7 @@
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -24,19 +25,25 @@ extern "C" {
 // The ends of the section of __shared__ variables (shared.ld).
 extern unsigned char mor_shared_begin[] __attribute__((visibility("hidden")));
 extern unsigned char mor_shared_end[] __attribute__((visibility("hidden")));
+// Where the compiler notes the empty instructions of __launch_bounds__, if any kernel has it.
+extern const uintptr_t __start___patchable_function_entries[] __attribute__((weak, visibility("hidden")));
+extern const uintptr_t __stop___patchable_function_entries[] __attribute__((weak, visibility("hidden")));
 
 /** Keeps the registers that a call must preserve, and the stack, in *from, and goes on at `to`. */
 void mor_switch_stack(void **from, void *to);
 }
 
 #if defined(__x86_64__)
+// It leaves by a jump: a return would be predicted to go back to where the call came from.
 asm(".text\n.hidden mor_switch_stack\n.globl mor_switch_stack\n.type mor_switch_stack,@function\n"
     "mor_switch_stack:\n"
     "  pushq %rbp\n  pushq %rbx\n  pushq %r12\n  pushq %r13\n  pushq %r14\n  pushq %r15\n"
     "  movq %rsp, (%rdi)\n  movq %rsi, %rsp\n"
-    "  popq %r15\n  popq %r14\n  popq %r13\n  popq %r12\n  popq %rbx\n  popq %rbp\n  ret\n"
+    "  popq %r15\n  popq %r14\n  popq %r13\n  popq %r12\n  popq %rbx\n  popq %rbp\n  popq %rcx\n  jmpq *%rcx\n"
     ".size mor_switch_stack,.-mor_switch_stack\n");
 constexpr size_t SAVED_WORDS = 7, RETURN_WORD = 6;
+typedef uint8_t Instruction;
+constexpr Instruction NOP = 0x90;
 #elif defined(__aarch64__)
 asm(".text\n.hidden mor_switch_stack\n.globl mor_switch_stack\n.type mor_switch_stack,@function\n"
     "mor_switch_stack:\n"
@@ -53,6 +60,8 @@ asm(".text\n.hidden mor_switch_stack\n.globl mor_switch_stack\n.type mor_switch_
     "  add sp, sp, #160\n  ret\n"
     ".size mor_switch_stack,.-mor_switch_stack\n");
 constexpr size_t SAVED_WORDS = 20, RETURN_WORD = 11; // x30
+typedef uint32_t Instruction;
+constexpr Instruction NOP = 0xd503201f;
 #else
 #error "the context switch is written for x86-64 and aarch64"
 #endif
@@ -75,6 +84,8 @@ constexpr size_t STACK = 1024 * 1024;
 constexpr size_t STACK = 128 * 1024;
 #endif
 constexpr size_t PAGE = 4096;
+// Before each stack; -fstack-clash-protection lets no frame step over it.
+constexpr size_t STACK_GUARD = 64 * 1024, STACK_STEP = STACK + STACK_GUARD;
 
 const Registration *kernel;
 const void *kernel_parameters;
@@ -87,6 +98,8 @@ unsigned char *stacks, *shared_end;
 
 enum class Order { Forward, Reverse, Shuffled } order = Order::Forward;
 uint64_t random_state = 1;
+
+bool same_text(const char *a, const char *b) { return a == b || !std::strcmp(a, b); }
 
 unsigned random_below(unsigned n) {
     random_state ^= random_state << 13;
@@ -101,7 +114,7 @@ const void *scheduler_bottom;
 size_t scheduler_size;
 void *fake_stacks[MAX_THREADS];
 void before_resume(unsigned i) {
-    __sanitizer_start_switch_fiber(&scheduler_fake_stack, stacks + i * (STACK + PAGE) + PAGE, STACK);
+    __sanitizer_start_switch_fiber(&scheduler_fake_stack, stacks + i * STACK_STEP + STACK_GUARD, STACK);
 }
 void after_resume() { __sanitizer_finish_switch_fiber(scheduler_fake_stack, nullptr, nullptr); }
 void before_yield(unsigned i, bool last) {
@@ -149,7 +162,7 @@ unsigned lanes_of(unsigned warp) { return std::min(WARP, threads - warp * WARP);
 unsigned full_mask(unsigned lanes) { return lanes == WARP ? ~0u : (1u << lanes) - 1; }
 
 void map_stacks() {
-    const size_t bytes = MAX_THREADS * (STACK + PAGE) + MAX_SHARED + 2 * PAGE;
+    const size_t bytes = MAX_THREADS * STACK_STEP + MAX_SHARED + STACK_GUARD + 2 * PAGE;
     void *memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
                         -1, 0);
     if (memory == MAP_FAILED) {
@@ -157,10 +170,10 @@ void map_stacks() {
         std::abort();
     }
     stacks = static_cast<unsigned char *>(memory);
-    for (size_t i = 0; i <= MAX_THREADS; i++) mprotect(stacks + i * (STACK + PAGE), PAGE, PROT_NONE);
+    for (size_t i = 0; i <= MAX_THREADS; i++) mprotect(stacks + i * STACK_STEP, STACK_GUARD, PROT_NONE);
     // Dynamic shared memory ends at a guard page.
     const size_t room = (MAX_SHARED + PAGE - 1) / PAGE * PAGE;
-    shared_end = stacks + MAX_THREADS * (STACK + PAGE) + PAGE + room;
+    shared_end = stacks + MAX_THREADS * STACK_STEP + STACK_GUARD + room;
     mprotect(shared_end, PAGE, PROT_NONE);
 }
 
@@ -172,7 +185,7 @@ void prepare(Fiber &fiber, unsigned index) {
     fiber.state = State::Ready;
     fiber.exchange = nullptr;
     // Tops of stacks at different places of a page, or all of them would share a few lines of the cache.
-    auto top = reinterpret_cast<uintptr_t>(stacks + (index + 1) * (STACK + PAGE)) - index % 32 * 128;
+    auto top = reinterpret_cast<uintptr_t>(stacks + (index + 1) * STACK_STEP) - index % 32 * 128;
 #if defined(__x86_64__)
     top -= 8; // as after a call, so that the fiber's frame is aligned
 #endif
@@ -241,7 +254,7 @@ void release_barrier() {
     int count = 0;
     for (unsigned i = 0; i < threads; i++) {
         const Fiber &f = fibers[i];
-        if (f.line != first.line || std::strcmp(f.file, first.file) || f.vote != first.vote)
+        if (f.line != first.line || !same_text(f.file, first.file) || f.vote != first.vote)
             fail(&f, "waits at %s (%s:%d) while thread %s waits at %s (%s:%d): the block is divided", f.name,
                  f.file, f.line, text(first.thread).c_str(), first.name, first.file, first.line);
         count += f.predicate;
@@ -299,23 +312,39 @@ void run_block() {
     }
 }
 
-/** Between sanitized variables lie red zones, which only the sanitizer may touch. */
-size_t shared_section_bytes() {
+struct Range {
+    unsigned char *begin;
+    size_t bytes;
+};
+
+/** The memory of __shared__ variables, without the sanitizer's red zones between them. */
+const std::vector<Range> &shared_ranges() {
+    static std::vector<Range> ranges;
+    if (!ranges.empty()) return ranges;
 #if defined(__SANITIZE_ADDRESS__)
-    return 0;
+    unsigned char *begin = nullptr;
+    for (unsigned char *p = mor_shared_begin; p <= mor_shared_end; p++) {
+        const bool usable = p < mor_shared_end && !__asan_address_is_poisoned(p);
+        if (usable && !begin) begin = p;
+        if (usable || !begin) continue;
+        ranges.push_back({begin, size_t(p - begin)});
+        begin = nullptr;
+    }
 #else
-    return size_t(mor_shared_end - mor_shared_begin);
+    ranges.push_back({mor_shared_begin, size_t(mor_shared_end - mor_shared_begin)});
 #endif
+    return ranges;
 }
 
 void poison_shared(size_t dynamic_bytes) {
-    std::memset(mor_shared_begin, 0xff, shared_section_bytes());
+    for (const Range &range : shared_ranges()) std::memset(range.begin, 0xff, range.bytes);
     std::memset(dynamic_shared, 0xff, dynamic_bytes);
 }
 
 size_t shared_bytes_written() {
     size_t written = 0;
-    for (size_t i = 0, n = shared_section_bytes(); i < n; i++) written += mor_shared_begin[i] != 0xff;
+    for (const Range &range : shared_ranges())
+        for (size_t i = 0; i < range.bytes; i++) written += range.begin[i] != 0xff;
     return written;
 }
 
@@ -326,7 +355,7 @@ void on_fault(int, siginfo_t *info, void *) {
     char where[256] = "";
     if (describe_address) describe_address(reinterpret_cast<uintptr_t>(info->si_addr), where, sizeof where);
     const auto address = static_cast<unsigned char *>(info->si_addr);
-    if (address >= stacks && address < stacks + MAX_THREADS * (STACK + PAGE))
+    if (address >= stacks && address < stacks + MAX_THREADS * STACK_STEP)
         std::snprintf(where, sizeof where, "; the stack of a thread is full (%zu bytes)", STACK);
     else if (address >= shared_end && address < shared_end + PAGE)
         std::snprintf(where, sizeof where, "; that is behind the dynamic shared memory");
@@ -424,7 +453,7 @@ void warp_collective(Exchange &exchange) {
             if (!(exchange.mask >> lane & 1u)) continue;
             const Exchange &other = *warp[lane].exchange;
             if (other.mask != exchange.mask || other.operation != exchange.operation ||
-                other.line != exchange.line || std::strcmp(other.file, exchange.file))
+                other.line != exchange.line || !same_text(other.file, exchange.file))
                 fail(&fiber, "calls %s (%s:%d) with mask %08x while lane %u is in %s (%s:%d) with mask %08x",
                      exchange.name, exchange.file, exchange.line, exchange.mask, lane, other.name, other.file,
                      other.line, other.mask);
@@ -439,6 +468,19 @@ void warp_collective(Exchange &exchange) {
     fiber.state = State::AtWarp;
     ready[w] &= ~(1u << fiber.lane);
     yield(fiber);
+}
+
+unsigned max_threads(const Registration &which) {
+    const auto *entry = reinterpret_cast<const Instruction *>(which.function);
+    for (const uintptr_t *note = __start___patchable_function_entries;
+         note != __stop___patchable_function_entries; note++) {
+        const auto *at = reinterpret_cast<const Instruction *>(*note);
+        if (at >= entry || entry - at > std::ptrdiff_t(MAX_THREADS)) continue;
+        const auto threads = unsigned(entry - at);
+        while (at < entry && *at == NOP) at++; // or the note is another kernel's
+        if (at == entry) return threads;
+    }
+    return MAX_THREADS;
 }
 
 bool set_order(const char *text) {

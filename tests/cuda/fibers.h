@@ -40,6 +40,9 @@ void complete(Fiber *warp, unsigned mask);
 size_t run_grid(const Registration &kernel, const void *parameters, dim3 grid, dim3 block,
                 size_t shared_bytes);
 
+/** How many threads a block of the kernel may have, by its __launch_bounds__. */
+unsigned max_threads(const Registration &kernel);
+
 /** "forward", "reverse" or "shuffled:SEED"; false for anything else. */
 bool set_order(const char *order);
 /** The order in which `count` things that do not depend on each other are to run. */
