@@ -1,0 +1,396 @@
+//! What only a GPU can get wrong: agreement with the CPU in the types that are used, faults at every point
+//! where the driver can refuse, memory that stays as planned. The suites of sessions and batches run on a
+//! GPU too, with MOR_TEST_DEVICE=cuda (tests/cuda/run.sh).
+//!
+//! Where there is no driver these tests are skipped, unless MOR_TEST_DEVICE says that they must run. Faults
+//! need the fake driver.
+#![cfg(all(feature = "cuda", feature = "convert"))]
+
+mod common;
+
+use common::cases::*;
+use mor::convert::{ConvertOptions, Silent, convert};
+use mor::quant::TensorType;
+use mor::{Batch, Device, Error, KvType, Model, Request, SamplerParams, Session, SessionParams};
+use std::ffi::{CString, c_char};
+
+fn gpu(case: &str, ty: TensorType) -> Result<Model, Error> {
+    Model::from_bytes_on(gguf_bytes(case, ty), Device::Cuda(0))
+}
+
+fn there_is_a_device() -> bool {
+    match gpu("vanilla", TensorType::F32) {
+        Ok(_) => true,
+        Err(error) => {
+            assert!(std::env::var_os("MOR_TEST_DEVICE").is_none(), "{error}");
+            println!("SKIPPED: {error}");
+            false
+        }
+    }
+}
+
+/// What the fake driver lets its tests do.
+struct Fake {
+    reset: libloading::Symbol<'static, unsafe extern "C" fn()>,
+    set: libloading::Symbol<'static, unsafe extern "C" fn(*const c_char, *const c_char)>,
+    calls: libloading::Symbol<'static, unsafe extern "C" fn(*const c_char) -> u64>,
+    live: libloading::Symbol<'static, unsafe extern "C" fn() -> u64>,
+    _alone: std::sync::MutexGuard<'static, ()>,
+}
+
+impl Fake {
+    /// None on a real driver. The tests that use it take turns.
+    fn find() -> Option<Self> {
+        static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+        let alone = ALONE.lock().unwrap_or_else(|poison| poison.into_inner());
+        // SAFETY: a driver may be loaded at any time; these functions have these arguments.
+        unsafe {
+            let library = Box::leak(Box::new(libloading::Library::new("libcuda.so.1").ok()?));
+            Some(Fake {
+                reset: library.get(b"fakeCudaReset").ok()?,
+                set: library.get(b"fakeCudaSet").ok()?,
+                calls: library.get(b"fakeCudaCalls").ok()?,
+                live: library.get(b"fakeCudaLive").ok()?,
+                _alone: alone,
+            })
+        }
+    }
+
+    fn set(&self, name: &str, value: &str) {
+        let (name, value) = (CString::new(name).unwrap(), CString::new(value).unwrap());
+        // SAFETY: two texts.
+        unsafe { (self.set)(name.as_ptr(), value.as_ptr()) }
+    }
+
+    fn calls(&self, name: &str) -> u64 {
+        let name = CString::new(name).unwrap();
+        // SAFETY: a text.
+        unsafe { (self.calls)(name.as_ptr()) }
+    }
+
+    fn live(&self) -> u64 {
+        // SAFETY: takes nothing.
+        unsafe { (self.live)() }
+    }
+
+    fn reset(&self) {
+        // SAFETY: nothing of the driver is in use: every test drops what it made.
+        unsafe { (self.reset)() }
+    }
+}
+
+fn params() -> SessionParams {
+    SessionParams {
+        context: 64,
+        batch: 16,
+        threads: 1,
+        logit_rows: 4,
+        ..Default::default()
+    }
+}
+
+fn scores(session: &mut Session, tokens: &[u32]) -> Vec<f32> {
+    let mut found = Vec::new();
+    session
+        .score(tokens, |_, row| {
+            found.extend_from_slice(row);
+            Ok(())
+        })
+        .unwrap();
+    found
+}
+
+/// A file's weights as F32, without loss.
+fn in_single_precision(bytes: &[u8]) -> Model {
+    let folder = tempfile::tempdir().unwrap();
+    let (from, to) = (folder.path().join("a.gguf"), folder.path().join("b.gguf"));
+    std::fs::write(&from, bytes).unwrap();
+    let options = ConvertOptions {
+        ty: Some(TensorType::F32),
+        ..Default::default()
+    };
+    convert(&from, &to, &options, &mut Silent).unwrap();
+    Model::from_bytes(std::fs::read(&to).unwrap()).unwrap()
+}
+
+/// Against the same weights in single precision on the CPU, whose keys are stored alike. What differs is
+/// that the GPU rounds the inputs of products to 11 bits, 2^-12 of each at most. A logit is the end of some
+/// twenty products in a row of at most 128 terms each; were all roundings independent, their sum would
+/// deviate by sqrt(20) · 2^-12 / sqrt(3) = 6e-4 of the logits' deviation; the worst of thousands is at five
+/// of those. Routing and SwiGLU add up to threefold.
+const TOLERANCE: f32 = 0.01;
+
+#[test]
+fn every_type_agrees_with_the_cpu() {
+    if !there_is_a_device() {
+        return;
+    }
+    let all = [
+        TensorType::F16,
+        TensorType::BF16,
+        TensorType::Q8_0,
+        TensorType::Q4_0,
+        TensorType::Q4_1,
+    ];
+    let mut compared = 0;
+    for ty in all {
+        for kv in [KvType::F16, KvType::F32] {
+            let bytes = gguf_bytes("expert_middle_cycle", ty);
+            let cpu = in_single_precision(&bytes);
+            let gpu = Model::from_bytes_on(bytes, Device::Cuda(0)).unwrap();
+            let params = SessionParams { kv, ..params() };
+            let mut here = Session::new(&cpu, &params).unwrap();
+            let mut there = Session::new(&gpu, &params).unwrap();
+            let vocab = cpu.hyperparameters().vocab_size;
+            let tokens: Vec<u32> = (0..40).map(|i| (i * 37 % vocab) as u32).collect();
+            let (a, b) = (scores(&mut here, &tokens), scores(&mut there, &tokens));
+            let deviation = (a.iter().map(|v| v * v).sum::<f32>() / a.len() as f32).sqrt();
+            let mut worst = 0.0f32;
+            let mut left_out = 0;
+            for (i, (a, b)) in a.chunks(vocab).zip(b.chunks(vocab)).enumerate() {
+                if here.depths()[i] != there.depths()[i] {
+                    left_out += 1;
+                    continue;
+                }
+                let error = a.iter().zip(b).map(|(a, b)| (a - b).abs());
+                worst = worst.max(error.fold(0.0, f32::max) / deviation);
+                compared += 1;
+            }
+            println!("{ty} with {kv:?}: worst {worst}, {left_out} depths differ");
+            assert!(worst < TOLERANCE, "{ty} with {kv:?}: {worst}");
+            // A score may lie at the cut, within the tolerance.
+            assert!(left_out <= 1, "{ty} with {kv:?}: {left_out} depths differ");
+        }
+    }
+    assert!(compared >= 390);
+}
+
+/// The device draws what the host draws from the device's logits.
+#[test]
+fn the_device_draws_as_the_host() {
+    if !there_is_a_device() {
+        return;
+    }
+    let model = gpu("expert_middle_cycle", TensorType::F32).unwrap();
+    for (temperature, top_k, top_p, min_p, penalty) in [
+        (0.0, 40, 1.0, 0.0, 1.0),
+        (0.0, 40, 1.0, 0.0, 1.5),
+        (0.8, 40, 0.95, 0.05, 1.0),
+        (1.5, 7, 0.5, 0.0, 1.3),
+        (1.0, 256, 1.0, 0.01, 1.0),
+        (1.0, 0, 0.9, 0.0, 1.0),
+    ] {
+        let sampler = SamplerParams {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repeat_penalty: penalty,
+            seed: 11,
+            ..Default::default()
+        };
+        let run = |ask_for_logits: bool| {
+            let mut session = Session::new(&model, &params()).unwrap();
+            session.set_sampler(sampler.clone()).unwrap();
+            session.prefill(&[1, 2, 3, 4, 5]).unwrap();
+            for _ in 0..20 {
+                if ask_for_logits {
+                    session.logits().unwrap();
+                }
+                let token = session.sample().unwrap();
+                session.prefill(&[token]).unwrap();
+            }
+            session.tokens().to_vec()
+        };
+        assert_eq!(run(false), run(true), "{sampler:?}");
+    }
+}
+
+/// One launch a pass, and no memory is taken or given back after creation.
+#[test]
+fn a_step_is_one_launch_and_takes_no_memory() {
+    let Some(fake) = Fake::find() else { return };
+    fake.reset();
+    let model = gpu("expert_middle_cycle", TensorType::Q8_0).unwrap();
+    let mut session = Session::new(&model, &params()).unwrap();
+    let memory = [
+        "cuMemAlloc_v2",
+        "cuMemFree_v2",
+        "cuMemHostAlloc",
+        "cuMemFreeHost",
+    ];
+    let before = memory.map(|name| fake.calls(name));
+    session.prefill(&[1, 2, 3]).unwrap();
+    let launches = fake.calls("cuGraphLaunch");
+    for i in 0..40 {
+        let token = session.sample().unwrap();
+        session.prefill(&[token]).unwrap();
+        assert_eq!(fake.calls("cuGraphLaunch"), launches + i + 1);
+    }
+    session.rewind(5).unwrap();
+    session.prefill(&[7; 30]).unwrap();
+    assert_eq!(memory.map(|name| fake.calls(name)), before);
+    assert_eq!(fake.calls("cuLaunchKernel"), 0);
+}
+
+/// Loads, makes a session and a batch, runs both.
+fn everything(case: &str) -> Result<Vec<u32>, Error> {
+    let model = gpu(case, TensorType::F32)?;
+    let mut session = Session::new(&model, &params())?;
+    session.set_sampler(SamplerParams::greedy())?;
+    session.prefill(&[1, 2, 3])?;
+    for _ in 0..3 {
+        let token = session.sample()?;
+        session.prefill(&[token])?;
+    }
+    session.logits()?;
+    let mut batch = Batch::new(
+        &model,
+        &SessionParams {
+            sequences: 2,
+            ..params()
+        },
+    )?;
+    let request = Request {
+        prompt: &[1, 2, 3],
+        max_tokens: 3,
+        sampler: SamplerParams::greedy(),
+        ignore_end: true,
+        ..Default::default()
+    };
+    let id = batch.add(&request)?;
+    while !batch.is_idle() {
+        batch.tick()?;
+    }
+    assert_eq!(batch.tokens(id)?, &session.tokens()[..6]);
+    Ok(session.tokens().to_vec())
+}
+
+/// Whatever call of the driver fails, the result is an error, nothing leaks, and the next attempt works.
+#[test]
+fn every_call_of_the_driver_may_fail() {
+    let Some(fake) = Fake::find() else { return };
+    fake.reset();
+    let expected = everything("expert_middle_cycle").unwrap();
+    assert_eq!(fake.live(), 0, "something was left behind");
+    let mut failures = 0;
+    for (name, code) in [
+        ("cuInit", 100),
+        ("cuDriverGetVersion", 1),
+        ("cuDeviceGetCount", 100),
+        ("cuDeviceGet", 101),
+        ("cuDeviceGetAttribute", 1),
+        ("cuDevicePrimaryCtxRetain", 2),
+        ("cuCtxPushCurrent_v2", 201),
+        ("cuMemGetInfo_v2", 1),
+        ("cuMemAlloc_v2", 2),
+        ("cuMemHostAlloc", 2),
+        ("cuMemcpyHtoD_v2", 700),
+        ("cuMemcpyDtoH_v2", 700),
+        ("cuModuleLoadData", 209),
+        ("cuModuleGetFunction", 500),
+        ("cuFuncSetAttribute", 1),
+        ("cuStreamCreate", 2),
+        ("cuGraphCreate", 2),
+        ("cuGraphConditionalHandleCreate", 2),
+        ("cuGraphAddKernelNode_v2", 2),
+        ("cuGraphAddMemcpyNode", 2),
+        ("cuGraphAddNode_v2", 2),
+        ("cuGraphInstantiateWithFlags", 2),
+        ("cuGraphUpload", 2),
+        ("cuGraphLaunch", 719),
+        ("cuStreamSynchronize", 719),
+    ] {
+        fake.reset();
+        everything("expert_middle_cycle").unwrap();
+        let calls = fake.calls(name);
+        assert!(calls > 0, "{name} is never called");
+        // Some calls are many and alike: the first ones, one in the middle, the last.
+        let mut which = vec![1, 2, 3, calls / 2, calls - 1, calls];
+        which.retain(|call| (1..=calls).contains(call));
+        which.dedup();
+        for call in which {
+            fake.reset();
+            fake.set("MOR_FAKE_CUDA_FAIL", &format!("{name}:{call}={code}"));
+            match everything("expert_middle_cycle") {
+                Err(Error::Device(_) | Error::OutOfMemory { .. }) => failures += 1,
+                Err(other) => panic!("{name}, call {call}: {other}"),
+                // The module of conditions may be missing, and what fails while things are freed, after
+                // all work is done, is the driver's own trouble.
+                Ok(tokens) => {
+                    assert!(
+                        matches!(
+                            name,
+                            "cuModuleLoadData" | "cuCtxPushCurrent_v2" | "cuStreamSynchronize"
+                        ),
+                        "{name}, call {call} failed and nobody noticed"
+                    );
+                    assert_eq!(tokens, expected);
+                }
+            }
+            if name != "cuCtxPushCurrent_v2" {
+                assert_eq!(
+                    fake.live(),
+                    0,
+                    "{name}, call {call} leaves something behind"
+                );
+            }
+        }
+    }
+    println!("{failures} failures told");
+    assert!(failures > 80);
+    // A device that is lost stays lost for what was made on it; the CPU works on.
+    for call in [1, 3, 6] {
+        fake.reset();
+        fake.set("MOR_FAKE_CUDA_LOST", &format!("cuGraphLaunch:{call}"));
+        let error = everything("expert_middle_cycle").unwrap_err();
+        assert!(matches!(error, Error::Device(_)), "{error}");
+        let cpu = Model::from_bytes(gguf_bytes("expert_middle_cycle", TensorType::F32)).unwrap();
+        let mut session = Session::new(&cpu, &params()).unwrap();
+        session.prefill(&[1, 2, 3]).unwrap();
+        session.logits().unwrap();
+    }
+    fake.reset();
+    assert_eq!(everything("expert_middle_cycle").unwrap(), expected);
+}
+
+/// Older drivers and devices take other ways to the same tokens.
+#[test]
+fn other_drivers_and_devices_give_the_same() {
+    let Some(fake) = Fake::find() else { return };
+    for case in [
+        "expert_middle_cycle",
+        "expert_own_attention",
+        "token_kv_shared",
+    ] {
+        fake.reset();
+        let expected = everything(case).unwrap();
+        for (name, value) in [
+            ("MOR_FAKE_CUDA_VERSION", "12000"),
+            ("MOR_FAKE_CUDA_ARCH", "72"),
+            ("MOR_FAKE_CUDA_ARCH", "87"),
+            ("MOR_FAKE_CUDA_INTEGRATED", "1"),
+        ] {
+            fake.reset();
+            fake.set(name, value);
+            assert_eq!(
+                everything(case).unwrap(),
+                expected,
+                "{case}, {name}={value}"
+            );
+        }
+    }
+    fake.reset();
+    fake.set("MOR_FAKE_CUDA_ARCH", "61");
+    let error = gpu("vanilla", TensorType::F32).err().unwrap().to_string();
+    assert!(error.contains("compute capability 6.1"), "{error}");
+    fake.reset();
+    fake.set("MOR_FAKE_CUDA_MEMORY", "100000");
+    let error = everything("vanilla").unwrap_err().to_string();
+    assert!(error.contains("bytes free"), "{error}");
+    fake.reset();
+    let model = Model::from_bytes_on(gguf_bytes("vanilla", TensorType::F32), Device::Cuda(9));
+    let error = model.err().unwrap().to_string();
+    assert!(error.contains("no CUDA device 9"), "{error}");
+    fake.reset();
+}

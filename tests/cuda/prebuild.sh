@@ -1,0 +1,15 @@
+#!/bin/sh
+# Builds the test programs and the tool for tests/cuda/device.sh, to be carried to a machine without Rust.
+#
+#     tests/cuda/prebuild.sh OUTDIR
+set -eu
+cd "$(dirname "$0")/../.."
+out=$1
+mkdir -p "$out"
+cargo build --release --features cuda
+cp "${CARGO_TARGET_DIR:-target}/release/mor" "$out/mor"
+for test in cuda reference session batch embedding; do
+    program=$(cargo test --release --features cuda --test "$test" --no-run --message-format short 2>&1 |
+        sed -n 's/.*Executable .*(\(.*\))$/\1/p')
+    cp "$program" "$out/$test"
+done

@@ -1,0 +1,31 @@
+#!/bin/sh
+# Everything about CUDA that can be shown without a GPU: the emulation's own tests, then the library's
+# suites on the emulated device, in two orders of threads and on older drivers and devices.
+#
+#     tests/cuda/run.sh
+#
+# On a machine with a GPU: tests/cuda/device.sh.
+set -eu
+cd "$(dirname "$0")/../.."
+target=${CARGO_TARGET_DIR:-target}
+tests/cuda/selftest.sh "$target/cuda-selftest"
+tests/cuda/build.sh "$target/cuda"
+libraries=$(cd "$target/cuda" && pwd)
+
+on_emulated() { # on_emulated TEST [ARGUMENTS]
+    test=$1
+    shift
+    LD_LIBRARY_PATH=$libraries MOR_TEST_DEVICE=cuda \
+        cargo test --release --features cuda --test "$test" -- "$@"
+}
+
+on_emulated cuda --nocapture
+on_emulated reference
+# What takes memory or threads of the CPU is for the CPU alone.
+on_emulated session errors_lose_nothing rewinding_and_going_on every_kv_type kv_memory cut_and_depth
+on_emulated embedding a_restored_session states_that_do_not_fit a_cancel_ends a_time_budget
+on_emulated batch forks_share memory_follows what_goes_wrong who_ends what_can_never
+# A race shows when the threads of a block run in another order.
+for order in reverse shuffled:7; do
+    MOR_EMULATED_ORDER=$order on_emulated reference greedy
+done
