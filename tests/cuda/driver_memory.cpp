@@ -209,8 +209,6 @@ void check_guards(const char *when, size_t reach) {
 }
 
 const char *unreachable(uintptr_t word) {
-    // Programs, heaps and maps lie high; two small numbers side by side are no address.
-    if (word >> 40 < 0x55 || word >> 48) return nullptr;
     const Allocation *a = before(word);
     // One past the end, or within the guard bytes, it is an address to count from.
     if (a && word <= (a->map_size ? a->map_address + a->map_size : a->address + a->size)) return nullptr;
@@ -218,10 +216,14 @@ const char *unreachable(uintptr_t word) {
     const auto next = driver.allocations.upper_bound(word);
     if (next != driver.allocations.end() && next->second.map_size && word >= next->second.map_address)
         return nullptr;
-    unsigned char resident;
-    const bool mapped = mincore(reinterpret_cast<void *>(word / PAGE * PAGE), 1, &resident) == 0;
     const auto pageable = driver.settings.attributes.find(88);
-    if (!mapped || (pageable != driver.settings.attributes.end() && pageable->second)) return nullptr;
+    if (pageable != driver.settings.attributes.end() && pageable->second) return nullptr;
+    // The heap lies high, and most maps above it: two small numbers side by side are no address.
+    static const auto on_heap = std::make_unique<char>();
+    const uintptr_t lowest = address_of(on_heap.get()) >> 32 << 32;
+    unsigned char resident;
+    if (word < lowest || word >> 48 || mincore(reinterpret_cast<void *>(word / PAGE * PAGE), 1, &resident))
+        return nullptr;
     return "memory of the host that is not registered";
 }
 
