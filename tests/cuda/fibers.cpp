@@ -93,7 +93,6 @@ Fiber fibers[MAX_THREADS];
 unsigned threads, ended, at_barrier;
 unsigned ready[MAX_THREADS / WARP];   // lanes of each warp that can run
 unsigned waiting[MAX_THREADS / WARP]; // lanes of each warp that wait for a collective
-void *scheduler_stack;
 unsigned char *stacks, *shared_end;
 
 enum class Order { Forward, Reverse, Shuffled } order = Order::Forward;
@@ -108,47 +107,63 @@ unsigned random_below(unsigned n) {
     return unsigned((random_state >> 11) % n);
 }
 
+/** A stack on which nothing runs now: where it goes on, and what a sanitizer needs to know. */
+struct Stack {
+    void *pointer, *fake;
+    const void *bottom;
+    size_t size;
+};
+Stack scheduler, stack_of[MAX_THREADS];
+Stack *left; // that was left last
+
+void arrive([[maybe_unused]] void *fake) {
 #if defined(__SANITIZE_ADDRESS__)
-void *scheduler_fake_stack;
-const void *scheduler_bottom;
-size_t scheduler_size;
-void *fake_stacks[MAX_THREADS];
-void before_resume(unsigned i) {
-    __sanitizer_start_switch_fiber(&scheduler_fake_stack, stacks + i * STACK_STEP + STACK_GUARD, STACK);
-}
-void after_resume() { __sanitizer_finish_switch_fiber(scheduler_fake_stack, nullptr, nullptr); }
-void before_yield(unsigned i, bool last) {
-    __sanitizer_start_switch_fiber(last ? nullptr : &fake_stacks[i], scheduler_bottom, scheduler_size);
-}
-void after_yield(void *fake_stack) {
-    __sanitizer_finish_switch_fiber(fake_stack, &scheduler_bottom, &scheduler_size);
-}
-void *fake_stack_of(unsigned i) { return fake_stacks[i]; }
-#else
-void before_resume(unsigned) {}
-void after_resume() {}
-void before_yield(unsigned, bool) {}
-void after_yield(void *) {}
-void *fake_stack_of(unsigned) { return nullptr; }
+    __sanitizer_finish_switch_fiber(fake, &left->bottom, &left->size);
 #endif
+}
+
+/** Leaves a stack, for good if it is the `last` time, and comes back when somebody goes to it. */
+void go([[maybe_unused]] bool last, Stack &from, Stack &to) {
+    left = &from;
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(last ? nullptr : &from.fake, to.bottom, to.size);
+#endif
+    mor_switch_stack(&from.pointer, to.pointer);
+    arrive(from.fake);
+}
+
+/** One turn of a warp: its lanes in some order, and how many of them have been looked at. */
+struct Turn {
+    unsigned warp, next;
+    unsigned lanes[WARP];
+} turn;
 
 Fiber *running() { return static_cast<Fiber *>(current); }
 
-void resume(Fiber &fiber) {
-    current = &fiber;
-    before_resume(fiber.index);
-    mor_switch_stack(&scheduler_stack, fiber.stack_pointer);
-    after_resume();
+/** The stack of the next lane of this turn that can run, or the scheduler's. */
+Stack &next_stack() {
+    while (turn.next < WARP) {
+        const unsigned lane = turn.lanes[turn.next++];
+        if (!(ready[turn.warp] >> lane & 1u)) continue;
+        current = &fibers[turn.warp * WARP + lane];
+        return stack_of[turn.warp * WARP + lane];
+    }
+    return scheduler;
 }
 
-void yield(Fiber &fiber) {
-    before_yield(fiber.index, fiber.state == State::Ended);
-    mor_switch_stack(&fiber.stack_pointer, scheduler_stack);
-    after_yield(fake_stack_of(fiber.index));
+/** Gives a warp a turn: every lane of it that is ready runs once. */
+void run_warp(unsigned w) {
+    turn.warp = w;
+    turn.next = 0;
+    if (order == Order::Shuffled) order_of(turn.lanes, WARP);
+    Stack &first = next_stack();
+    if (&first != &scheduler) go(false, scheduler, first);
 }
+
+void yield(const Fiber &fiber) { go(fiber.state == State::Ended, stack_of[fiber.index], next_stack()); }
 
 void fiber_main() {
-    after_yield(nullptr);
+    arrive(nullptr);
     kernel->invoke(kernel->function, kernel_parameters);
     Fiber &fiber = *running();
     fiber.state = State::Ended;
@@ -192,7 +207,7 @@ void prepare(Fiber &fiber, unsigned index) {
     void **saved = reinterpret_cast<void **>(top) - SAVED_WORDS;
     std::memset(saved, 0, SAVED_WORDS * sizeof(void *));
     saved[RETURN_WORD] = reinterpret_cast<void *>(&fiber_main);
-    fiber.stack_pointer = saved;
+    stack_of[index] = {saved, nullptr, stacks + index * STACK_STEP + STACK_GUARD, STACK};
 }
 
 std::string text(const uint3 &v) {
@@ -270,16 +285,6 @@ void release_barrier() {
     at_barrier = 0;
 }
 
-/** Runs every lane of a warp that is ready once. */
-void run_warp(unsigned w) {
-    unsigned lanes[WARP];
-    if (order == Order::Shuffled) order_of(lanes, WARP);
-    for (unsigned i = 0; i < WARP && ready[w]; i++) {
-        const unsigned lane = order == Order::Forward ? i : order == Order::Reverse ? WARP - 1 - i : lanes[i];
-        if (ready[w] >> lane & 1u) resume(fibers[w * WARP + lane]);
-    }
-}
-
 void run_block() {
     const unsigned warps = (threads + WARP - 1) / WARP;
     for (unsigned i = 0; i < threads; i++) prepare(fibers[i], i);
@@ -288,6 +293,7 @@ void run_block() {
         waiting[w] = 0;
     }
     ended = at_barrier = 0;
+    if (order != Order::Shuffled) order_of(turn.lanes, WARP);
     while (ended < threads) {
         if (order == Order::Shuffled) {
             // Warps take turns at random between any two waits.

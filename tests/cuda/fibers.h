@@ -14,7 +14,6 @@ enum class State { Ready, AtBarrier, AtWarp, Ended };
 struct Fiber : Position {
     unsigned index;       // in the block, x fastest
     State state;
-    void *stack_pointer;  // while it does not run
     Exchange *exchange;   // AtWarp: what it brought
     const char *name, *file; // AtBarrier: where it waits
     int line;
