@@ -28,23 +28,25 @@ done
     echo "};"
 } >"$out/exports.map"
 
-# No contraction: a*b + c is rounded twice here on every machine, and fused where the kernel says so.
-common="-std=c++17 -O2 -g -fPIC -fvisibility=hidden -fno-gnu-unique -fno-strict-aliasing -ffp-contract=off
-    -Wall -Wextra"
-case $(uname -m) in
-x86_64) [ -r /proc/cpuinfo ] && grep -q f16c /proc/cpuinfo && grep -q fma /proc/cpuinfo && common="$common -mf16c -mfma" ;;
-esac
+# No contraction: a*b + c is rounded twice on every machine, and fused where the kernel says so.
+set -- -std=c++17 -O2 -g -fPIC -fvisibility=hidden -fno-gnu-unique -fno-strict-aliasing \
+    -ffp-contract=off -Wall -Wextra -I"$here" "$@"
+if [ "$(uname -m)" = x86_64 ] && grep -q f16c /proc/cpuinfo && grep -q fma /proc/cpuinfo; then
+    set -- -mf16c -mfma "$@"
+fi
+objects=
 jobs=
-for source in fibers collectives driver driver_memory driver_stream driver_graph; do
-    # shellcheck disable=SC2086
-    "$cxx" $common "$@" -I"$here" -c "$here/$source.cpp" -o "$out/$source.o" &
+for source in fibers collectives driver driver_settings driver_memory driver_stream driver_graph; do
+    "$cxx" "$@" -c "$here/$source.cpp" -o "$out/$source.o" &
     jobs="$jobs $!"
+    objects="$objects $out/$source.o"
 done
-# shellcheck disable=SC2086
-"$cxx" $common -fdata-sections -fstack-clash-protection -Wno-unknown-pragmas "$@" -DMOR_EMULATED -I"$here" -x c++ -c "$kernels" -o "$out/kernels.o" &
+"$cxx" "$@" -fdata-sections -fstack-clash-protection -Wno-unknown-pragmas -DMOR_EMULATED \
+    -x c++ -c "$kernels" -o "$out/kernels.o" &
 jobs="$jobs $!"
 for job in $jobs; do wait "$job"; done
-"$cxx" -shared "$@" -Wl,-soname,libcuda.so.1 -Wl,--version-script="$out/exports.map" -Wl,-z,defs -Wl,-T,"$here/shared.ld" \
-    "$out"/fibers.o "$out"/collectives.o "$out"/driver.o "$out"/driver_memory.o "$out"/driver_stream.o \
-    "$out"/driver_graph.o "$out"/kernels.o -o "$out/libcuda.so.1" -ldl -lpthread
+# shellcheck disable=SC2086
+"$cxx" -shared "$@" $objects "$out/kernels.o" -Wl,-soname,libcuda.so.1 -Wl,-z,defs \
+    -Wl,--version-script="$out/exports.map" -Wl,-T,"$here/shared.ld" -ldl -lpthread \
+    -o "$out/libcuda.so.1"
 ln -sf libcuda.so.1 "$out/libcuda.so"

@@ -27,7 +27,9 @@ uint16_t float_to_half(float value) {
 
 namespace {
 
-float half_of_pair(uint32_t pair, unsigned which) { return half_to_float(uint16_t(pair >> 16 * which)); }
+float half_of_pair(uint32_t pair, unsigned which) {
+    return half_to_float(uint16_t(pair >> 16 * which));
+}
 
 /**
  * The fragments of m16n8k16: with g = lane / 4 and t = lane % 4, the lane holds
@@ -41,7 +43,8 @@ void mma_m16n8k16(Fiber *warp) {
         const unsigned g = lane / 4, t = lane % 4;
         const Exchange &e = *warp[lane].exchange;
         for (unsigned i = 0; i < 2; i++) {
-            for (unsigned r = 0; r < 4; r++) a[g + r % 2 * 8][2 * t + r / 2 * 8 + i] = half_of_pair(e.a[r], i);
+            for (unsigned r = 0; r < 4; r++)
+                a[g + r % 2 * 8][2 * t + r / 2 * 8 + i] = half_of_pair(e.a[r], i);
             for (unsigned r = 0; r < 2; r++) b[2 * t + r * 8 + i][g] = half_of_pair(e.b[r], i);
             for (unsigned r = 0; r < 2; r++) d[g + r * 8][2 * t + i] = e.d[2 * r + i];
         }
@@ -49,7 +52,8 @@ void mma_m16n8k16(Fiber *warp) {
     // The product of two halves is a float without rounding.
     for (unsigned row = 0; row < 16; row++)
         for (unsigned k = 0; k < 16; k++)
-            for (unsigned column = 0; column < 8; column++) d[row][column] += a[row][k] * b[k][column];
+            for (unsigned column = 0; column < 8; column++)
+                d[row][column] += a[row][k] * b[k][column];
     for (unsigned lane = 0; lane < WARP; lane++)
         for (unsigned i = 0; i < 4; i++)
             warp[lane].exchange->d[i] = d[lane / 4 + i / 2 * 8][2 * (lane % 4) + i % 2];
@@ -81,7 +85,8 @@ void complete(Fiber *warp, unsigned mask) {
             if (!in_mask(lane)) continue;
             Exchange &to = *warp[lane].exchange;
             if (to.source >= WARP || !in_mask(to.source))
-                fail(&warp[lane], "calls %s (%s:%d): it reads lane %u, which mask %08x does not name", to.name,
+                fail(&warp[lane],
+                     "calls %s (%s:%d): it reads lane %u, which mask %08x does not name", to.name,
                      to.file, to.line, to.source, mask);
             to.result = warp[to.source].exchange->value;
         }

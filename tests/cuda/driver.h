@@ -1,5 +1,6 @@
 /*
- * The fake driver's own header: the declarations of cuda.h (12.6) that it implements, and its state.
+ * The fake driver's own header: the declarations of cuda.h (12.6) that it implements, and its
+ * state.
  */
 #ifndef MOR_FAKE_DRIVER_H
 #define MOR_FAKE_DRIVER_H
@@ -117,7 +118,8 @@ struct CUgraphEdgeData {
     unsigned char from_port, to_port, type, reserved[5];
 };
 static_assert(sizeof(CUDA_KERNEL_NODE_PARAMS) == 72 && sizeof(CUDA_MEMCPY3D) == 200 &&
-                  sizeof(CUDA_MEMCPY_NODE_PARAMS) == 216 && sizeof(CUDA_MEMSET_NODE_PARAMS_v2) == 48 &&
+                  sizeof(CUDA_MEMCPY_NODE_PARAMS) == 216 &&
+                  sizeof(CUDA_MEMSET_NODE_PARAMS_v2) == 48 &&
                   sizeof(CUDA_CONDITIONAL_NODE_PARAMS) == 32 && sizeof(CUgraphNodeParams) == 256 &&
                   sizeof(CUgraphEdgeData) == 8,
               "the layout of cuda.h");
@@ -225,8 +227,7 @@ struct Executable {
 };
 
 /** Live objects of one kind; a handle is a number that is never given out twice. */
-template <class T, uintptr_t Tag>
-struct Table {
+template <class T, uintptr_t Tag> struct Table {
     std::map<uintptr_t, std::shared_ptr<T>> live;
     uintptr_t last = 0;
 
@@ -270,16 +271,16 @@ enum class Needs { Nothing, Init, Context };
 
 /** At the start of every entry point: counts, injects faults, and checks what the call needs. */
 CUresult enter(const char *function, Needs needs);
-#define FAKE_ENTER_QUIET(function, needs)                            \
+#define FAKE_ENTER_QUIET(function, needs)                                 \
     const std::lock_guard<std::recursive_mutex> lock(fake::driver.mutex); \
-    [[maybe_unused]] static const char *const self = #function;      \
+    [[maybe_unused]] static const char *const self = #function;           \
     const CUresult entered = fake::enter(self, fake::Needs::needs)
-#define FAKE_ENTER(function, needs)      \
-    FAKE_ENTER_QUIET(function, needs);   \
+#define FAKE_ENTER(function, needs)    \
+    FAKE_ENTER_QUIET(function, needs); \
     if (entered) return entered
 /** Of functions that free: a lost device does not keep them from it. */
-#define FAKE_ENTER_FREE(function, needs) \
-    FAKE_ENTER_QUIET(function, needs);   \
+#define FAKE_ENTER_FREE(function, needs)              \
+    FAKE_ENTER_QUIET(function, needs);                \
     if (entered && !fake::driver.lost) return entered
 
 /** Says on stderr why a call is refused, and gives the code back. */
@@ -324,8 +325,7 @@ void run_set(const CUDA_MEMSET_NODE_PARAMS &set);
 /** A copy node's host destination, and its size; nothing for one on the device. */
 void *host_destination(const CUDA_MEMCPY3D &copy, size_t &bytes);
 
-template <class H>
-H as_handle(uintptr_t handle) { return reinterpret_cast<H>(handle); }
+template <class H> H as_handle(uintptr_t handle) { return reinterpret_cast<H>(handle); }
 
 } // namespace fake
 

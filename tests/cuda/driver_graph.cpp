@@ -1,7 +1,7 @@
 /*
- * The fake driver's graphs. An executable graph is a copy of its graph; a launch puts it in a stream as
- * one piece of work. Nodes run one after another, in any order that their dependencies leave open
- * (MOR_EMULATED_ORDER), so that a dependency that was forgotten shows.
+ * The fake driver's graphs. An executable graph is a copy of its graph; a launch puts it in a
+ * stream as one piece of work. Nodes run one after another, in any order that their dependencies
+ * leave open (MOR_EMULATED_ORDER), so that a dependency that was forgotten shows.
  */
 #include "driver.h"
 
@@ -44,17 +44,19 @@ std::shared_ptr<Graph> clone(const Graph &graph) {
 }
 
 /** Checks the dependencies of a new node and adds it. */
-CUresult add(const char *function, CUgraphNode *out, CUgraph handle, const CUgraphNode *dependencies,
-             size_t count, Node node) {
+CUresult add(const char *function, CUgraphNode *out, CUgraph handle,
+             const CUgraphNode *dependencies, size_t count, Node node) {
     Graph *graph = find_graph(handle);
     if (!graph) return refuse(CUDA_ERROR_INVALID_HANDLE, function, "no such graph in this context");
     if (!out || (count && !dependencies))
-        return refuse(CUDA_ERROR_INVALID_VALUE, function, "the node's place or the dependencies are missing");
+        return refuse(CUDA_ERROR_INVALID_VALUE, function,
+                      "the node's place or the dependencies are missing");
     std::set<uintptr_t> seen;
     for (size_t i = 0; i < count; i++) {
         const auto id = reinterpret_cast<uintptr_t>(dependencies[i]);
         if (!find_node(*graph, id))
-            return refuse(CUDA_ERROR_INVALID_VALUE, function, "dependency %zu is no node of this graph", i);
+            return refuse(CUDA_ERROR_INVALID_VALUE, function,
+                          "dependency %zu is no node of this graph", i);
         if (!seen.insert(id).second)
             return refuse(CUDA_ERROR_INVALID_VALUE, function, "dependency %zu is there twice", i);
         node.dependencies.push_back(id);
@@ -76,15 +78,18 @@ Node make_node(unsigned type) {
     return node;
 }
 
-CUresult make_conditional(const char *function, CUgraph handle, CUDA_CONDITIONAL_NODE_PARAMS &request,
-                          Node &node) {
+CUresult make_conditional(const char *function, CUgraph handle,
+                          CUDA_CONDITIONAL_NODE_PARAMS &request, Node &node) {
     const auto it = driver.conditions.find(request.handle);
     if (it == driver.conditions.end() || it->second.graph != handle)
-        return refuse(CUDA_ERROR_INVALID_VALUE, function, "the conditional handle is not of this graph");
+        return refuse(CUDA_ERROR_INVALID_VALUE, function,
+                      "the conditional handle is not of this graph");
     if (it->second.used)
-        return refuse(CUDA_ERROR_INVALID_VALUE, function, "the conditional handle has a node already");
+        return refuse(CUDA_ERROR_INVALID_VALUE, function,
+                      "the conditional handle has a node already");
     if (request.type > CU_GRAPH_COND_TYPE_WHILE || request.size != 1)
-        return refuse(CUDA_ERROR_INVALID_VALUE, function, "type %u with %u bodies", request.type, request.size);
+        return refuse(CUDA_ERROR_INVALID_VALUE, function, "type %u with %u bodies", request.type,
+                      request.size);
     it->second.used = true;
     auto body = std::make_shared<Graph>();
     body->device = current_device();
@@ -109,10 +114,11 @@ bool rest_is_zero(const CUgraphNodeParams &p, size_t used) {
     return !p.reserved0[0] && !p.reserved0[1] && !p.reserved0[2] && !p.reserved2;
 }
 
-CUresult add_any(const char *function, CUgraphNode *out, CUgraph handle, const CUgraphNode *dependencies,
-                 size_t count, CUgraphNodeParams *p) {
+CUresult add_any(const char *function, CUgraphNode *out, CUgraph handle,
+                 const CUgraphNode *dependencies, size_t count, CUgraphNodeParams *p) {
     if (!p) return refuse(CUDA_ERROR_INVALID_VALUE, function, "nodeParams is NULL");
-    if (!find_graph(handle)) return refuse(CUDA_ERROR_INVALID_HANDLE, function, "no such graph in this context");
+    if (!find_graph(handle))
+        return refuse(CUDA_ERROR_INVALID_HANDLE, function, "no such graph in this context");
     Node node = make_node(p->type);
     size_t used = 0;
     CUresult code = CUDA_SUCCESS;
@@ -124,7 +130,8 @@ CUresult add_any(const char *function, CUgraphNode *out, CUgraph handle, const C
     case CU_GRAPH_NODE_TYPE_MEMCPY:
         used = sizeof p->memcpy;
         node.copy = p->memcpy.copyParams;
-        if (p->memcpy.flags || p->memcpy.reserved) return refuse(CUDA_ERROR_INVALID_VALUE, function, "flags");
+        if (p->memcpy.flags || p->memcpy.reserved)
+            return refuse(CUDA_ERROR_INVALID_VALUE, function, "flags");
         code = check_copy(function, node.copy, !in_body(handle));
         break;
     case CU_GRAPH_NODE_TYPE_MEMSET:
@@ -139,22 +146,29 @@ CUresult add_any(const char *function, CUgraphNode *out, CUgraph handle, const C
         if (!child) return refuse(CUDA_ERROR_INVALID_HANDLE, function, "no such child graph");
         for (const Node &inner : child->nodes)
             if (inner.type == CU_GRAPH_NODE_TYPE_CONDITIONAL)
-                return refuse(CUDA_ERROR_NOT_SUPPORTED, function, "a child graph with a conditional node");
+                return refuse(CUDA_ERROR_NOT_SUPPORTED, function,
+                              "a child graph with a conditional node");
         node.body = clone(*child);
         break;
     }
     case CU_GRAPH_NODE_TYPE_CONDITIONAL: used = sizeof p->conditional; break;
-    default: return refuse(CUDA_ERROR_NOT_SUPPORTED, function, "nodes of type %u are not emulated", p->type);
+    default:
+        return refuse(CUDA_ERROR_NOT_SUPPORTED, function, "nodes of type %u are not emulated",
+                      p->type);
     }
     if (code) return code;
     if (!rest_is_zero(*p, used))
-        return refuse(CUDA_ERROR_INVALID_VALUE, function, "reserved or unused bytes of nodeParams are not zero");
+        return refuse(CUDA_ERROR_INVALID_VALUE, function,
+                      "reserved or unused bytes of nodeParams are not zero");
     if (p->type == CU_GRAPH_NODE_TYPE_CONDITIONAL) {
-        // The handle is used up by this, so the dependencies are checked on a node that is not kept.
+        // The handle is used up by this, so the dependencies are checked on a node that is not
+        // kept.
         CUgraphNode trial;
-        if (const CUresult wrong = add(function, &trial, handle, dependencies, count, node)) return wrong;
+        if (const CUresult wrong = add(function, &trial, handle, dependencies, count, node))
+            return wrong;
         find_graph(handle)->nodes.pop_back();
-        if (const CUresult wrong = make_conditional(function, handle, p->conditional, node)) return wrong;
+        if (const CUresult wrong = make_conditional(function, handle, p->conditional, node))
+            return wrong;
     }
     return add(function, out, handle, dependencies, count, std::move(node));
 }
@@ -165,7 +179,8 @@ void run_conditional(const Node &node) {
     const auto value = [&node] {
         const auto it = running->values.find(node.handle);
         if (it == running->values.end())
-            mor_emulated::fail(nullptr, "a conditional node is reached and its value was never set");
+            mor_emulated::fail(nullptr,
+                               "a conditional node is reached and its value was never set");
         return it->second;
     };
     if (node.condition == CU_GRAPH_COND_TYPE_IF) {
@@ -173,7 +188,8 @@ void run_conditional(const Node &node) {
         return;
     }
     for (unsigned turns = 0; value(); turns++) {
-        if (turns == WHILE_LIMIT) mor_emulated::fail(nullptr, "a WHILE node has run %u times", turns);
+        if (turns == WHILE_LIMIT)
+            mor_emulated::fail(nullptr, "a WHILE node has run %u times", turns);
         run_graph(*node.body);
     }
 }
@@ -189,7 +205,7 @@ void run_node(const Node &node) {
     }
 }
 
-/** Among the nodes whose dependencies are done, always the first one in the order that is asked for. */
+/** Of the nodes whose dependencies are done, always the first in the order that is asked for. */
 void run_graph(const Graph &graph) {
     std::vector<unsigned> order(graph.nodes.size());
     mor_emulated::order_of(order.data(), unsigned(order.size()));
@@ -201,7 +217,8 @@ void run_graph(const Graph &graph) {
                 if (!done.count(d)) return false;
             return true;
         };
-        while (!is_ready(order[chosen])) chosen++; // dependencies come before their nodes, so there is one
+        while (!is_ready(order[chosen]))
+            chosen++; // dependencies come before their nodes, so there is one
         const Node &node = graph.nodes[order[chosen]];
         order.erase(order.begin() + std::ptrdiff_t(chosen));
         run_node(node);
@@ -221,19 +238,24 @@ void poison_destinations(const Graph &graph) {
 CUresult check_memory(const char *function, const Graph &graph, bool body) {
     for (const Node &node : graph.nodes) {
         CUresult code = CUDA_SUCCESS;
-        if (node.type == CU_GRAPH_NODE_TYPE_MEMCPY) code = check_copy(function, node.copy, !body);
-        else if (node.type == CU_GRAPH_NODE_TYPE_MEMSET) code = check_set(function, node.set);
+        if (node.type == CU_GRAPH_NODE_TYPE_MEMCPY)
+            code = check_copy(function, node.copy, !body);
+        else if (node.type == CU_GRAPH_NODE_TYPE_MEMSET)
+            code = check_set(function, node.set);
         else if (node.body)
-            code = check_memory(function, *node.body, body || node.type == CU_GRAPH_NODE_TYPE_CONDITIONAL);
-        if (!code && node.type == CU_GRAPH_NODE_TYPE_KERNEL && !driver.functions.find(node.launch.function))
-            code = refuse(CUDA_ERROR_INVALID_HANDLE, function, "the module of kernel %s was unloaded",
-                          node.launch.kernel->name);
+            code = check_memory(function, *node.body,
+                                body || node.type == CU_GRAPH_NODE_TYPE_CONDITIONAL);
+        if (!code && node.type == CU_GRAPH_NODE_TYPE_KERNEL &&
+            !driver.functions.find(node.launch.function))
+            code = refuse(CUDA_ERROR_INVALID_HANDLE, function,
+                          "the module of kernel %s was unloaded", node.launch.kernel->name);
         if (code) return code;
     }
     return CUDA_SUCCESS;
 }
 
-void collect(const Graph &graph, CUgraph handle, Executable &executable, std::vector<CUgraph> &handles) {
+void collect(const Graph &graph, CUgraph handle, Executable &executable,
+             std::vector<CUgraph> &handles) {
     handles.push_back(handle);
     for (const Node &node : graph.nodes) {
         if (node.type != CU_GRAPH_NODE_TYPE_CONDITIONAL) continue;
@@ -251,10 +273,13 @@ void forget_bodies(const Graph &graph) {
     }
 }
 
-CUresult instantiate(const char *function, CUgraphExec *out, CUgraph handle, unsigned long long flags) {
+CUresult instantiate(const char *function, CUgraphExec *out, CUgraph handle,
+                     unsigned long long flags) {
     Graph *graph = find_graph(handle);
-    if (!graph || !out) return refuse(CUDA_ERROR_INVALID_HANDLE, function, "no such graph in this context");
-    if (graph->is_body) return refuse(CUDA_ERROR_INVALID_VALUE, function, "a body runs in its graph only");
+    if (!graph || !out)
+        return refuse(CUDA_ERROR_INVALID_HANDLE, function, "no such graph in this context");
+    if (graph->is_body)
+        return refuse(CUDA_ERROR_INVALID_VALUE, function, "a body runs in its graph only");
     if (flags & ~10ull) return refuse(CUDA_ERROR_NOT_SUPPORTED, function, "flags %#llx", flags);
     if (const CUresult code = check_memory(function, *graph, false)) return code;
     auto executable = std::make_shared<Executable>();
@@ -264,7 +289,8 @@ CUresult instantiate(const char *function, CUgraphExec *out, CUgraph handle, uns
     for (const auto &condition : driver.conditions)
         for (const CUgraph inner : handles)
             if (condition.second.graph == inner && !condition.second.used)
-                return refuse(CUDA_ERROR_INVALID_VALUE, function, "a conditional handle has no node");
+                return refuse(CUDA_ERROR_INVALID_VALUE, function,
+                              "a conditional handle has no node");
     executable->program = clone(*graph);
     *out = as_handle<CUgraphExec>(driver.executables.add(std::move(executable)));
     return CUDA_SUCCESS;
@@ -304,8 +330,9 @@ FAKE CUresult cuGraphDestroy(CUgraph handle) {
     return entered;
 }
 
-FAKE CUresult cuGraphAddKernelNode_v2(CUgraphNode *out, CUgraph graph, const CUgraphNode *dependencies,
-                                      size_t count, const CUDA_KERNEL_NODE_PARAMS *request) {
+FAKE CUresult cuGraphAddKernelNode_v2(CUgraphNode *out, CUgraph graph,
+                                      const CUgraphNode *dependencies, size_t count,
+                                      const CUDA_KERNEL_NODE_PARAMS *request) {
     FAKE_ENTER(cuGraphAddKernelNode_v2, Context);
     if (!request) return CUDA_ERROR_INVALID_VALUE;
     Node node = make_node(CU_GRAPH_NODE_TYPE_KERNEL);
@@ -339,14 +366,15 @@ FAKE CUresult cuGraphAddEmptyNode(CUgraphNode *out, CUgraph graph, const CUgraph
     return add(self, out, graph, dependencies, count, make_node(CU_GRAPH_NODE_TYPE_EMPTY));
 }
 
-FAKE CUresult cuGraphAddNode(CUgraphNode *out, CUgraph graph, const CUgraphNode *dependencies, size_t count,
-                             CUgraphNodeParams *request) {
+FAKE CUresult cuGraphAddNode(CUgraphNode *out, CUgraph graph, const CUgraphNode *dependencies,
+                             size_t count, CUgraphNodeParams *request) {
     FAKE_ENTER(cuGraphAddNode, Context);
     return add_any(self, out, graph, dependencies, count, request);
 }
 
 FAKE CUresult cuGraphAddNode_v2(CUgraphNode *out, CUgraph graph, const CUgraphNode *dependencies,
-                                const CUgraphEdgeData *edges, size_t count, CUgraphNodeParams *request) {
+                                const CUgraphEdgeData *edges, size_t count,
+                                CUgraphNodeParams *request) {
     FAKE_ENTER(cuGraphAddNode_v2, Context);
     static const CUgraphEdgeData plain{};
     for (size_t i = 0; edges && i < count; i++)
@@ -355,24 +383,27 @@ FAKE CUresult cuGraphAddNode_v2(CUgraphNode *out, CUgraph graph, const CUgraphNo
     return add_any(self, out, graph, dependencies, count, request);
 }
 
-FAKE CUresult cuGraphConditionalHandleCreate(CUgraphConditionalHandle *out, CUgraph graph, CUcontext,
-                                             unsigned initial, unsigned flags) {
+FAKE CUresult cuGraphConditionalHandleCreate(CUgraphConditionalHandle *out, CUgraph graph,
+                                             CUcontext, unsigned initial, unsigned flags) {
     FAKE_ENTER(cuGraphConditionalHandleCreate, Context);
-    if (!find_graph(graph)) return refuse(CUDA_ERROR_INVALID_HANDLE, self, "no such graph in this context");
+    if (!find_graph(graph))
+        return refuse(CUDA_ERROR_INVALID_HANDLE, self, "no such graph in this context");
     if (!out || flags > 1) return refuse(CUDA_ERROR_INVALID_VALUE, self, "flags %#x", flags);
     *out = uintptr_t(0xa8) << 48 | ++driver.last_node << 4;
     driver.conditions[*out] = Condition{graph, initial, flags == 1, false};
     return CUDA_SUCCESS;
 }
 
-FAKE CUresult cuGraphInstantiateWithFlags(CUgraphExec *out, CUgraph graph, unsigned long long flags) {
+FAKE CUresult cuGraphInstantiateWithFlags(CUgraphExec *out, CUgraph graph,
+                                          unsigned long long flags) {
     FAKE_ENTER(cuGraphInstantiateWithFlags, Context);
     return instantiate(self, out, graph, flags);
 }
 
 FAKE CUresult cuGraphExecDestroy(CUgraphExec handle) {
     FAKE_ENTER_FREE(cuGraphExecDestroy, Context);
-    if (!driver.executables.find(handle)) return refuse(CUDA_ERROR_INVALID_HANDLE, self, "no such graph");
+    if (!driver.executables.find(handle))
+        return refuse(CUDA_ERROR_INVALID_HANDLE, self, "no such graph");
     driver.executables.live.erase(reinterpret_cast<uintptr_t>(handle));
     return entered;
 }
@@ -396,7 +427,8 @@ FAKE CUresult cuGraphLaunch(CUgraphExec handle, CUstream stream_handle) {
     poison_destinations(*program);
     push(*stream, self, [executable, program] {
         for (const auto &condition : executable->conditions)
-            if (condition.second.assign) executable->values[condition.first] = condition.second.initial;
+            if (condition.second.assign)
+                executable->values[condition.first] = condition.second.initial;
         Executable *const outer = running;
         running = executable.get();
         run_graph(*program);
@@ -409,7 +441,8 @@ FAKE CUresult cuGraphExecKernelNodeSetParams_v2(CUgraphExec handle, CUgraphNode 
                                                 const CUDA_KERNEL_NODE_PARAMS *request) {
     FAKE_ENTER(cuGraphExecKernelNodeSetParams_v2, Context);
     Executable *executable = driver.executables.find(handle);
-    if (!executable || !request) return refuse(CUDA_ERROR_INVALID_HANDLE, self, "no such executable graph");
+    if (!executable || !request)
+        return refuse(CUDA_ERROR_INVALID_HANDLE, self, "no such executable graph");
     const auto id = reinterpret_cast<uintptr_t>(node_handle);
     bool alive = false; // the node must still be in the graph that it came from
     for (const auto &graph : driver.graphs.live) alive |= find_node(*graph.second, id) != nullptr;

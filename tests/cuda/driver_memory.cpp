@@ -18,7 +18,9 @@ constexpr unsigned char GUARD = 0xff; // reads beyond an allocation find NaNs to
 /** Address ranges that were freed: they stay reserved, so that a use of them faults. */
 std::map<uintptr_t, size_t> freed;
 
-uintptr_t up(uintptr_t value, size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+uintptr_t up(uintptr_t value, size_t multiple) {
+    return (value + multiple - 1) / multiple * multiple;
+}
 
 bool was_freed(uintptr_t address) {
     const auto it = freed.upper_bound(address);
@@ -26,8 +28,7 @@ bool was_freed(uintptr_t address) {
 }
 
 /** The guard bytes before and behind the data, up to the guard pages. */
-template <class F>
-void guards(const Allocation &a, F f) {
+template <class F> void guards(const Allocation &a, F f) {
     if (!a.map_size) return;
     const uintptr_t first = a.map_address + PAGE, last = a.map_address + a.map_size - PAGE;
     f(first, a.address);
@@ -38,10 +39,13 @@ CUresult allocate(const char *function, size_t size, Memory kind, uintptr_t *out
     if (size == 0) return refuse(CUDA_ERROR_INVALID_VALUE, function, "0 bytes");
     const int device = current_device();
     size_t &used = driver.used[device];
-    const size_t charged = kind == Memory::Device || driver.settings.integrated ? up(size, GRANULE) : 0;
-    if (size > SIZE_MAX / 2 || charged > driver.settings.memory - used) return CUDA_ERROR_OUT_OF_MEMORY;
+    const size_t charged =
+        kind == Memory::Device || driver.settings.integrated ? up(size, GRANULE) : 0;
+    if (size > SIZE_MAX / 2 || charged > driver.settings.memory - used)
+        return CUDA_ERROR_OUT_OF_MEMORY;
     const size_t data = up(size, ALIGNMENT) + ALIGNMENT, map_size = up(data, PAGE) + 2 * PAGE;
-    void *map = mmap(nullptr, map_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *map = mmap(nullptr, map_size, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (map == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
     const auto base = reinterpret_cast<uintptr_t>(map);
     Allocation a{0, size, kind, device, base, map_size};
@@ -58,14 +62,18 @@ CUresult allocate(const char *function, size_t size, Memory kind, uintptr_t *out
 
 void check(const Allocation &a, const char *when, uintptr_t reach) {
     guards(a, [&](uintptr_t from, uintptr_t to) {
-        if (from < a.address) from = std::max(from, a.address - std::min(reach, a.address - from));
-        else to = std::min(to, from + reach);
+        if (from < a.address)
+            from = std::max(from, a.address - std::min(reach, a.address - from));
+        else
+            to = std::min(to, from + reach);
         for (uintptr_t p = from; p < to; p++) {
             if (*reinterpret_cast<const unsigned char *>(p) == GUARD) continue;
-            std::fprintf(stderr, "fake CUDA: found at %s: somebody wrote %lld bytes beyond %s of an allocation "
-                         "of %zu bytes\n", when,
-                         (long long)(p < a.address ? a.address - p : p - a.address - a.size + 1),
-                         p < a.address ? "the begin" : "the end", a.size);
+            std::fprintf(
+                stderr,
+                "fake CUDA: found at %s: somebody wrote %lld bytes beyond %s of an allocation "
+                "of %zu bytes\n",
+                when, (long long)(p < a.address ? a.address - p : p - a.address - a.size + 1),
+                p < a.address ? "the begin" : "the end", a.size);
             std::abort();
         }
     });
@@ -74,7 +82,8 @@ void check(const Allocation &a, const char *when, uintptr_t reach) {
 void release(const Allocation &a, const char *when) {
     if (a.kind != Memory::Registered) {
         check(a, when, ~uintptr_t(0));
-        if (a.kind == Memory::Device || driver.settings.integrated) driver.used[a.device] -= up(a.size, GRANULE);
+        if (a.kind == Memory::Device || driver.settings.integrated)
+            driver.used[a.device] -= up(a.size, GRANULE);
         mmap(reinterpret_cast<void *>(a.map_address), a.map_size, PROT_NONE,
              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
         freed[a.map_address] = a.map_size;
@@ -136,13 +145,15 @@ CUresult need_host(const char *function, uintptr_t address, size_t bytes) {
     if (!address) return refuse(CUDA_ERROR_INVALID_VALUE, function, "the host's pointer is NULL");
     if (is_pageable(address, bytes)) {
         if (was_freed(address))
-            return refuse(CUDA_ERROR_INVALID_VALUE, function, "host memory at %#zx was freed", size_t(address));
+            return refuse(CUDA_ERROR_INVALID_VALUE, function, "host memory at %#zx was freed",
+                          size_t(address));
         return CUDA_SUCCESS;
     }
     const Allocation *a = holder(address, bytes);
     if (a && a->kind != Memory::Device) return CUDA_SUCCESS;
-    return refuse(CUDA_ERROR_INVALID_VALUE, function, "%zu bytes at %#zx are not the host's%s", bytes,
-                  size_t(address), a ? ": they are the device's" : complaint(address, bytes).c_str());
+    return refuse(CUDA_ERROR_INVALID_VALUE, function, "%zu bytes at %#zx are not the host's%s",
+                  bytes, size_t(address),
+                  a ? ": they are the device's" : complaint(address, bytes).c_str());
 }
 
 void copy_bytes(uintptr_t to, uintptr_t from, size_t bytes) {
@@ -157,14 +168,16 @@ struct Side {
     uintptr_t base;
     size_t pitch, slice;
 
-    Side(unsigned type, const void *host, CUdeviceptr device, size_t x, size_t y, size_t z, size_t pitch,
-         size_t height)
-        : type(type), base(type == CU_MEMORYTYPE_HOST ? address_of(host) : uintptr_t(device)), pitch(pitch),
-          slice(pitch * height) {
+    Side(unsigned type, const void *host, CUdeviceptr device, size_t x, size_t y, size_t z,
+         size_t pitch, size_t height)
+        : type(type), base(type == CU_MEMORYTYPE_HOST ? address_of(host) : uintptr_t(device)),
+          pitch(pitch), slice(pitch * height) {
         if (base) base += x + y * pitch + z * slice;
     }
     uintptr_t at(size_t y, size_t z) const { return base + y * pitch + z * slice; }
-    size_t reach(const CUDA_MEMCPY3D &c) const { return at(c.Height - 1, c.Depth - 1) - base + c.WidthInBytes; }
+    size_t reach(const CUDA_MEMCPY3D &c) const {
+        return at(c.Height - 1, c.Depth - 1) - base + c.WidthInBytes;
+    }
 };
 
 } // namespace
@@ -181,17 +194,20 @@ std::string complaint(uintptr_t address, size_t size) {
     char text[256];
     const Allocation *a = before(address);
     if (a && address - a->address < a->size) {
-        std::snprintf(text, sizeof text, " go %zu bytes beyond the end of an allocation of %zu bytes",
+        std::snprintf(text, sizeof text,
+                      " go %zu bytes beyond the end of an allocation of %zu bytes",
                       size_t(address - a->address + size - a->size), a->size);
         return text;
     }
     if (a && a->map_size && address < a->map_address + a->map_size) {
-        std::snprintf(text, sizeof text, ": that is %zu bytes behind the end of an allocation of %zu bytes",
+        std::snprintf(text, sizeof text,
+                      ": that is %zu bytes behind the end of an allocation of %zu bytes",
                       size_t(address - a->address - a->size), a->size);
         return text;
     }
     const auto next = driver.allocations.upper_bound(address);
-    if (next != driver.allocations.end() && next->second.map_size && address >= next->second.map_address) {
+    if (next != driver.allocations.end() && next->second.map_size &&
+        address >= next->second.map_address) {
         std::snprintf(text, sizeof text, ": that is %zu bytes before an allocation of %zu bytes",
                       size_t(next->second.address - address), next->second.size);
         return text;
@@ -209,19 +225,24 @@ void check_guards(const char *when, size_t reach) {
 }
 
 const char *unreachable(uintptr_t word) {
-    // Programs, heaps and maps lie high; two small numbers side by side are no address.
-    if (word >> 40 < 0x55 || word >> 48) return nullptr;
     const Allocation *a = before(word);
     // One past the end, or within the guard bytes, it is an address to count from.
-    if (a && word <= (a->map_size ? a->map_address + a->map_size : a->address + a->size)) return nullptr;
+    if (a && word <= (a->map_size ? a->map_address + a->map_size : a->address + a->size))
+        return nullptr;
     if (was_freed(word)) return "memory that was freed";
     const auto next = driver.allocations.upper_bound(word);
-    if (next != driver.allocations.end() && next->second.map_size && word >= next->second.map_address)
+    if (next != driver.allocations.end() && next->second.map_size &&
+        word >= next->second.map_address)
         return nullptr;
-    unsigned char resident;
-    const bool mapped = mincore(reinterpret_cast<void *>(word / PAGE * PAGE), 1, &resident) == 0;
     const auto pageable = driver.settings.attributes.find(88);
-    if (!mapped || (pageable != driver.settings.attributes.end() && pageable->second)) return nullptr;
+    if (pageable != driver.settings.attributes.end() && pageable->second) return nullptr;
+    // The heap lies high, and most maps above it: two small numbers side by side are no address.
+    static const auto on_heap = std::make_unique<char>();
+    const uintptr_t lowest = address_of(on_heap.get()) >> 32 << 32;
+    unsigned char resident;
+    if (word < lowest || word >> 48 ||
+        mincore(reinterpret_cast<void *>(word / PAGE * PAGE), 1, &resident))
+        return nullptr;
     return "memory of the host that is not registered";
 }
 
@@ -238,35 +259,41 @@ void poison(void *memory, size_t bytes) {
 }
 
 CUresult check_copy(const char *function, const CUDA_MEMCPY3D &c, bool pageable) {
-    if (!c.WidthInBytes || !c.Height || !c.Depth || c.srcLOD || c.dstLOD || c.reserved0 || c.reserved1)
-        return refuse(CUDA_ERROR_INVALID_VALUE, function, "a copy of %zu x %zu x %zu bytes", c.WidthInBytes,
-                      c.Height, c.Depth);
+    if (!c.WidthInBytes || !c.Height || !c.Depth || c.srcLOD || c.dstLOD || c.reserved0 ||
+        c.reserved1)
+        return refuse(CUDA_ERROR_INVALID_VALUE, function, "a copy of %zu x %zu x %zu bytes",
+                      c.WidthInBytes, c.Height, c.Depth);
     for (const bool to : {false, true}) {
-        const Side side = to ? Side(c.dstMemoryType, c.dstHost, c.dstDevice, c.dstXInBytes, c.dstY, c.dstZ,
-                                    c.dstPitch, c.dstHeight)
-                             : Side(c.srcMemoryType, c.srcHost, c.srcDevice, c.srcXInBytes, c.srcY, c.srcZ,
-                                    c.srcPitch, c.srcHeight);
+        const Side side = to ? Side(c.dstMemoryType, c.dstHost, c.dstDevice, c.dstXInBytes, c.dstY,
+                                    c.dstZ, c.dstPitch, c.dstHeight)
+                             : Side(c.srcMemoryType, c.srcHost, c.srcDevice, c.srcXInBytes, c.srcY,
+                                    c.srcZ, c.srcPitch, c.srcHeight);
         const size_t bytes = side.reach(c);
         if (side.type == CU_MEMORYTYPE_HOST) {
             if (!pageable && is_pageable(side.base, bytes))
-                return refuse(CUDA_ERROR_INVALID_VALUE, function, "a conditional body copies from or to memory "
+                return refuse(CUDA_ERROR_INVALID_VALUE, function,
+                              "a conditional body copies from or to memory "
                               "of the host that is not pinned");
             if (const CUresult code = need_host(function, side.at(0, 0), bytes)) return code;
         } else if (side.type == CU_MEMORYTYPE_DEVICE || side.type == CU_MEMORYTYPE_UNIFIED) {
             if (const CUresult code = need(function, side.at(0, 0), bytes)) return code;
-        } else return refuse(CUDA_ERROR_NOT_SUPPORTED, function, "memory of type %u", side.type);
+        } else
+            return refuse(CUDA_ERROR_NOT_SUPPORTED, function, "memory of type %u", side.type);
         if ((c.Height > 1 || c.Depth > 1) && side.pitch < c.WidthInBytes)
-            return refuse(CUDA_ERROR_INVALID_VALUE, function, "a pitch of %zu for rows of %zu bytes", side.pitch,
-                          c.WidthInBytes);
+            return refuse(CUDA_ERROR_INVALID_VALUE, function,
+                          "a pitch of %zu for rows of %zu bytes", side.pitch, c.WidthInBytes);
     }
     return CUDA_SUCCESS;
 }
 
 void run_copy(const CUDA_MEMCPY3D &c) {
-    const Side from(c.srcMemoryType, c.srcHost, c.srcDevice, c.srcXInBytes, c.srcY, c.srcZ, c.srcPitch, c.srcHeight);
-    const Side to(c.dstMemoryType, c.dstHost, c.dstDevice, c.dstXInBytes, c.dstY, c.dstZ, c.dstPitch, c.dstHeight);
+    const Side from(c.srcMemoryType, c.srcHost, c.srcDevice, c.srcXInBytes, c.srcY, c.srcZ,
+                    c.srcPitch, c.srcHeight);
+    const Side to(c.dstMemoryType, c.dstHost, c.dstDevice, c.dstXInBytes, c.dstY, c.dstZ,
+                  c.dstPitch, c.dstHeight);
     for (size_t z = 0; z < c.Depth; z++)
-        for (size_t y = 0; y < c.Height; y++) copy_bytes(to.at(y, z), from.at(y, z), c.WidthInBytes);
+        for (size_t y = 0; y < c.Height; y++)
+            copy_bytes(to.at(y, z), from.at(y, z), c.WidthInBytes);
 }
 
 void *host_destination(const CUDA_MEMCPY3D &c, size_t &bytes) {
@@ -277,17 +304,19 @@ void *host_destination(const CUDA_MEMCPY3D &c, size_t &bytes) {
 
 CUresult check_set(const char *function, const CUDA_MEMSET_NODE_PARAMS &s) {
     if ((s.elementSize != 1 && s.elementSize != 2 && s.elementSize != 4) || !s.width || !s.height ||
-        s.width > SIZE_MAX / 8 || s.dst % s.elementSize || (s.elementSize < 4 && s.value >> 8 * s.elementSize) ||
+        s.width > SIZE_MAX / 8 || s.dst % s.elementSize ||
+        (s.elementSize < 4 && s.value >> 8 * s.elementSize) ||
         (s.height > 1 && s.pitch < s.width * s.elementSize))
-        return refuse(CUDA_ERROR_INVALID_VALUE, function, "%zu x %zu elements of %u bytes", s.width, s.height,
-                      s.elementSize);
+        return refuse(CUDA_ERROR_INVALID_VALUE, function, "%zu x %zu elements of %u bytes", s.width,
+                      s.height, s.elementSize);
     return need(function, s.dst, (s.height - 1) * s.pitch + s.width * s.elementSize);
 }
 
 void run_set(const CUDA_MEMSET_NODE_PARAMS &s) {
     for (size_t y = 0; y < s.height; y++)
         for (size_t x = 0; x < s.width; x++)
-            copy_bytes(s.dst + y * s.pitch + x * s.elementSize, address_of(&s.value), s.elementSize);
+            copy_bytes(s.dst + y * s.pitch + x * s.elementSize, address_of(&s.value),
+                       s.elementSize);
 }
 
 } // namespace fake
@@ -329,7 +358,8 @@ FAKE CUresult cuMemHostAlloc(void **out, size_t size, unsigned flags) {
 
 FAKE CUresult cuMemFreeHost(void *pointer) {
     FAKE_ENTER_FREE(cuMemFreeHost, Context);
-    const CUresult code = give_back(self, address_of(pointer), Memory::Pinned, CUDA_ERROR_INVALID_VALUE);
+    const CUresult code =
+        give_back(self, address_of(pointer), Memory::Pinned, CUDA_ERROR_INVALID_VALUE);
     return entered ? entered : code;
 }
 
@@ -338,18 +368,22 @@ FAKE CUresult cuMemHostRegister_v2(void *pointer, size_t size, unsigned flags) {
     const uintptr_t address = address_of(pointer);
     int supported = 0, read_only = 0;
     if (flags & ~0xfu || !pointer || !size)
-        return refuse(CUDA_ERROR_INVALID_VALUE, self, "%zu bytes at %p, flags %#x", size, pointer, flags);
+        return refuse(CUDA_ERROR_INVALID_VALUE, self, "%zu bytes at %p, flags %#x", size, pointer,
+                      flags);
     for (const auto &setting : driver.settings.attributes) {
         if (setting.first == 99 && !setting.second) supported = -1;
         if (setting.first == 113 && !setting.second) read_only = -1;
     }
     if (supported || (flags & 8u && read_only)) return CUDA_ERROR_NOT_SUPPORTED;
     if (!is_pageable(address, size))
-        return refuse(CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED, self, "part of it is the driver's already");
+        return refuse(CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED, self,
+                      "part of it is the driver's already");
     if (!readable(address, size, !(flags & 8u)))
         return refuse(CUDA_ERROR_INVALID_VALUE, self, "not all of it is mapped%s",
-                      flags & 8u ? "" : " for writing, and CU_MEMHOSTREGISTER_READ_ONLY is not set");
-    driver.allocations[address] = Allocation{address, size, Memory::Registered, current_device(), 0, 0};
+                      flags & 8u ? ""
+                                 : " for writing, and CU_MEMHOSTREGISTER_READ_ONLY is not set");
+    driver.allocations[address] =
+        Allocation{address, size, Memory::Registered, current_device(), 0, 0};
     return CUDA_SUCCESS;
 }
 
@@ -409,7 +443,8 @@ FAKE CUresult cuMemcpyDtoD_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes) {
 
 // Copies that a stream does later.
 
-FAKE CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t bytes, CUstream handle) {
+FAKE CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t bytes,
+                                   CUstream handle) {
     FAKE_ENTER(cuMemcpyHtoDAsync_v2, Context);
     Stream *stream = find_stream(handle);
     if (!stream) return refuse(CUDA_ERROR_INVALID_HANDLE, self, "no such stream in this context");
@@ -436,12 +471,15 @@ FAKE CUresult cuMemcpyDtoHAsync_v2(void *to, CUdeviceptr from, size_t bytes, CUs
     if (const CUresult code = need_host(self, address_of(to), bytes)) return code;
     push(*stream, self, [=] { copy_bytes(address_of(to), from, bytes); });
     // To pageable memory the real driver returns once the copy has completed.
-    if (is_pageable(address_of(to), bytes)) run_stream(*stream, ALL);
-    else poison(to, bytes);
+    if (is_pageable(address_of(to), bytes))
+        run_stream(*stream, ALL);
+    else
+        poison(to, bytes);
     return CUDA_SUCCESS;
 }
 
-FAKE CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream handle) {
+FAKE CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes,
+                                   CUstream handle) {
     FAKE_ENTER(cuMemcpyDtoDAsync_v2, Context);
     Stream *stream = find_stream(handle);
     if (!stream) return refuse(CUDA_ERROR_INVALID_HANDLE, self, "no such stream in this context");
@@ -449,7 +487,8 @@ FAKE CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t byte
     if (const CUresult code = need(self, from, bytes)) return code;
     if (const CUresult code = need(self, to, bytes)) return code;
     if (to < from + bytes && from < to + bytes)
-        return refuse(CUDA_ERROR_INVALID_VALUE, self, "the ranges overlap, which leaves the result open");
+        return refuse(CUDA_ERROR_INVALID_VALUE, self,
+                      "the ranges overlap, which leaves the result open");
     push(*stream, self, [=] { copy_bytes(to, from, bytes); });
     return CUDA_SUCCESS;
 }
@@ -469,7 +508,8 @@ FAKE CUresult cuMemsetD32Async(CUdeviceptr to, unsigned value, size_t count, CUs
     Stream *stream = find_stream(handle);
     if (!stream) return refuse(CUDA_ERROR_INVALID_HANDLE, self, "no such stream in this context");
     if (!count) return CUDA_SUCCESS;
-    if (to % 4 || count > SIZE_MAX / 4) return refuse(CUDA_ERROR_INVALID_VALUE, self, "not aligned to 4 bytes");
+    if (to % 4 || count > SIZE_MAX / 4)
+        return refuse(CUDA_ERROR_INVALID_VALUE, self, "not aligned to 4 bytes");
     if (const CUresult code = need(self, to, 4 * count)) return code;
     push(*stream, self, [=] { std::fill_n(reinterpret_cast<unsigned *>(to), count, value); });
     return CUDA_SUCCESS;

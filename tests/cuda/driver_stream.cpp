@@ -1,7 +1,8 @@
 /*
- * The fake driver's streams, events and kernel launches. A stream only keeps its work; it is done when
- * somebody waits for it (a synchronisation, an event, a copy that must return done), as late as a real
- * device may do it. A host that reads a result too early finds that nothing has happened yet.
+ * The fake driver's streams, events and kernel launches. A stream only keeps its work; it is done
+ * when somebody waits for it (a synchronisation, an event, a copy that must return done), as late
+ * as a real device may do it. A host that reads a result too early finds that nothing has happened
+ * yet.
  */
 #include "driver.h"
 
@@ -32,7 +33,8 @@ void run_before(Stream &stream, uint64_t sequence) {
     }
     std::vector<std::shared_ptr<Stream>> others;
     for (const auto &entry : driver.streams.live)
-        if (entry.second->blocking && entry.second->device == stream.device) others.push_back(entry.second);
+        if (entry.second->blocking && entry.second->device == stream.device)
+            others.push_back(entry.second);
     for (const auto &other : others) run_stream(*other, sequence - 1);
 }
 
@@ -49,7 +51,8 @@ void run_one(Stream &stream) {
 } // namespace
 
 void run_stream(Stream &stream, uint64_t sequence) {
-    while (stream.done < stream.queue.size() && stream.queue[stream.done].sequence <= sequence) run_one(stream);
+    while (stream.done < stream.queue.size() && stream.queue[stream.done].sequence <= sequence)
+        run_one(stream);
 }
 
 void drop_work() {
@@ -77,20 +80,24 @@ CUresult make_launch(const char *function, const CUDA_KERNEL_NODE_PARAMS &reques
     const char *name = f->kernel->name;
     const uint64_t grid[] = {request.gridDimX, request.gridDimY, request.gridDimZ};
     const uint64_t block[] = {request.blockDimX, request.blockDimY, request.blockDimZ};
-    if (!grid[0] || !grid[1] || !grid[2] || grid[0] > 0x7fffffff || grid[1] > 65535 || grid[2] > 65535)
-        return refuse(CUDA_ERROR_INVALID_VALUE, function, "%s: a grid of %zu x %zu x %zu blocks", name,
-                      size_t(grid[0]), size_t(grid[1]), size_t(grid[2]));
-    if (!block[0] || !block[1] || !block[2] || block[0] > 1024 || block[1] > 1024 || block[2] > 64 ||
-        block[0] * block[1] * block[2] > mor_emulated::max_threads(*f->kernel))
-        return refuse(CUDA_ERROR_INVALID_VALUE, function, "%s: blocks of %zu x %zu x %zu threads, of at most %u",
-                      name, size_t(block[0]), size_t(block[1]), size_t(block[2]),
+    if (!grid[0] || !grid[1] || !grid[2] || grid[0] > 0x7fffffff || grid[1] > 65535 ||
+        grid[2] > 65535)
+        return refuse(CUDA_ERROR_INVALID_VALUE, function, "%s: a grid of %zu x %zu x %zu blocks",
+                      name, size_t(grid[0]), size_t(grid[1]), size_t(grid[2]));
+    if (!block[0] || !block[1] || !block[2] || block[0] > 1024 || block[1] > 1024 ||
+        block[2] > 64 || block[0] * block[1] * block[2] > mor_emulated::max_threads(*f->kernel))
+        return refuse(CUDA_ERROR_INVALID_VALUE, function,
+                      "%s: blocks of %zu x %zu x %zu threads, of at most %u", name,
+                      size_t(block[0]), size_t(block[1]), size_t(block[2]),
                       mor_emulated::max_threads(*f->kernel));
     if (request.sharedMemBytes > unsigned(f->max_dynamic_shared) ||
-        (f->max_dynamic_shared <= 48 * 1024 && request.sharedMemBytes + f->static_shared > 48 * 1024))
+        (f->max_dynamic_shared <= 48 * 1024 &&
+         request.sharedMemBytes + f->static_shared > 48 * 1024))
         return refuse(CUDA_ERROR_INVALID_VALUE, function,
-                      "%s: %u bytes of dynamic shared memory (and %zu static); the limit is %d", name,
-                      request.sharedMemBytes, f->static_shared, f->max_dynamic_shared);
-    if (request.extra) return refuse(CUDA_ERROR_NOT_SUPPORTED, function, "%s: extra is not emulated", name);
+                      "%s: %u bytes of dynamic shared memory (and %zu static); the limit is %d",
+                      name, request.sharedMemBytes, f->static_shared, f->max_dynamic_shared);
+    if (request.extra)
+        return refuse(CUDA_ERROR_NOT_SUPPORTED, function, "%s: extra is not emulated", name);
     if (!request.kernelParams || !request.kernelParams[0])
         return refuse(CUDA_ERROR_INVALID_VALUE, function, "%s: its parameter is missing", name);
     const auto *bytes = static_cast<const unsigned char *>(request.kernelParams[0]);
@@ -106,24 +113,28 @@ CUresult make_launch(const char *function, const CUDA_KERNEL_NODE_PARAMS &reques
         uint64_t word;
         std::memcpy(&word, &launch.parameters[at], 8);
         if (const char *what = unreachable(word))
-            return refuse(CUDA_ERROR_ILLEGAL_ADDRESS, function, "%s: its parameter holds, at byte %zu, the "
-                          "address %#zx: %s", name, at, size_t(word), what);
+            return refuse(CUDA_ERROR_ILLEGAL_ADDRESS, function,
+                          "%s: its parameter holds, at byte %zu, the "
+                          "address %#zx: %s",
+                          name, at, size_t(word), what);
     }
     return CUDA_SUCCESS;
 }
 
 void run_launch(const Launch &launch) {
     driver.kernels++;
-    const size_t written = mor_emulated::run_grid(*launch.kernel, launch.parameters.data(), launch.grid,
-                                                  launch.block, launch.shared_bytes);
+    const size_t written = mor_emulated::run_grid(*launch.kernel, launch.parameters.data(),
+                                                  launch.grid, launch.block, launch.shared_bytes);
     check_guards(launch.kernel->name, 32);
     Function *f = driver.functions.find(launch.function);
     if (!f) return;
     f->static_shared = std::max(f->static_shared, written);
     const size_t limit = std::max(f->max_dynamic_shared, 48 * 1024);
     if (f->static_shared > 48 * 1024 || f->static_shared + launch.shared_bytes > limit)
-        mor_emulated::fail(nullptr, "%zu bytes of static and %zu of dynamic shared memory are more than a "
-                           "block may have (%zu)", f->static_shared, launch.shared_bytes, limit);
+        mor_emulated::fail(nullptr,
+                           "%zu bytes of static and %zu of dynamic shared memory are more than a "
+                           "block may have (%zu)",
+                           f->static_shared, launch.shared_bytes, limit);
 }
 
 } // namespace fake
@@ -184,7 +195,8 @@ FAKE CUresult cuStreamWaitEvent(CUstream handle, CUevent event, unsigned flags) 
     FAKE_ENTER(cuStreamWaitEvent, Context);
     Stream *stream = find_stream(handle);
     const Event *e = driver.events.find(event);
-    if (!stream || !e || flags) return refuse(CUDA_ERROR_INVALID_HANDLE, self, "no such stream or event");
+    if (!stream || !e || flags)
+        return refuse(CUDA_ERROR_INVALID_HANDLE, self, "no such stream or event");
     if (!e->recorded || e->complete) return CUDA_SUCCESS;
     const CUstream other = e->stream;
     const uint64_t sequence = e->sequence;
@@ -251,8 +263,10 @@ FAKE CUresult cuEventQuery(CUevent event) {
 
 static CUresult elapsed(const char *self, float *milliseconds, CUevent start, CUevent end) {
     const Event *from = driver.events.find(start), *to = driver.events.find(end);
-    if (!milliseconds || !from || !to || !from->timed || !to->timed || !from->recorded || !to->recorded)
-        return refuse(CUDA_ERROR_INVALID_HANDLE, self, "the events must be recorded, and made with timing");
+    if (!milliseconds || !from || !to || !from->timed || !to->timed || !from->recorded ||
+        !to->recorded)
+        return refuse(CUDA_ERROR_INVALID_HANDLE, self,
+                      "the events must be recorded, and made with timing");
     if (!from->complete || !to->complete) return CUDA_ERROR_NOT_READY;
     *milliseconds = std::chrono::duration<float, std::milli>(to->when - from->when).count();
     return CUDA_SUCCESS;
@@ -269,13 +283,15 @@ FAKE CUresult cuEventElapsedTime_v2(float *milliseconds, CUevent start, CUevent 
 }
 
 FAKE CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
-                             unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes,
-                             CUstream handle, void **parameters, void **extra) {
+                             unsigned block_x, unsigned block_y, unsigned block_z,
+                             unsigned shared_bytes, CUstream handle, void **parameters,
+                             void **extra) {
     FAKE_ENTER(cuLaunchKernel, Context);
     Stream *stream = find_stream(handle);
     if (!stream) return refuse(CUDA_ERROR_INVALID_HANDLE, self, "no such stream in this context");
-    const CUDA_KERNEL_NODE_PARAMS request{function, grid_x,       grid_y,     grid_z, block_x, block_y,
-                                          block_z,  shared_bytes, parameters, extra,  nullptr, nullptr};
+    const CUDA_KERNEL_NODE_PARAMS request{function,   grid_x,  grid_y,  grid_z,
+                                          block_x,    block_y, block_z, shared_bytes,
+                                          parameters, extra,   nullptr, nullptr};
     auto launch = std::make_shared<Launch>();
     if (const CUresult code = make_launch(self, request, *launch)) return code;
     driver.launches++;

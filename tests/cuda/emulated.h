@@ -3,11 +3,11 @@
  *
  *     g++ -x c++ -std=c++17 -DMOR_EMULATED -I tests/cuda src/cuda/kernels/mor.cu
  *
- * A thread of a block is a fiber (fibers.cpp), a warp is 32 of them, and the blocks of a grid run one
- * after another, so a __shared__ variable is a static one. Barriers and warp collectives wait as they
- * do on the device; what the programming guide calls undefined (threads that miss a barrier, lanes
- * that a mask names and that do not come, a shuffle from a lane outside the mask) ends the process
- * with a message. Fresh shared memory is all 0xFF bytes: as a float it is a NaN.
+ * A thread of a block is a fiber (fibers.cpp), a warp is 32 of them, and the blocks of a grid run
+ * one after another, so a __shared__ variable is a static one. Barriers and warp collectives wait
+ * as they do on the device; what the programming guide calls undefined (threads that miss a
+ * barrier, lanes that a mask names and that do not come, a shuffle from a lane outside the mask)
+ * ends the process with a message. Fresh shared memory is all 0xFF bytes: as a float it is a NaN.
  *
  * MOR_EMULATED_ORDER=forward|reverse|shuffled:SEED sets in which order threads run between two
  * barriers, and blocks of a grid, and independent nodes of a graph. No result may depend on it.
@@ -33,26 +33,27 @@
 #define __host__
 #define __constant__
 #define __forceinline__ inline __attribute__((always_inline))
-// As many empty instructions before the kernel, which no one runs: max_threads() finds their number.
+// As many empty instructions before the kernel, which no one runs: max_threads() finds their
+// number.
 #define __launch_bounds__(threads, ...) \
     __attribute__((patchable_function_entry((unsigned short)(threads), (unsigned short)(threads))))
 #define __align__(bytes) alignas(bytes)
 #define __grid_constant__
 #define __shared__ static // shared.ld gathers them, so that each block finds them poisoned
-#define MOR_DYNAMIC_SHARED(type, name) \
+#define MOR_DYNAMIC_SHARED(type, name)                                          \
     type *const name = reinterpret_cast<type *>(::mor_emulated::dynamic_shared)
 
 /** After the definition of a kernel: makes it known to cuModuleGetFunction. */
-#define MOR_KERNEL(name) \
+#define MOR_KERNEL(name)                                                             \
     static const ::mor_emulated::Registration mor_registration_##name(#name, &name);
 
 // Vector types, with the alignment that they have on the device.
-#define MOR_VECTORS(type, name, two, four)                                                   \
-    struct alignas(two) name##2 { type x, y; };                                              \
-    struct name##3 { type x, y, z; };                                                        \
-    struct alignas(four) name##4 { type x, y, z, w; };                                       \
-    inline name##2 make_##name##2(type x, type y) { return {x, y}; }                         \
-    inline name##3 make_##name##3(type x, type y, type z) { return {x, y, z}; }              \
+#define MOR_VECTORS(type, name, two, four)                                                 \
+    struct alignas(two) name##2 { type x, y; };                                            \
+    struct name##3 { type x, y, z; };                                                      \
+    struct alignas(four) name##4 { type x, y, z, w; };                                     \
+    inline name##2 make_##name##2(type x, type y) { return {x, y}; }                       \
+    inline name##3 make_##name##3(type x, type y, type z) { return {x, y, z}; }            \
     inline name##4 make_##name##4(type x, type y, type z, type w) { return {x, y, z, w}; }
 MOR_VECTORS(signed char, char, 2, 4)
 MOR_VECTORS(unsigned char, uchar, 2, 4)
@@ -99,18 +100,34 @@ struct Registration {
 
     template <class P>
     Registration(const char *kernel, void (*f)(P))
-        : name(kernel), parameter_size(sizeof(P)), function(reinterpret_cast<void (*)()>(f)), next(first) {
-        static_assert(std::is_trivially_copyable<P>::value, "a kernel's parameter is a plain struct");
+        : name(kernel), parameter_size(sizeof(P)), function(reinterpret_cast<void (*)()>(f)),
+          next(first) {
+        static_assert(std::is_trivially_copyable<P>::value,
+                      "a kernel's parameter is a plain struct");
         invoke = [](void (*g)(), const void *parameters) {
             reinterpret_cast<void (*)(P)>(g)(*static_cast<const P *>(parameters));
         };
-        clear_padding = [](void *parameters) { __builtin_clear_padding(static_cast<P *>(parameters)); };
+        clear_padding = [](void *parameters) {
+            __builtin_clear_padding(static_cast<P *>(parameters));
+        };
         first = this;
     }
 };
 
-enum class Operation { Sync, Shuffle, Ballot, Any, All, ReduceAdd, ReduceMin, ReduceMax, ReduceAnd,
-                       ReduceOr, ReduceXor, Mma };
+enum class Operation {
+    Sync,
+    Shuffle,
+    Ballot,
+    Any,
+    All,
+    ReduceAdd,
+    ReduceMin,
+    ReduceMax,
+    ReduceAnd,
+    ReduceOr,
+    ReduceXor,
+    Mma
+};
 
 /** What one lane brings to a collective of its warp, and what it takes away. */
 struct Exchange {
@@ -118,11 +135,11 @@ struct Exchange {
     unsigned mask;
     const char *name, *file;
     int line;
-    uint32_t value = 0;    // brought; for a reduction of signed numbers `is_signed` is set
-    unsigned source = 0;   // Shuffle: the lane to read
+    uint32_t value = 0;  // brought; for a reduction of signed numbers `is_signed` is set
+    unsigned source = 0; // Shuffle: the lane to read
     bool is_signed = false;
-    uint32_t result = 0;   // taken away
-    float *d = nullptr;    // Mma
+    uint32_t result = 0; // taken away
+    float *d = nullptr;  // Mma
     const uint32_t *a = nullptr, *b = nullptr;
 };
 
@@ -136,15 +153,13 @@ unsigned long long ticks();
 float half_to_float(uint16_t bits);
 uint16_t float_to_half(float value);
 
-template <class T>
-uint32_t bits_of(T value) {
+template <class T> uint32_t bits_of(T value) {
     static_assert(sizeof(T) == 4, "warp collectives take types of 4 bytes");
     uint32_t bits;
     std::memcpy(&bits, &value, 4);
     return bits;
 }
-template <class T>
-T from_bits(uint32_t bits) {
+template <class T> T from_bits(uint32_t bits) {
     T value;
     std::memcpy(&value, &bits, 4);
     return value;
@@ -190,62 +205,67 @@ inline void __syncthreads(MOR_HERE) {
     mor_emulated::block_barrier(mor_emulated::Vote::None, false, "__syncthreads", file, line);
 }
 inline int __syncthreads_count(int predicate, MOR_HERE) {
-    return mor_emulated::block_barrier(mor_emulated::Vote::Count, predicate, "__syncthreads_count", file, line);
+    return mor_emulated::block_barrier(mor_emulated::Vote::Count, predicate, "__syncthreads_count",
+                                       file, line);
 }
 inline int __syncthreads_and(int predicate, MOR_HERE) {
-    return mor_emulated::block_barrier(mor_emulated::Vote::And, predicate, "__syncthreads_and", file, line);
+    return mor_emulated::block_barrier(mor_emulated::Vote::And, predicate, "__syncthreads_and",
+                                       file, line);
 }
 inline int __syncthreads_or(int predicate, MOR_HERE) {
-    return mor_emulated::block_barrier(mor_emulated::Vote::Or, predicate, "__syncthreads_or", file, line);
+    return mor_emulated::block_barrier(mor_emulated::Vote::Or, predicate, "__syncthreads_or", file,
+                                       line);
 }
 inline void __syncwarp(unsigned mask = 0xffffffffu, MOR_HERE) {
-    mor_emulated::collective(mor_emulated::Operation::Sync, mask, 0, false, "__syncwarp", file, line);
+    mor_emulated::collective(mor_emulated::Operation::Sync, mask, 0, false, "__syncwarp", file,
+                             line);
 }
 
 // The lane to read, as PTX's shfl.sync computes it: outside the segment of `width` lanes it is the
 // lane itself.
-template <class T>
-T __shfl_sync(unsigned mask, T value, int source, int width = 32, MOR_HERE) {
+template <class T> T __shfl_sync(unsigned mask, T value, int source, int width = 32, MOR_HERE) {
     const unsigned lane = mor_emulated::current->lane, segment = ~unsigned(width - 1);
-    return mor_emulated::shuffle(mask, value, (lane & segment) | (unsigned(source) & ~segment & 31u),
+    return mor_emulated::shuffle(mask, value,
+                                 (lane & segment) | (unsigned(source) & ~segment & 31u),
                                  "__shfl_sync", file, line);
 }
 template <class T>
 T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, MOR_HERE) {
     const unsigned lane = mor_emulated::current->lane, first = lane & ~unsigned(width - 1);
-    return mor_emulated::shuffle(mask, value, lane - first < delta ? lane : lane - delta, "__shfl_up_sync",
-                                 file, line);
+    return mor_emulated::shuffle(mask, value, lane - first < delta ? lane : lane - delta,
+                                 "__shfl_up_sync", file, line);
 }
 template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, MOR_HERE) {
     const unsigned lane = mor_emulated::current->lane, last = lane | unsigned(width - 1);
-    return mor_emulated::shuffle(mask, value, last - lane < delta ? lane : lane + delta, "__shfl_down_sync",
-                                 file, line);
+    return mor_emulated::shuffle(mask, value, last - lane < delta ? lane : lane + delta,
+                                 "__shfl_down_sync", file, line);
 }
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32, MOR_HERE) {
     const unsigned lane = mor_emulated::current->lane, last = lane | unsigned(width - 1);
     const unsigned source = lane ^ unsigned(lane_mask);
-    return mor_emulated::shuffle(mask, value, source > last ? lane : source, "__shfl_xor_sync", file, line);
+    return mor_emulated::shuffle(mask, value, source > last ? lane : source, "__shfl_xor_sync",
+                                 file, line);
 }
 inline unsigned __ballot_sync(unsigned mask, int predicate, MOR_HERE) {
     return mor_emulated::collective(mor_emulated::Operation::Ballot, mask, predicate != 0, false,
                                     "__ballot_sync", file, line);
 }
 inline int __any_sync(unsigned mask, int predicate, MOR_HERE) {
-    return mor_emulated::collective(mor_emulated::Operation::Any, mask, predicate != 0, false, "__any_sync",
-                                    file, line);
+    return mor_emulated::collective(mor_emulated::Operation::Any, mask, predicate != 0, false,
+                                    "__any_sync", file, line);
 }
 inline int __all_sync(unsigned mask, int predicate, MOR_HERE) {
-    return mor_emulated::collective(mor_emulated::Operation::All, mask, predicate != 0, false, "__all_sync",
-                                    file, line);
+    return mor_emulated::collective(mor_emulated::Operation::All, mask, predicate != 0, false,
+                                    "__all_sync", file, line);
 }
-#define MOR_REDUCTION(name, operation)                                                                   \
-    template <class T>                                                                                   \
-    T name(unsigned mask, T value, MOR_HERE) {                                                           \
-        static_assert(std::is_integral<T>::value, "warp reductions are for integers");                   \
-        return T(mor_emulated::collective(mor_emulated::Operation::operation, mask, uint32_t(value),     \
-                                          std::is_signed<T>::value, #name, file, line));                 \
+#define MOR_REDUCTION(name, operation)                                                            \
+    template <class T> T name(unsigned mask, T value, MOR_HERE) {                                 \
+        static_assert(std::is_integral<T>::value, "warp reductions are for integers");            \
+        return T(mor_emulated::collective(mor_emulated::Operation::operation, mask,               \
+                                          uint32_t(value), std::is_signed<T>::value, #name, file, \
+                                          line));                                                 \
     }
 MOR_REDUCTION(__reduce_add_sync, ReduceAdd)
 MOR_REDUCTION(__reduce_min_sync, ReduceMin)
@@ -258,10 +278,11 @@ MOR_REDUCTION(__reduce_xor_sync, ReduceXor)
 inline unsigned __activemask() { return mor_emulated::live_lanes(); }
 
 /**
- * mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32: D += A B over the fragments of the 32 lanes, laid
- * out as in the PTX manual. Products are exact; sums are rounded to float, from k = 0 to 15.
+ * mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32: D += A B over the fragments of the 32 lanes,
+ * laid out as in the PTX manual. Products are exact; sums are rounded to float, from k = 0 to 15.
  */
-inline void mor_emulated_mma_m16n8k16(float d[4], const uint32_t a[4], const uint32_t b[2], MOR_HERE) {
+inline void mor_emulated_mma_m16n8k16(float d[4], const uint32_t a[4], const uint32_t b[2],
+                                      MOR_HERE) {
     mor_emulated::Exchange e{mor_emulated::Operation::Mma, 0xffffffffu, "mma.m16n8k16", file, line};
     e.d = d;
     e.a = a;
@@ -271,16 +292,19 @@ inline void mor_emulated_mma_m16n8k16(float d[4], const uint32_t a[4], const uin
 #undef MOR_HERE
 
 inline float mor_emulated_half_to_float(uint16_t bits) { return mor_emulated::half_to_float(bits); }
-inline uint16_t mor_emulated_float_to_half(float value) { return mor_emulated::float_to_half(value); }
+inline uint16_t mor_emulated_float_to_half(float value) {
+    return mor_emulated::float_to_half(value);
+}
 
 // One fiber runs at a time, so that plain code is atomic.
-template <class T> struct mor_same { typedef T type; };
-#define MOR_ATOMIC(name, expression)                                        \
-    template <class T>                                                      \
-    T name(T *address, typename mor_same<T>::type value) {                  \
-        const T old = *address;                                             \
-        *address = T(expression);                                           \
-        return old;                                                         \
+template <class T> struct mor_same {
+    typedef T type;
+};
+#define MOR_ATOMIC(name, expression)                                          \
+    template <class T> T name(T *address, typename mor_same<T>::type value) { \
+        const T old = *address;                                               \
+        *address = T(expression);                                             \
+        return old;                                                           \
     }
 MOR_ATOMIC(atomicAdd, old + value)
 MOR_ATOMIC(atomicSub, old - value)
@@ -288,7 +312,7 @@ MOR_ATOMIC(atomicMax, old < value ? value : old)
 MOR_ATOMIC(atomicMin, value < old ? value : old)
 MOR_ATOMIC(atomicExch, value)
 MOR_ATOMIC(atomicOr, old | value)
-MOR_ATOMIC(atomicAnd, old & value)
+MOR_ATOMIC(atomicAnd, old &value)
 MOR_ATOMIC(atomicXor, old ^ value)
 MOR_ATOMIC(atomicInc, old >= value ? 0 : old + 1)
 MOR_ATOMIC(atomicDec, old == 0 || old > value ? value : old - 1)
@@ -358,8 +382,16 @@ inline unsigned __float_as_uint(float x) { return mor_emulated::bits_of(x); }
 inline int __float_as_int(float x) { return int(mor_emulated::bits_of(x)); }
 inline float __uint_as_float(unsigned x) { return mor_emulated::from_bits<float>(x); }
 inline float __int_as_float(int x) { return mor_emulated::from_bits<float>(uint32_t(x)); }
-inline long long __double_as_longlong(double x) { long long r; std::memcpy(&r, &x, 8); return r; }
-inline double __longlong_as_double(long long x) { double r; std::memcpy(&r, &x, 8); return r; }
+inline long long __double_as_longlong(double x) {
+    long long r;
+    std::memcpy(&r, &x, 8);
+    return r;
+}
+inline double __longlong_as_double(long long x) {
+    double r;
+    std::memcpy(&r, &x, 8);
+    return r;
+}
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
@@ -385,17 +417,19 @@ inline float __saturatef(float x) { return std::fmin(std::fmax(x, 0.0f), 1.0f); 
 // Some C libraries have a function of this name.
 #define rsqrtf(x) (1.0f / ::sqrtf(x))
 
-template <class A, class B>
-constexpr std::common_type_t<A, B> min(A a, B b) {
+template <class A, class B> constexpr std::common_type_t<A, B> min(A a, B b) {
     typedef std::common_type_t<A, B> T;
-    if constexpr (std::is_floating_point<T>::value) return std::fmin(T(a), T(b));
-    else return T(a) < T(b) ? T(a) : T(b);
+    if constexpr (std::is_floating_point<T>::value)
+        return std::fmin(T(a), T(b));
+    else
+        return T(a) < T(b) ? T(a) : T(b);
 }
-template <class A, class B>
-constexpr std::common_type_t<A, B> max(A a, B b) {
+template <class A, class B> constexpr std::common_type_t<A, B> max(A a, B b) {
     typedef std::common_type_t<A, B> T;
-    if constexpr (std::is_floating_point<T>::value) return std::fmax(T(a), T(b));
-    else return T(a) < T(b) ? T(b) : T(a);
+    if constexpr (std::is_floating_point<T>::value)
+        return std::fmax(T(a), T(b));
+    else
+        return T(a) < T(b) ? T(b) : T(a);
 }
 
 #endif

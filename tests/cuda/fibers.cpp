@@ -1,9 +1,11 @@
 /*
- * The emulated multiprocessor: the threads of a block as fibers, run in turns from barrier to barrier.
+ * The emulated multiprocessor: the threads of a block as fibers, run in turns from barrier to
+ * barrier.
  *
- * Each fiber has a stack behind a guard page. A fiber runs until it waits (for its block or for lanes of
- * its warp) or ends; the scheduler then takes the next one that is ready, in the order that was asked
- * for. When none is ready and not all have ended, the kernel is wrong, and the report says who waits.
+ * Each fiber has a stack behind a guard page. A fiber runs until it waits (for its block or for
+ * lanes of its warp) or ends; the scheduler then takes the next one that is ready, in the order
+ * that was asked for. When none is ready and not all have ended, the kernel is wrong, and the
+ * report says who waits.
  */
 #include "fibers.h"
 
@@ -26,8 +28,10 @@ extern "C" {
 extern unsigned char mor_shared_begin[] __attribute__((visibility("hidden")));
 extern unsigned char mor_shared_end[] __attribute__((visibility("hidden")));
 // Where the compiler notes the empty instructions of __launch_bounds__, if any kernel has it.
-extern const uintptr_t __start___patchable_function_entries[] __attribute__((weak, visibility("hidden")));
-extern const uintptr_t __stop___patchable_function_entries[] __attribute__((weak, visibility("hidden")));
+extern const uintptr_t __start___patchable_function_entries[]
+    __attribute__((weak, visibility("hidden")));
+extern const uintptr_t __stop___patchable_function_entries[]
+    __attribute__((weak, visibility("hidden")));
 
 /** Keeps the registers that a call must preserve, and the stack, in *from, and goes on at `to`. */
 void mor_switch_stack(void **from, void *to);
@@ -39,7 +43,8 @@ asm(".text\n.hidden mor_switch_stack\n.globl mor_switch_stack\n.type mor_switch_
     "mor_switch_stack:\n"
     "  pushq %rbp\n  pushq %rbx\n  pushq %r12\n  pushq %r13\n  pushq %r14\n  pushq %r15\n"
     "  movq %rsp, (%rdi)\n  movq %rsi, %rsp\n"
-    "  popq %r15\n  popq %r14\n  popq %r13\n  popq %r12\n  popq %rbx\n  popq %rbp\n  popq %rcx\n  jmpq *%rcx\n"
+    "  popq %r15\n  popq %r14\n  popq %r13\n  popq %r12\n  popq %rbx\n  popq %rbp\n"
+    "  popq %rcx\n  jmpq *%rcx\n"
     ".size mor_switch_stack,.-mor_switch_stack\n");
 constexpr size_t SAVED_WORDS = 7, RETURN_WORD = 6;
 typedef uint8_t Instruction;
@@ -93,7 +98,6 @@ Fiber fibers[MAX_THREADS];
 unsigned threads, ended, at_barrier;
 unsigned ready[MAX_THREADS / WARP];   // lanes of each warp that can run
 unsigned waiting[MAX_THREADS / WARP]; // lanes of each warp that wait for a collective
-void *scheduler_stack;
 unsigned char *stacks, *shared_end;
 
 enum class Order { Forward, Reverse, Shuffled } order = Order::Forward;
@@ -108,47 +112,65 @@ unsigned random_below(unsigned n) {
     return unsigned((random_state >> 11) % n);
 }
 
+/** A stack on which nothing runs now: where it goes on, and what a sanitizer needs to know. */
+struct Stack {
+    void *pointer, *fake;
+    const void *bottom;
+    size_t size;
+};
+Stack scheduler, stack_of[MAX_THREADS];
+Stack *left; // that was left last
+
+void arrive([[maybe_unused]] void *fake) {
 #if defined(__SANITIZE_ADDRESS__)
-void *scheduler_fake_stack;
-const void *scheduler_bottom;
-size_t scheduler_size;
-void *fake_stacks[MAX_THREADS];
-void before_resume(unsigned i) {
-    __sanitizer_start_switch_fiber(&scheduler_fake_stack, stacks + i * STACK_STEP + STACK_GUARD, STACK);
-}
-void after_resume() { __sanitizer_finish_switch_fiber(scheduler_fake_stack, nullptr, nullptr); }
-void before_yield(unsigned i, bool last) {
-    __sanitizer_start_switch_fiber(last ? nullptr : &fake_stacks[i], scheduler_bottom, scheduler_size);
-}
-void after_yield(void *fake_stack) {
-    __sanitizer_finish_switch_fiber(fake_stack, &scheduler_bottom, &scheduler_size);
-}
-void *fake_stack_of(unsigned i) { return fake_stacks[i]; }
-#else
-void before_resume(unsigned) {}
-void after_resume() {}
-void before_yield(unsigned, bool) {}
-void after_yield(void *) {}
-void *fake_stack_of(unsigned) { return nullptr; }
+    __sanitizer_finish_switch_fiber(fake, &left->bottom, &left->size);
 #endif
+}
+
+/** Leaves a stack, for good if it is the `last` time, and comes back when somebody goes to it. */
+void go([[maybe_unused]] bool last, Stack &from, Stack &to) {
+    left = &from;
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(last ? nullptr : &from.fake, to.bottom, to.size);
+#endif
+    mor_switch_stack(&from.pointer, to.pointer);
+    arrive(from.fake);
+}
+
+/** One turn of a warp: its lanes in some order, and how many of them have been looked at. */
+struct Turn {
+    unsigned warp, next;
+    unsigned lanes[WARP];
+} turn;
 
 Fiber *running() { return static_cast<Fiber *>(current); }
 
-void resume(Fiber &fiber) {
-    current = &fiber;
-    before_resume(fiber.index);
-    mor_switch_stack(&scheduler_stack, fiber.stack_pointer);
-    after_resume();
+/** The stack of the next lane of this turn that can run, or the scheduler's. */
+Stack &next_stack() {
+    while (turn.next < WARP) {
+        const unsigned lane = turn.lanes[turn.next++];
+        if (!(ready[turn.warp] >> lane & 1u)) continue;
+        current = &fibers[turn.warp * WARP + lane];
+        return stack_of[turn.warp * WARP + lane];
+    }
+    return scheduler;
 }
 
-void yield(Fiber &fiber) {
-    before_yield(fiber.index, fiber.state == State::Ended);
-    mor_switch_stack(&fiber.stack_pointer, scheduler_stack);
-    after_yield(fake_stack_of(fiber.index));
+/** Gives a warp a turn: every lane of it that is ready runs once. */
+void run_warp(unsigned w) {
+    turn.warp = w;
+    turn.next = 0;
+    if (order == Order::Shuffled) order_of(turn.lanes, WARP);
+    Stack &first = next_stack();
+    if (&first != &scheduler) go(false, scheduler, first);
+}
+
+void yield(const Fiber &fiber) {
+    go(fiber.state == State::Ended, stack_of[fiber.index], next_stack());
 }
 
 void fiber_main() {
-    after_yield(nullptr);
+    arrive(nullptr);
     kernel->invoke(kernel->function, kernel_parameters);
     Fiber &fiber = *running();
     fiber.state = State::Ended;
@@ -163,14 +185,15 @@ unsigned full_mask(unsigned lanes) { return lanes == WARP ? ~0u : (1u << lanes) 
 
 void map_stacks() {
     const size_t bytes = MAX_THREADS * STACK_STEP + MAX_SHARED + STACK_GUARD + 2 * PAGE;
-    void *memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                        -1, 0);
+    void *memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) {
         std::perror("mor emulation: stacks");
         std::abort();
     }
     stacks = static_cast<unsigned char *>(memory);
-    for (size_t i = 0; i <= MAX_THREADS; i++) mprotect(stacks + i * STACK_STEP, STACK_GUARD, PROT_NONE);
+    for (size_t i = 0; i <= MAX_THREADS; i++)
+        mprotect(stacks + i * STACK_STEP, STACK_GUARD, PROT_NONE);
     // Dynamic shared memory ends at a guard page.
     const size_t room = (MAX_SHARED + PAGE - 1) / PAGE * PAGE;
     shared_end = stacks + MAX_THREADS * STACK_STEP + STACK_GUARD + room;
@@ -184,7 +207,8 @@ void prepare(Fiber &fiber, unsigned index) {
                     index / (block_size.x * block_size.y)};
     fiber.state = State::Ready;
     fiber.exchange = nullptr;
-    // Tops of stacks at different places of a page, or all of them would share a few lines of the cache.
+    // Tops of stacks at different places of a page, or all of them would share a few lines of the
+    // cache.
     auto top = reinterpret_cast<uintptr_t>(stacks + (index + 1) * STACK_STEP) - index % 32 * 128;
 #if defined(__x86_64__)
     top -= 8; // as after a call, so that the fiber's frame is aligned
@@ -192,7 +216,7 @@ void prepare(Fiber &fiber, unsigned index) {
     void **saved = reinterpret_cast<void **>(top) - SAVED_WORDS;
     std::memset(saved, 0, SAVED_WORDS * sizeof(void *));
     saved[RETURN_WORD] = reinterpret_cast<void *>(&fiber_main);
-    fiber.stack_pointer = saved;
+    stack_of[index] = {saved, nullptr, stacks + index * STACK_STEP + STACK_GUARD, STACK};
 }
 
 std::string text(const uint3 &v) {
@@ -221,7 +245,8 @@ std::string lane_list(unsigned mask) {
         unsigned seen = 0, over = 0;
         for (unsigned lane = 0; lane < lanes_of(w); lane++)
             if (fibers[w * WARP + lane].state == State::Ended) over |= 1u << lane;
-        if (over) story += "\n  warp " + std::to_string(w) + ": lanes " + lane_list(over) + " have ended";
+        if (over)
+            story += "\n  warp " + std::to_string(w) + ": lanes " + lane_list(over) + " have ended";
         for (unsigned lane = 0; lane < lanes_of(w); lane++) {
             const Fiber &f = fibers[w * WARP + lane];
             if (f.state == State::Ended || seen >> lane & 1u) continue;
@@ -239,7 +264,8 @@ std::string lane_list(unsigned mask) {
             if (!culprit) culprit = &f;
             story += "\n  warp " + std::to_string(w) + ": lanes " + lane_list(same) + " wait at ";
             char place[512];
-            if (barrier) std::snprintf(place, sizeof place, "%s (%s:%d)", f.name, f.file, f.line);
+            if (barrier)
+                std::snprintf(place, sizeof place, "%s (%s:%d)", f.name, f.file, f.line);
             else
                 std::snprintf(place, sizeof place, "%s (%s:%d) with mask %08x", f.exchange->name,
                               f.exchange->file, f.exchange->line, f.exchange->mask);
@@ -255,8 +281,10 @@ void release_barrier() {
     for (unsigned i = 0; i < threads; i++) {
         const Fiber &f = fibers[i];
         if (f.line != first.line || !same_text(f.file, first.file) || f.vote != first.vote)
-            fail(&f, "waits at %s (%s:%d) while thread %s waits at %s (%s:%d): the block is divided", f.name,
-                 f.file, f.line, text(first.thread).c_str(), first.name, first.file, first.line);
+            fail(&f,
+                 "waits at %s (%s:%d) while thread %s waits at %s (%s:%d): the block is divided",
+                 f.name, f.file, f.line, text(first.thread).c_str(), first.name, first.file,
+                 first.line);
         count += f.predicate;
     }
     const int result = first.vote == Vote::And  ? count == int(threads)
@@ -270,16 +298,6 @@ void release_barrier() {
     at_barrier = 0;
 }
 
-/** Runs every lane of a warp that is ready once. */
-void run_warp(unsigned w) {
-    unsigned lanes[WARP];
-    if (order == Order::Shuffled) order_of(lanes, WARP);
-    for (unsigned i = 0; i < WARP && ready[w]; i++) {
-        const unsigned lane = order == Order::Forward ? i : order == Order::Reverse ? WARP - 1 - i : lanes[i];
-        if (ready[w] >> lane & 1u) resume(fibers[w * WARP + lane]);
-    }
-}
-
 void run_block() {
     const unsigned warps = (threads + WARP - 1) / WARP;
     for (unsigned i = 0; i < threads; i++) prepare(fibers[i], i);
@@ -288,6 +306,7 @@ void run_block() {
         waiting[w] = 0;
     }
     ended = at_barrier = 0;
+    if (order != Order::Shuffled) order_of(turn.lanes, WARP);
     while (ended < threads) {
         if (order == Order::Shuffled) {
             // Warps take turns at random between any two waits.
@@ -307,8 +326,10 @@ void run_block() {
                 while (ready[w]) run_warp(w);
             }
         }
-        if (at_barrier == threads) release_barrier();
-        else if (ended < threads) report_stuck();
+        if (at_barrier == threads)
+            release_barrier();
+        else if (ended < threads)
+            report_stuck();
     }
 }
 
@@ -353,7 +374,8 @@ struct sigaction old_segv, old_bus;
 
 void on_fault(int, siginfo_t *info, void *) {
     char where[256] = "";
-    if (describe_address) describe_address(reinterpret_cast<uintptr_t>(info->si_addr), where, sizeof where);
+    if (describe_address)
+        describe_address(reinterpret_cast<uintptr_t>(info->si_addr), where, sizeof where);
     const auto address = static_cast<unsigned char *>(info->si_addr);
     if (address >= stacks && address < stacks + MAX_THREADS * STACK_STEP)
         std::snprintf(where, sizeof where, "; the stack of a thread is full (%zu bytes)", STACK);
@@ -362,7 +384,7 @@ void on_fault(int, siginfo_t *info, void *) {
     fail(running(), "touches address %p, which it may not%s", info->si_addr, where);
 }
 
-/** Faults in kernels are reported with the thread's name; the host's own handlers come back after. */
+/** Reports faults in kernels with the thread's name; the host's own handlers come back after. */
 struct FaultReports {
     stack_t old_stack;
     FaultReports() {
@@ -371,7 +393,7 @@ struct FaultReports {
         stack.ss_sp = alternative;
         stack.ss_size = sizeof alternative;
         sigaltstack(&stack, &old_stack);
-        struct sigaction action {};
+        struct sigaction action{};
         action.sa_sigaction = on_fault;
         action.sa_flags = SA_SIGINFO | SA_ONSTACK;
         sigaction(SIGSEGV, &action, &old_segv);
@@ -398,8 +420,9 @@ void fail(const Fiber *fiber, const char *format, ...) {
     va_start(arguments, format);
     std::vsnprintf(message, sizeof message, format, arguments);
     va_end(arguments);
-    std::fprintf(stderr, "mor emulation: kernel %s, block %s, thread %s: %s\n", kernel ? kernel->name : "?",
-                 text(block_index).c_str(), fiber ? text(fiber->thread).c_str() : "?", message);
+    std::fprintf(stderr, "mor emulation: kernel %s, block %s, thread %s: %s\n",
+                 kernel ? kernel->name : "?", text(block_index).c_str(),
+                 fiber ? text(fiber->thread).c_str() : "?", message);
     std::fflush(stderr);
     std::signal(SIGABRT, SIG_DFL);
     std::abort();
@@ -441,11 +464,11 @@ void warp_collective(Exchange &exchange) {
     const unsigned w = fiber.index / WARP;
     Fiber *warp = fibers + w * WARP;
     if (!(exchange.mask >> fiber.lane & 1u))
-        fail(&fiber, "calls %s (%s:%d) with mask %08x, which does not name its own lane %u", exchange.name,
-             exchange.file, exchange.line, exchange.mask, fiber.lane);
+        fail(&fiber, "calls %s (%s:%d) with mask %08x, which does not name its own lane %u",
+             exchange.name, exchange.file, exchange.line, exchange.mask, fiber.lane);
     if (const unsigned absent = exchange.mask & ~full_mask(lanes_of(w)))
-        fail(&fiber, "calls %s (%s:%d) with mask %08x: the block has no threads for lanes %s", exchange.name,
-             exchange.file, exchange.line, exchange.mask, lane_list(absent).c_str());
+        fail(&fiber, "calls %s (%s:%d) with mask %08x: the block has no threads for lanes %s",
+             exchange.name, exchange.file, exchange.line, exchange.mask, lane_list(absent).c_str());
     fiber.exchange = &exchange;
     waiting[w] |= 1u << fiber.lane;
     if ((waiting[w] & exchange.mask) == exchange.mask) {
@@ -454,9 +477,11 @@ void warp_collective(Exchange &exchange) {
             const Exchange &other = *warp[lane].exchange;
             if (other.mask != exchange.mask || other.operation != exchange.operation ||
                 other.line != exchange.line || !same_text(other.file, exchange.file))
-                fail(&fiber, "calls %s (%s:%d) with mask %08x while lane %u is in %s (%s:%d) with mask %08x",
-                     exchange.name, exchange.file, exchange.line, exchange.mask, lane, other.name, other.file,
-                     other.line, other.mask);
+                fail(
+                    &fiber,
+                    "calls %s (%s:%d) with mask %08x while lane %u is in %s (%s:%d) with mask %08x",
+                    exchange.name, exchange.file, exchange.line, exchange.mask, lane, other.name,
+                    other.file, other.line, other.mask);
         }
         complete(warp, exchange.mask);
         for (unsigned lane = 0; lane < lanes_of(w); lane++)
@@ -485,8 +510,10 @@ unsigned max_threads(const Registration &which) {
 
 bool set_order(const char *text) {
     const std::string name = text;
-    if (name == "forward") order = Order::Forward;
-    else if (name == "reverse") order = Order::Reverse;
+    if (name == "forward")
+        order = Order::Forward;
+    else if (name == "reverse")
+        order = Order::Reverse;
     else if (name.compare(0, 9, "shuffled:") == 0) {
         char *end;
         const uint64_t seed = std::strtoull(text + 9, &end, 10);
@@ -494,7 +521,8 @@ bool set_order(const char *text) {
         order = Order::Shuffled;
         random_state = seed * 0x9e3779b97f4a7c15u + 0x2545f4914f6cdd1du;
         if (!random_state) random_state = 1;
-    } else return false;
+    } else
+        return false;
     return true;
 }
 
@@ -523,7 +551,9 @@ size_t run_grid(const Registration &which, const void *parameters, dim3 grid, di
     }
     size_t written = 0;
     for (uint64_t n = 0; n < blocks; n++) {
-        const uint64_t i = order == Order::Forward ? n : order == Order::Reverse ? blocks - 1 - n : shuffled[n];
+        const uint64_t i = order == Order::Forward   ? n
+                           : order == Order::Reverse ? blocks - 1 - n
+                                                     : shuffled[n];
         block_index = {unsigned(i % grid.x), unsigned(i / grid.x % grid.y),
                        unsigned(i / grid.x / grid.y)};
         poison_shared(shared_bytes);

@@ -12,10 +12,9 @@ enum class State { Ready, AtBarrier, AtWarp, Ended };
 
 /** One thread of the block that runs. */
 struct Fiber : Position {
-    unsigned index;       // in the block, x fastest
+    unsigned index; // in the block, x fastest
     State state;
-    void *stack_pointer;  // while it does not run
-    Exchange *exchange;   // AtWarp: what it brought
+    Exchange *exchange;      // AtWarp: what it brought
     const char *name, *file; // AtBarrier: where it waits
     int line;
     Vote vote;
@@ -52,7 +51,8 @@ void order_of(unsigned *order, unsigned count);
 extern void (*describe_address)(uintptr_t address, char *text, size_t size);
 
 /** Writes "kernel …, block …, thread …: " and the message, and ends the process. */
-[[noreturn]] void fail(const Fiber *fiber, const char *format, ...) __attribute__((format(printf, 2, 3)));
+[[noreturn]] void fail(const Fiber *fiber, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
 
 } // namespace mor_emulated
 

@@ -20,7 +20,8 @@ float sum_with_barrier(unsigned barrier, unsigned threads = 256) {
 
 void reduction() {
     open_device();
-    for (const unsigned threads : {32u, 64u, 256u}) CHECK(sum_with_barrier(1, threads) == 499500.0f);
+    for (const unsigned threads : {32u, 64u, 256u})
+        CHECK(sum_with_barrier(1, threads) == 499500.0f);
     close_device();
 }
 
@@ -49,12 +50,13 @@ void transposition() {
     std::vector<float> values(rows * columns);
     for (float &v : values) v = random_float();
     const CUdeviceptr from = upload(values), to = upload(std::vector<float>(rows * columns));
-    OK(launch("transpose", dim3(2, 3), dim3(32, 8), Transpose{(const float *)from, (float *)to, rows, columns},
-              32 * 33 * 4));
+    OK(launch("transpose", dim3(2, 3), dim3(32, 8),
+              Transpose{(const float *)from, (float *)to, rows, columns}, 32 * 33 * 4));
     OK(cuStreamSynchronize(stream));
     const auto result = download<float>(to, rows * columns);
     for (unsigned y = 0; y < rows; y++)
-        for (unsigned x = 0; x < columns; x++) CHECK(result[x * rows + y] == values[y * columns + x]);
+        for (unsigned x = 0; x < columns; x++)
+            CHECK(result[x * rows + y] == values[y * columns + x]);
     OK(cuMemFree_v2(from));
     OK(cuMemFree_v2(to));
     close_device();
@@ -64,7 +66,8 @@ uint16_t half_of(float value) { // exact for the values that are used here
     if (value == 0) return 0;
     int exponent;
     const float fraction = std::frexp(std::fabs(value), &exponent);
-    return uint16_t((value < 0 ? 0x8000 : 0) | (exponent + 14) << 10 | (int(fraction * 2048) & 0x3ff));
+    return uint16_t((value < 0 ? 0x8000 : 0) | (exponent + 14) << 10 |
+                    (int(fraction * 2048) & 0x3ff));
 }
 
 void tensor_product() {
@@ -75,7 +78,8 @@ void tensor_product() {
     for (float &v : b) b_half.push_back(half_of(v = std::round(random_float() * 1024) / 1024));
     for (float &v : d) v = random_float();
     const CUdeviceptr da = upload(a_half), db = upload(b_half), dd = upload(d);
-    OK(launch("multiply", 1, 32, Multiply{(const uint16_t *)da, (const uint16_t *)db, (float *)dd}));
+    OK(launch("multiply", 1, 32,
+              Multiply{(const uint16_t *)da, (const uint16_t *)db, (float *)dd}));
     OK(cuStreamSynchronize(stream));
     const auto result = download<float>(dd, 16 * 8);
     for (unsigned row = 0; row < 16; row++)
@@ -130,15 +134,19 @@ std::string report(Wrong wrong, unsigned threads = 64, long long index = 0, unsi
 void divergence() {
     CHECK(report(NOTHING) == "");
     std::string text = report(EARLY_EXIT);
-    CHECK(has(text, "kernel misbehave, block (0,0,0), thread (0,0,0): waits for threads that will not come"));
+    CHECK(has(
+        text,
+        "kernel misbehave, block (0,0,0), thread (0,0,0): waits for threads that will not come"));
     CHECK(has(text, "warp 0: lanes 3 have ended"));
     CHECK(has(text, "warp 0: lanes 0-2,4-31 wait at __syncthreads ("));
     CHECK(has(text, "warp 1: lanes 0-31 wait at __syncthreads ("));
     text = report(DIVIDED);
-    CHECK(has(text, "thread (32,0,0): waits at __syncthreads (") && has(text, "the block is divided"));
+    CHECK(has(text, "thread (32,0,0): waits at __syncthreads (") &&
+          has(text, "the block is divided"));
     text = report(ABSENT_LANES);
     CHECK(has(text, "warp 0: lanes 16-31 have ended"));
-    CHECK(has(text, "warp 0: lanes 0-15 wait at __shfl_xor_sync (") && has(text, "with mask ffffffff"));
+    CHECK(has(text, "warp 0: lanes 0-15 wait at __shfl_xor_sync (") &&
+          has(text, "with mask ffffffff"));
     CHECK(has(report(ABSENT_LANES, 16), "the block has no threads for lanes 16-31"));
     CHECK(has(report(OTHER_MASK), "with mask"));
     CHECK(has(report(READ_OTHER_LANE), "it reads lane 20, which mask 0000ffff does not name"));
@@ -147,7 +155,8 @@ void divergence() {
 
 void out_of_bounds_in_kernels() {
     // Close to the allocation the guard bytes find it, further away the guard pages.
-    CHECK(has(report(WRITE_BEYOND, 32, -1), "4 bytes beyond the begin of an allocation of 4096 bytes"));
+    CHECK(has(report(WRITE_BEYOND, 32, -1),
+              "4 bytes beyond the begin of an allocation of 4096 bytes"));
     CHECK(has(report(WRITE_BEYOND, 32, -20), "80 bytes beyond the begin"));
     const std::string far = report(FAR_BEYOND, 32, 1024);
 #if defined(__SANITIZE_ADDRESS__)
@@ -170,7 +179,8 @@ void fresh_memory_is_poison() {
     OK(cuMemFree_v2(fresh));
     // Shared memory: a row of no values leaves nothing of the block before it.
     const CUdeviceptr sums = upload(std::vector<float>(3));
-    OK(launch("transpose", dim3(1, 1), dim3(32, 1), Transpose{(const float *)sums, (float *)sums, 1, 1}, 32 * 33 * 4));
+    OK(launch("transpose", dim3(1, 1), dim3(32, 1),
+              Transpose{(const float *)sums, (float *)sums, 1, 1}, 32 * 33 * 4));
     OK(cuStreamSynchronize(stream));
     CHECK(download<float>(sums, 1)[0] == 0);
     OK(cuMemFree_v2(sums));

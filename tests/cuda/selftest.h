@@ -1,5 +1,6 @@
 /*
- * What the tests of the emulation share: the driver API's functions, checks, and a device to work on.
+ * What the tests of the emulation share: the driver API's functions, checks, and a device to work
+ * on.
  */
 #ifndef MOR_SELFTEST_H
 #define MOR_SELFTEST_H
@@ -49,23 +50,25 @@ CUresult cuEventRecord(CUevent, CUstream);
 CUresult cuEventSynchronize(CUevent);
 CUresult cuEventElapsedTime(float *, CUevent, CUevent);
 CUresult cuEventDestroy_v2(CUevent);
-CUresult cuLaunchKernel(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
-                        CUstream, void **, void **);
+CUresult cuLaunchKernel(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
+                        unsigned, CUstream, void **, void **);
 CUresult cuGraphCreate(CUgraph *, unsigned);
 CUresult cuGraphDestroy(CUgraph);
 CUresult cuGraphAddKernelNode_v2(CUgraphNode *, CUgraph, const CUgraphNode *, size_t,
                                  const CUDA_KERNEL_NODE_PARAMS *);
-CUresult cuGraphAddMemcpyNode(CUgraphNode *, CUgraph, const CUgraphNode *, size_t, const CUDA_MEMCPY3D *,
-                              CUcontext);
+CUresult cuGraphAddMemcpyNode(CUgraphNode *, CUgraph, const CUgraphNode *, size_t,
+                              const CUDA_MEMCPY3D *, CUcontext);
 CUresult cuGraphAddMemsetNode(CUgraphNode *, CUgraph, const CUgraphNode *, size_t,
                               const CUDA_MEMSET_NODE_PARAMS *, CUcontext);
-CUresult cuGraphAddNode_v2(CUgraphNode *, CUgraph, const CUgraphNode *, const CUgraphEdgeData *, size_t,
-                           CUgraphNodeParams *);
-CUresult cuGraphConditionalHandleCreate(CUgraphConditionalHandle *, CUgraph, CUcontext, unsigned, unsigned);
+CUresult cuGraphAddNode_v2(CUgraphNode *, CUgraph, const CUgraphNode *, const CUgraphEdgeData *,
+                           size_t, CUgraphNodeParams *);
+CUresult cuGraphConditionalHandleCreate(CUgraphConditionalHandle *, CUgraph, CUcontext, unsigned,
+                                        unsigned);
 CUresult cuGraphInstantiateWithFlags(CUgraphExec *, CUgraph, unsigned long long);
 CUresult cuGraphExecDestroy(CUgraphExec);
 CUresult cuGraphLaunch(CUgraphExec, CUstream);
-CUresult cuGraphExecKernelNodeSetParams_v2(CUgraphExec, CUgraphNode, const CUDA_KERNEL_NODE_PARAMS *);
+CUresult cuGraphExecKernelNodeSetParams_v2(CUgraphExec, CUgraphNode,
+                                           const CUDA_KERNEL_NODE_PARAMS *);
 CUresult cuDeviceGet(CUdevice *, int);
 CUresult cuDeviceGetName(char *, int, CUdevice);
 CUresult cuDeviceTotalMem_v2(size_t *, CUdevice);
@@ -88,12 +91,12 @@ const char *fakeCudaLastRefusal();
 const char *fakeCudaLastImage();
 }
 
-#define CHECK(condition)                                                                          \
-    do {                                                                                          \
-        if (!(condition)) {                                                                       \
-            std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                  \
-            std::exit(1);                                                                         \
-        }                                                                                         \
+#define CHECK(condition)                                                         \
+    do {                                                                         \
+        if (!(condition)) {                                                      \
+            std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
+            std::exit(1);                                                        \
+        }                                                                        \
     } while (0)
 #define OK(call) expect(call, CUDA_SUCCESS, #call, __FILE__, __LINE__)
 #define FAILS(call, code) expect(call, code, #call, __FILE__, __LINE__)
@@ -131,16 +134,14 @@ inline void close_device() {
     CHECK(fakeCudaLive() == 0 && fakeCudaLeaks() == 0);
 }
 
-template <class T>
-CUdeviceptr upload(const std::vector<T> &values) {
+template <class T> CUdeviceptr upload(const std::vector<T> &values) {
     CUdeviceptr address;
     OK(cuMemAlloc_v2(&address, values.size() * sizeof(T)));
     OK(cuMemcpyHtoD_v2(address, values.data(), values.size() * sizeof(T)));
     return address;
 }
 
-template <class T>
-std::vector<T> download(CUdeviceptr address, size_t count) {
+template <class T> std::vector<T> download(CUdeviceptr address, size_t count) {
     std::vector<T> values(count);
     OK(cuMemcpyDtoH_v2(values.data(), address, count * sizeof(T)));
     return values;
@@ -149,15 +150,16 @@ std::vector<T> download(CUdeviceptr address, size_t count) {
 template <class P>
 CUresult launch(const char *name, dim3 grid, dim3 block, P parameters, unsigned shared = 0) {
     void *pointers[] = {&parameters};
-    return cuLaunchKernel(function(name), grid.x, grid.y, grid.z, block.x, block.y, block.z, shared, stream,
-                          pointers, nullptr);
+    return cuLaunchKernel(function(name), grid.x, grid.y, grid.z, block.x, block.y, block.z, shared,
+                          stream, pointers, nullptr);
 }
 
 template <class P>
-CUDA_KERNEL_NODE_PARAMS node_params(const char *name, dim3 grid, dim3 block, void **pointer, P &parameters) {
+CUDA_KERNEL_NODE_PARAMS node_params(const char *name, dim3 grid, dim3 block, void **pointer,
+                                    P &parameters) {
     *pointer = &parameters;
-    return {function(name), grid.x, grid.y, grid.z, block.x, block.y, block.z, 0, pointer, nullptr, nullptr,
-            nullptr};
+    return {function(name), grid.x, grid.y,  grid.z,  block.x, block.y,
+            block.z,        0,      pointer, nullptr, nullptr, nullptr};
 }
 
 inline uint32_t random_state = 12345;
@@ -167,8 +169,7 @@ inline float random_float() {
 }
 
 /** What a child process writes to stderr until it is aborted; "" if it ends in any other way. */
-template <class F>
-std::string aborted(F body) {
+template <class F> std::string aborted(F body) {
     int ends[2];
     CHECK(pipe(ends) == 0);
     const pid_t child = fork();
@@ -187,7 +188,8 @@ std::string aborted(F body) {
     waitpid(child, &status, 0);
     const bool died = (WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT) ||
                       (text.find("AddressSanitizer") != std::string::npos);
-    if (!died && status) std::fprintf(stderr, "the child ended with status %#x: %s\n", status, text.c_str());
+    if (!died && status)
+        std::fprintf(stderr, "the child ended with status %#x: %s\n", status, text.c_str());
     return died ? text : "";
 }
 

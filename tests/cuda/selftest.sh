@@ -11,8 +11,8 @@ build() {
     shift
     MOR_KERNELS="$here/selftest_kernels.cu" sh "$here/build.sh" "$directory" "$@"
     "${CXX:-g++}" -std=c++17 -O1 -g -Wall -Wextra "$@" -I"$here" "$here/selftest.cpp" \
-        "$here/selftest_driver.cpp" "$here/selftest_graph.cpp" -o "$directory/selftest" -L"$directory" \
-        -l:libcuda.so.1 -Wl,-rpath,"$directory" -lpthread
+        "$here/selftest_driver.cpp" "$here/selftest_graph.cpp" -L"$directory" -l:libcuda.so.1 \
+        -Wl,-rpath,"$directory" -lpthread -o "$directory/selftest"
 }
 
 # run DIRECTORY ORDER
@@ -30,7 +30,8 @@ build "$out/sanitized" -fsanitize=address,undefined
 for order in forward shuffled:3; do run "$out/sanitized" $order; done
 
 # A function that is left out is not there for the dynamic linker, as with an older driver.
-MOR_KERNELS="$here/selftest_kernels.cu" sh "$here/build.sh" "$out/without" -DMOR_FAKE_WITHOUT=cuGraphAddNode_v2
+MOR_KERNELS="$here/selftest_kernels.cu" sh "$here/build.sh" "$out/without" \
+    -DMOR_FAKE_WITHOUT=cuGraphAddNode_v2
 if nm -D --defined-only "$out/without/libcuda.so.1" | grep -q ' cuGraphAddNode_v2$'; then
     echo "cuGraphAddNode_v2 is still there"
     exit 1

@@ -23,7 +23,8 @@ void copies_are_checked() {
     FAILS(cuMemcpyDtoDAsync_v2(a + 4, a, 8, stream), CUDA_ERROR_INVALID_VALUE);
     FAILS(cuMemsetD8Async(a, 0, 401, stream), CUDA_ERROR_INVALID_VALUE);
     FAILS(cuMemcpyHtoD_v2(a, (const void *)b, 4), CUDA_ERROR_INVALID_VALUE); // not the host's
-    FAILS(cuMemcpyHtoD_v2(CUdeviceptr(host.data()), host.data(), 4), CUDA_ERROR_INVALID_VALUE); // nor the device's
+    FAILS(cuMemcpyHtoD_v2(CUdeviceptr(host.data()), host.data(), 4),
+          CUDA_ERROR_INVALID_VALUE); // nor the device's
     FAILS(cuMemFree_v2(a + 4), CUDA_ERROR_INVALID_VALUE);
     OK(cuMemFree_v2(a));
     FAILS(cuMemFree_v2(a), CUDA_ERROR_INVALID_VALUE);
@@ -108,7 +109,8 @@ void host_memory() {
     CHECK(*mapped == 9);
     OK(cuMemFreeHost(mapped));
     const size_t size = 3 * 4096;
-    auto *pages = static_cast<float *>(mmap(nullptr, size, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    auto *pages =
+        static_cast<float *>(mmap(nullptr, size, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     FAILS(cuMemHostGetDevicePointer_v2(&address, pages, 0), CUDA_ERROR_INVALID_VALUE);
     FAILS(cuMemHostRegister_v2(pages, size, 0), CUDA_ERROR_INVALID_VALUE); // may not be written
     OK(cuMemHostRegister_v2(pages, size, 8));
@@ -136,7 +138,9 @@ void launch_limits() {
     open_device();
     const CUdeviceptr x = upload(std::vector<float>(1024));
     const Transpose p{(const float *)x, (float *)x, 1, 1};
-    const auto with = [&](dim3 grid, dim3 block, unsigned shared) { return launch("transpose", grid, block, p, shared); };
+    const auto with = [&](dim3 grid, dim3 block, unsigned shared) {
+        return launch("transpose", grid, block, p, shared);
+    };
     OK(with(1, 1024, 8192));
     FAILS(with(1, dim3(1024, 2), 8192), CUDA_ERROR_INVALID_VALUE);
     FAILS(with(1, dim3(1, 1, 65), 8192), CUDA_ERROR_INVALID_VALUE);
@@ -164,7 +168,8 @@ void launch_limits() {
     FAILS(cuFuncGetParamInfo(function("sum_rows"), 1, &offset, &size), CUDA_ERROR_INVALID_VALUE);
     CUfunction f;
     FAILS(cuModuleGetFunction(&f, module, "no_kernel"), CUDA_ERROR_NOT_FOUND);
-    FAILS(cuLaunchKernel(nullptr, 1, 1, 1, 1, 1, 1, 0, stream, nullptr, nullptr), CUDA_ERROR_INVALID_HANDLE);
+    FAILS(cuLaunchKernel(nullptr, 1, 1, 1, 1, 1, 1, 0, stream, nullptr, nullptr),
+          CUDA_ERROR_INVALID_HANDLE);
     OK(cuMemFree_v2(x));
     close_device();
 }
@@ -269,7 +274,8 @@ void devices_and_contexts() {
     FAILS(cuStreamSynchronize(of_first), CUDA_ERROR_INVALID_HANDLE); // of another context
     std::thread([] {
         CUdeviceptr p;
-        FAILS(cuMemAlloc_v2(&p, 4), CUDA_ERROR_INVALID_CONTEXT); // a context is current in one thread
+        FAILS(cuMemAlloc_v2(&p, 4),
+              CUDA_ERROR_INVALID_CONTEXT); // a context is current in one thread
     }).join();
     OK(cuCtxPopCurrent_v2(&current));
     CHECK(current == second);

@@ -39,7 +39,8 @@ void loop_in_a_graph() {
     OK(cuGraphConditionalHandleCreate(&handle, graph, nullptr, 1, 1));
     auto conditional = conditional_params(handle, CU_GRAPH_COND_TYPE_WHILE);
     OK(cuGraphAddNode_v2(&loop, graph, &clear, nullptr, 1, &conditional));
-    FAILS(cuGraphAddNode_v2(&copy, graph, &clear, nullptr, 1, &conditional), CUDA_ERROR_INVALID_VALUE);
+    FAILS(cuGraphAddNode_v2(&copy, graph, &clear, nullptr, 1, &conditional),
+          CUDA_ERROR_INVALID_VALUE);
     const CUgraph body = *conditional.conditional.phGraph_out;
     Count parameters{(unsigned *)counter, 5, handle};
     void *pointer;
@@ -74,8 +75,9 @@ void loop_in_a_graph() {
 /** An IF node runs its body when a kernel before it has set the value; and inside a WHILE body. */
 void branch_in_a_loop() {
     open_device();
-    // counter counts to 6; the inner kernel runs in every turn but the last, in which `now < 6` is false.
-    const CUdeviceptr counter = upload(std::vector<unsigned>(1)), inner_counter = upload(std::vector<unsigned>(1));
+    // counter counts to 6; `peek` sets the branch in every one of the six turns.
+    const CUdeviceptr counter = upload(std::vector<unsigned>(1)),
+                      inner_counter = upload(std::vector<unsigned>(1));
     CUgraph graph;
     OK(cuGraphCreate(&graph, 0));
     CUgraphConditionalHandle again, branch;
@@ -93,19 +95,22 @@ void branch_in_a_loop() {
     auto peek_request = node_params("count", 1, 1, &pointer, peek);
     OK(cuGraphAddKernelNode_v2(&set_branch, body, &set_again, 1, &peek_request));
     auto if_params = conditional_params(branch, CU_GRAPH_COND_TYPE_IF);
-    FAILS(cuGraphAddNode_v2(&if_node, graph, nullptr, nullptr, 0, &if_params), CUDA_ERROR_INVALID_VALUE);
+    FAILS(cuGraphAddNode_v2(&if_node, graph, nullptr, nullptr, 0, &if_params),
+          CUDA_ERROR_INVALID_VALUE);
     CUgraphExec executable;
-    FAILS(cuGraphInstantiateWithFlags(&executable, graph, 0), CUDA_ERROR_INVALID_VALUE); // branch has no node
+    FAILS(cuGraphInstantiateWithFlags(&executable, graph, 0),
+          CUDA_ERROR_INVALID_VALUE); // branch has no node
     OK(cuGraphAddNode_v2(&if_node, body, &set_branch, nullptr, 1, &if_params));
     Count in_branch{(unsigned *)inner_counter, 0, 0};
     auto inner_request = node_params("count", 1, 1, &pointer, in_branch);
-    OK(cuGraphAddKernelNode_v2(&inner, *if_params.conditional.phGraph_out, nullptr, 0, &inner_request));
+    OK(cuGraphAddKernelNode_v2(&inner, *if_params.conditional.phGraph_out, nullptr, 0,
+                               &inner_request));
     OK(cuGraphInstantiateWithFlags(&executable, graph, 0));
     OK(cuGraphLaunch(executable, stream));
     OK(cuStreamSynchronize(stream));
     CHECK(download<unsigned>(counter, 1)[0] == 6);
     CHECK(download<unsigned>(inner_counter, 1)[0] == 12); // peek and the branch, six times
-    peek.limit = 0; // now the branch is never taken
+    peek.limit = 0;                                       // now the branch is never taken
     pointer = &peek;
     OK(cuGraphExecKernelNodeSetParams_v2(executable, set_branch, &peek_request));
     outer_count.limit = 9;
@@ -214,13 +219,16 @@ void unset_condition() {
     CUgraphExec executable;
     OK(cuGraphInstantiateWithFlags(&executable, graph, 0));
     CHECK(has(aborted([&] {
-        OK(cuGraphLaunch(executable, stream));
-        OK(cuStreamSynchronize(stream));
-    }), "its value was never set"));
+                  OK(cuGraphLaunch(executable, stream));
+                  OK(cuStreamSynchronize(stream));
+              }),
+              "its value was never set"));
     CHECK(has(aborted([&] {
-        OK(launch("count", 1, 1, Count{(unsigned *)upload(std::vector<unsigned>(1)), 0, handle}));
-        OK(cuStreamSynchronize(stream));
-    }), "outside of a graph"));
+                  OK(launch("count", 1, 1,
+                            Count{(unsigned *)upload(std::vector<unsigned>(1)), 0, handle}));
+                  OK(cuStreamSynchronize(stream));
+              }),
+              "outside of a graph"));
     OK(cuGraphExecDestroy(executable));
     OK(cuGraphDestroy(graph));
     close_device();
@@ -229,9 +237,7 @@ void unset_condition() {
 } // namespace
 
 const std::vector<Test> GRAPH_TESTS = {
-    {"loop in a graph", loop_in_a_graph},
-    {"branch in a loop", branch_in_a_loop},
-    {"missing dependency", missing_dependency},
-    {"refused nodes", refused_nodes},
+    {"loop in a graph", loop_in_a_graph},       {"branch in a loop", branch_in_a_loop},
+    {"missing dependency", missing_dependency}, {"refused nodes", refused_nodes},
     {"unset condition", unset_condition},
 };

@@ -6,7 +6,8 @@
 extern "C" __global__ void __launch_bounds__(256) sum_rows(const SumRows p) {
     __shared__ float partial[32];
     float sum = 0;
-    for (unsigned i = threadIdx.x; i < p.columns; i += blockDim.x) sum += p.values[blockIdx.x * p.columns + i];
+    for (unsigned i = threadIdx.x; i < p.columns; i += blockDim.x)
+        sum += p.values[blockIdx.x * p.columns + i];
     for (int step = 16; step; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
     if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = sum;
     if (p.with_barrier) __syncthreads();
@@ -23,11 +24,13 @@ extern "C" __global__ void transpose(const Transpose p) {
     MOR_DYNAMIC_SHARED(float, tile);
     const unsigned x = blockIdx.x * 32 + threadIdx.x, y = blockIdx.y * 32;
     for (unsigned i = threadIdx.y; i < 32; i += blockDim.y)
-        if (x < p.columns && y + i < p.rows) tile[i * 33 + threadIdx.x] = p.from[(y + i) * p.columns + x];
+        if (x < p.columns && y + i < p.rows)
+            tile[i * 33 + threadIdx.x] = p.from[(y + i) * p.columns + x];
     __syncthreads();
     const unsigned column = blockIdx.x * 32, row = y + threadIdx.x;
     for (unsigned i = threadIdx.y; i < 32; i += blockDim.y)
-        if (row < p.rows && column + i < p.columns) p.to[(column + i) * p.rows + row] = tile[threadIdx.x * 33 + i];
+        if (row < p.rows && column + i < p.columns)
+            p.to[(column + i) * p.rows + row] = tile[threadIdx.x * 33 + i];
 }
 MOR_KERNEL(transpose)
 
@@ -41,13 +44,16 @@ extern "C" __global__ void multiply(const Multiply p) {
         const unsigned column = in_group * 2 + (i & 1) + (i >= 4 ? 8 : 0);
         a[i] = p.a[row * 16 + column];
     }
-    for (unsigned i = 0; i < 4; i++) b[i] = p.b[(in_group * 2 + (i & 1) + (i >= 2 ? 8 : 0)) * 8 + group];
-    for (unsigned i = 0; i < 4; i++) d[i] = p.d[(i < 2 ? group : group + 8) * 8 + in_group * 2 + (i & 1)];
+    for (unsigned i = 0; i < 4; i++)
+        b[i] = p.b[(in_group * 2 + (i & 1) + (i >= 2 ? 8 : 0)) * 8 + group];
+    for (unsigned i = 0; i < 4; i++)
+        d[i] = p.d[(i < 2 ? group : group + 8) * 8 + in_group * 2 + (i & 1)];
     uint32_t a_pairs[4], b_pairs[2];
     for (unsigned i = 0; i < 4; i++) a_pairs[i] = a[2 * i] | uint32_t(a[2 * i + 1]) << 16;
     for (unsigned i = 0; i < 2; i++) b_pairs[i] = b[2 * i] | uint32_t(b[2 * i + 1]) << 16;
     mor_emulated_mma_m16n8k16(d, a_pairs, b_pairs);
-    for (unsigned i = 0; i < 4; i++) p.d[(i < 2 ? group : group + 8) * 8 + in_group * 2 + (i & 1)] = d[i];
+    for (unsigned i = 0; i < 4; i++)
+        p.d[(i < 2 ? group : group + 8) * 8 + in_group * 2 + (i & 1)] = d[i];
 }
 MOR_KERNEL(multiply)
 
@@ -78,8 +84,10 @@ extern "C" __global__ void collectives(const Collectives p) {
     out[7 * 32] = __reduce_add_sync(all, lane);
     out[8 * 32] = unsigned(__reduce_min_sync(all, int(lane) - 16));
     // The halves of the warp go their own ways, and meet again.
-    if (lane < 16) out[9 * 32] = __shfl_xor_sync(0x0000ffffu, lane, 1);
-    else out[9 * 32] = __shfl_xor_sync(0xffff0000u, lane, 2);
+    if (lane < 16)
+        out[9 * 32] = __shfl_xor_sync(0x0000ffffu, lane, 1);
+    else
+        out[9 * 32] = __shfl_xor_sync(0xffff0000u, lane, 2);
     __syncwarp();
     out[10 * 32] = unsigned(__shfl_sync(all, (unsigned long long)lane << 33, 2) >> 33);
     out[11 * 32] = unsigned(__syncthreads_count(lane < 10));
@@ -103,7 +111,8 @@ extern "C" __global__ void misbehave(const Misbehave p) {
         __syncthreads();
         break;
     case DIVIDED:
-        if (t < 32) __syncthreads();
+        if (t < 32)
+            __syncthreads();
         else
             __syncthreads();
         break;
@@ -117,7 +126,8 @@ extern "C" __global__ void misbehave(const Misbehave p) {
     case READ_OTHER_LANE:
         if (t < 16) p.values[t] = __shfl_sync(0x0000ffffu, 1.0f, 20);
         break;
-    case WRITE_BEYOND: case FAR_BEYOND: p.values[p.index] = 1; break;
+    case WRITE_BEYOND:
+    case FAR_BEYOND: p.values[p.index] = 1; break;
     case SHARED_TOO_LARGE:
         for (unsigned i = t; i < 13 * 1024; i += blockDim.x) large[i] = 0;
         p.values[t] = large[t];

@@ -34,8 +34,20 @@ struct Add {
 };
 
 /** What a test of reports does wrong. */
-enum Wrong : unsigned { NOTHING, EARLY_EXIT, DIVIDED, ABSENT_LANES, OTHER_MASK, WRITE_BEYOND, FAR_BEYOND,
-                        SHARED_TOO_LARGE, DYNAMIC_BEYOND, DEEP_STACK, READ_OTHER_LANE, TRAP };
+enum Wrong : unsigned {
+    NOTHING,
+    EARLY_EXIT,
+    DIVIDED,
+    ABSENT_LANES,
+    OTHER_MASK,
+    WRITE_BEYOND,
+    FAR_BEYOND,
+    SHARED_TOO_LARGE,
+    DYNAMIC_BEYOND,
+    DEEP_STACK,
+    READ_OTHER_LANE,
+    TRAP
+};
 struct Misbehave {
     float *values;
     unsigned wrong;
