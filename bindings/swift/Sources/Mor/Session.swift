@@ -1,6 +1,37 @@
 import CMor
 import Foundation
 
+/// Memory for one session at a time: taken once, so that sessions may come and go without asking the
+/// system for any.
+///
+/// Safe to send: one session at a time has it, which the lock sees to.
+public final class SessionMemory: @unchecked Sendable {
+    /// How many bytes there are.
+    public let bytes: Int
+    let pointer: UnsafeMutableRawPointer
+    private let lock = NSLock()
+    private var taken = false
+
+    /// Takes as much as a session of this plan needs.
+    public init(for plan: MemoryPlan) {
+        bytes = plan.bytes
+        pointer = .allocate(byteCount: plan.bytes, alignment: plan.alignment)
+    }
+
+    deinit { pointer.deallocate() }
+
+    func claim() throws {
+        try lock.withLock {
+            guard !taken else { throw MorError(.busy, "another session is in this memory") }
+            taken = true
+        }
+    }
+
+    func release() {
+        lock.withLock { taken = false }
+    }
+}
+
 /// One sequence of tokens in the making, its memory, its helper threads and its sampler.
 ///
 /// A session runs its calls one after the other, on a queue of its own. Only ``cancel()`` and
@@ -40,25 +71,31 @@ public actor Session {
     /// Creates a session in memory of its own, as much as ``plan(for:_:)`` says, and starts its
     /// helper threads.
     public init(_ model: Model, _ parameters: SessionParameters = SessionParameters()) throws {
-        try self.init(model, parameters) { params, out, error in
+        try self.init(model, parameters, nil) { params, out, error in
             mor_session_create(model.pointer, params, out, error)
         }
     }
 
-    /// As above, in memory of the caller, aligned as the plan says, which must not be used for
-    /// anything else until the session is closed or its last reference gone: nothing checks that.
+    /// As above, in memory that was taken before, of at least the plan's bytes. The session keeps it
+    /// until it is closed or its last reference gone.
     public init(
         _ model: Model, _ parameters: SessionParameters = SessionParameters(),
-        unsafeMemory memory: UnsafeMutableRawBufferPointer
+        in memory: SessionMemory
     ) throws {
-        try self.init(model, parameters) { params, out, error in
-            mor_session_create_in(
-                model.pointer, params, memory.baseAddress, memory.count, out, error)
+        try memory.claim()
+        do {
+            try self.init(model, parameters, memory) { params, out, error in
+                mor_session_create_in(
+                    model.pointer, params, memory.pointer, memory.bytes, out, error)
+            }
+        } catch {
+            memory.release()
+            throw error
         }
     }
 
     private init(
-        _ model: Model, _ parameters: SessionParameters,
+        _ model: Model, _ parameters: SessionParameters, _ memory: SessionMemory?,
         _ create: (
             UnsafePointer<mor_session_params>, UnsafeMutablePointer<OpaquePointer?>,
             UnsafeMutablePointer<mor_error>
@@ -68,7 +105,10 @@ public actor Session {
         let pointer = try parameters.withC { params in
             try created { create(params, $0, $1) }
         }
-        handle = Handle("session", pointer) { _ = mor_session_free($0) }
+        handle = Handle("session", pointer) {
+            _ = mor_session_free($0)
+            memory?.release()
+        }
         executor = QueueExecutor("mor.session")
         self.model = model
     }
