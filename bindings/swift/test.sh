@@ -18,7 +18,8 @@ library_in() { # DIR: whether there is one
 
 command -v swift >/dev/null || { echo "test.sh: swift is not on the PATH" >&2; exit 1; }
 
-target=${CARGO_TARGET_DIR:-$root/target}
+target=${CARGO_TARGET_DIR:-target}
+[[ $target == /* ]] || target=$root/$target
 if [[ -n ${MOR_LIB_DIR:-} ]]; then
     libraries=$(cd "$MOR_LIB_DIR" && pwd -P)
     library_in "$libraries" || { echo "test.sh: no libmor in MOR_LIB_DIR, $libraries" >&2; exit 1; }
@@ -48,8 +49,7 @@ cat >"$scratch/pkgconfig/mor.pc" <<PC
 Name: mor
 Description: Runs Mixture-of-Recursions language models
 Version: 0
-Libs: -L$libraries -lmor $system
-Cflags: -I$root/include
+Libs: -L${libraries// /\\ } -lmor $system
 PC
 export PKG_CONFIG_PATH=$scratch/pkgconfig${PKG_CONFIG_PATH:+:$PKG_CONFIG_PATH}
 export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}

@@ -24,6 +24,12 @@ public struct Piece: Sendable, Equatable {
     /// to be a stop string. Often empty; the last piece of a generation may repeat the last token
     /// with the rest of the text.
     public let text: String
+
+    public init(token: Token = 0, depth: Int = 0, text: String) {
+        self.token = token
+        self.depth = depth
+        self.text = text
+    }
 }
 
 /// Why a generation, or a sequence of a batch, ended.
@@ -112,7 +118,9 @@ extension Session {
 extension Handle {
     fileprivate func generate(_ options: GenerateOptions, _ sink: Sink) throws -> Finish {
         var params = defaults(mor_generate_params(), mor_generate_params_init)
-        if let maxTokens = options.maxTokens { params.max_tokens = try size(maxTokens, "maxTokens") }
+        if let maxTokens = options.maxTokens {
+            params.max_tokens = try size(maxTokens, "maxTokens")
+        }
         params.callback = takePiece
         params.user_data = Unmanaged.passUnretained(sink).toOpaque()
         var finish = MOR_FINISH_END

@@ -11,7 +11,9 @@ final class Handle: @unchecked Sendable {
     private let name: String
     private let free: @Sendable (OpaquePointer) -> Void
 
-    init(_ name: String, _ pointer: OpaquePointer, free: @escaping @Sendable (OpaquePointer) -> Void) {
+    init(
+        _ name: String, _ pointer: OpaquePointer, free: @escaping @Sendable (OpaquePointer) -> Void
+    ) {
         self.name = name
         self.pointer = pointer
         self.free = free

@@ -65,7 +65,9 @@ final class Calls {
         var calls = 0
         var wrong: [String] = []
         let lines = try String(contentsOfFile: table, encoding: .utf8)
-        for (index, line) in lines.split(separator: "\n", omittingEmptySubsequences: false).enumerated() {
+        for (index, line) in lines.split(separator: "\n", omittingEmptySubsequences: false)
+            .enumerated()
+        {
             guard !line.isEmpty, !line.hasPrefix("#") else { continue }
             let fields = Self.fields(line)
             let (status, result) = (fields[fields.count - 2], fields[fields.count - 1])
@@ -215,7 +217,8 @@ final class Calls {
 
     private func sampler(_ o: Options) throws -> Sampler {
         Sampler(
-            temperature: try o.get("temperature"), topP: try o.get("top_p"), minP: try o.get("min_p"),
+            temperature: try o.get("temperature"), topP: try o.get("top_p"),
+            minP: try o.get("min_p"),
             repeatPenalty: try o.get("penalty"), topK: try o.get("top_k"),
             repeatLastN: try o.get("last_n"), seed: try o.get("seed"))
     }

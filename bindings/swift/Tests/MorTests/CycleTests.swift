@@ -65,7 +65,7 @@ final class CycleTests: XCTestCase {
         return finish
     }
 
-        private static func ended(_ session: Session) async throws -> Finish {
+    private static func ended(_ session: Session) async throws -> Finish {
         let finish = await session.lastFinish
         return try XCTUnwrap(finish)
     }
