@@ -8,7 +8,8 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd -P)
 suite=trixie
-if [[ $# -gt 0 ]]; then
+keep=$#
+if [[ $keep -gt 0 ]]; then
     mkdir -p "$1"
     debian=$(cd "$1" && pwd -P)
 else
@@ -20,22 +21,21 @@ leave() {
     for folder in mor proc; do
         if mountpoint -q "$debian/$folder"; then umount "$debian/$folder"; fi
     done
-    [[ $# -gt 0 ]] || rm -rf --one-file-system "$debian"
+    [[ $keep -gt 0 ]] || rm -rf --one-file-system "$debian"
 }
-trap 'leave "$@"' EXIT
+trap leave EXIT
 
 # The mirror that this machine uses itself.
-mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null |
-    grep -oE 'https?://[^ ]+/debian/?( |$)' | head -n 1)
-if [[ ! -x $debian/usr/bin/swift ]]; then
+mirror=$(grep -hoE 'https?://[^ ]+/debian/?( |$)' /etc/apt/sources.list /etc/apt/sources.list.d/* \
+    2>/dev/null | head -n 1 | tr -d ' ' || true)
+if [[ ! -x $debian/usr/libexec/swift/bin/swift ]]; then
     debootstrap --variant=minbase "$suite" "$debian" "${mirror:-http://deb.debian.org/debian}" \
-        >"$debian.log" || { tail -n 20 "$debian.log"; exit 1; }
+        >"$debian/install.log" || { tail -n 20 "$debian/install.log"; exit 1; }
     chroot "$debian" apt-get -qq update
     chroot "$debian" env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y \
-        --no-install-recommends swiftlang swiftlang-dev libstdc++-14-dev >"$debian.log" 2>&1 ||
-        { tail -n 20 "$debian.log"; exit 1; }
+        --no-install-recommends swiftlang swiftlang-dev libstdc++-14-dev >"$debian/install.log" 2>&1 ||
+        { tail -n 20 "$debian/install.log"; exit 1; }
     chroot "$debian" apt-get clean
-    rm -f "$debian.log"
 fi
 mkdir -p "$debian/mor" "$debian/libraries"
 mount --bind -o ro "$root" "$debian/mor"
@@ -63,11 +63,10 @@ grep -q 'austen.tsv: .* 2 threads: 0 wrong' "$debian/root/tested"
 # Data races in what is written in Swift.
 inside /mor/bindings/swift/test.sh --sanitize=thread --scratch-path /root/build-thread
 # The formatting, and the sample.
-inside /usr/libexec/swift/bin/swift-format lint --strict --recursive \
-    --configuration /mor/bindings/swift/.swift-format /mor/bindings/swift
+inside sh -c 'cd /mor/bindings/swift && /usr/libexec/swift/bin/swift-format lint --strict --recursive .'
 inside PKG_CONFIG_PATH=/root/build/pkgconfig swift build --package-path /mor/bindings/swift/Sample \
     --scratch-path /root/build-sample -Xswiftc -warnings-as-errors
+# Each piece comes with the colour of its depth.
 printf 'It is a truth\n' | inside LD_LIBRARY_PATH=/libraries /root/build-sample/debug/MorChat \
     /mor/models/austen-mor-5m-q8_0.gguf >"$debian/root/answer"
-# An escape sequence for the depth, then text.
-grep -qE $'\x1b\\[3[0-9]m' "$debian/root/answer"
+(($(grep -oE $'\x1b\\[3[3-6]m' "$debian/root/answer" | sort -u | wc -l) > 1))
