@@ -62,6 +62,22 @@ grep -q 'cycles: ' "$debian/root/tested"
 grep -q 'austen.tsv: .* 2 threads: 0 wrong' "$debian/root/tested"
 # Data races in what is written in Swift.
 inside /mor/bindings/swift/test.sh --sanitize=thread --scratch-path /root/build-thread
+# Its documentation: every public name has some, and every link in it leads somewhere.
+inside PKG_CONFIG_PATH=/root/build/pkgconfig swift build --package-path /mor/bindings/swift \
+    --scratch-path /root/build-docs --target Mor \
+    -Xswiftc -emit-symbol-graph -Xswiftc -emit-symbol-graph-dir -Xswiftc /root/symbols
+inside /usr/libexec/swift/bin/docc convert /mor/bindings/swift/Sources/Mor/Mor.docc --warnings-as-errors \
+    --fallback-display-name Mor --fallback-bundle-identifier mor --output-path /root/archive \
+    --additional-symbol-graph-dir /root/symbols
+python3 - "$debian/root/symbols/Mor.symbols.json" <<'PYTHON'
+import json, sys
+
+symbols = json.load(open(sys.argv[1]))["symbols"]
+# What the compiler makes by itself is not ours to describe.
+own = [s for s in symbols if "::SYNTHESIZED" not in s["identifier"]["precise"]]
+silent = [".".join(s["pathComponents"]) for s in own if "docComment" not in s]
+sys.exit(f"without documentation: {silent}" if silent or len(own) < 100 else 0)
+PYTHON
 # The formatting, and the sample.
 inside sh -c 'cd /mor/bindings/swift && /usr/libexec/swift/bin/swift-format lint --strict --recursive .'
 inside PKG_CONFIG_PATH=/root/build/pkgconfig swift build --package-path /mor/bindings/swift/Sample \

@@ -30,6 +30,7 @@ public actor Batch {
         /// Go on after tokens that end a text.
         public var ignoresEnd: Bool
 
+        /// A request with these values.
         public init(
             prompt: [Token] = [], maxTokens: Int? = nil, sampler: Sampler = Sampler(),
             cut: Float? = nil, depthLimit: Int? = nil, priority: Int = 0, ignoresEnd: Bool = false

@@ -8,6 +8,7 @@ public struct GenerateOptions: Sendable {
     /// Texts that end the generation and are not part of it, of at most 1024 bytes each.
     public var stop: [String]
 
+    /// Options with these values.
     public init(maxTokens: Int? = nil, stop: [String] = []) {
         self.maxTokens = maxTokens
         self.stop = stop
@@ -25,6 +26,7 @@ public struct Piece: Sendable, Equatable {
     /// with the rest of the text.
     public let text: String
 
+    /// A piece that did not come from a model: something to show beside those that did.
     public init(token: Token = 0, depth: Int = 0, text: String) {
         self.token = token
         self.depth = depth

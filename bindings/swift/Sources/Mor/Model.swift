@@ -22,6 +22,7 @@ public final class Model: Sendable {
         /// creates something. It must not use the object in question.
         public var log: (@Sendable (LogLevel, String) -> Void)?
 
+        /// Options with these values.
         public init(
             copy: Bool = false, prefault: Bool = false, lock: Bool = false,
             log: (@Sendable (LogLevel, String) -> Void)? = nil

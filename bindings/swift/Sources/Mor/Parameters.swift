@@ -32,6 +32,7 @@ public struct SessionParameters: Sendable {
     /// Keep the session's memory from being swapped out.
     public var lock = false
 
+    /// Parameters with these values; the rest are properties.
     public init(
         context: Int? = nil, batchSize: Int? = nil, threads: Int? = nil, kvType: KVType = .f16,
         kvPages: Int? = nil
@@ -100,6 +101,7 @@ public struct BatchParameters: Sendable {
     /// Keep the batch's memory from being swapped out.
     public var lock = false
 
+    /// Parameters with these values; the rest are properties.
     public init(
         sequences: Int = 1, context: Int? = nil, rows: Int? = nil, threads: Int? = nil,
         kvType: KVType = .f16, kvPages: Int? = nil, pressure: Pressure = .evict

@@ -8,13 +8,17 @@ public struct ChatMessage: Sendable, Equatable {
     /// What is said.
     public var content: String
 
+    /// A turn of anyone.
     public init(role: String, content: String) {
         self.role = role
         self.content = content
     }
 
+    /// What the model is told about its part.
     public static func system(_ content: String) -> Self { Self(role: "system", content: content) }
+    /// What a person says.
     public static func user(_ content: String) -> Self { Self(role: "user", content: content) }
+    /// What the model said.
     public static func assistant(_ content: String) -> Self {
         Self(role: "assistant", content: content)
     }
@@ -58,8 +62,8 @@ public final class Tokenizer: @unchecked Sendable {
     private let lock = NSLock()
     private let model: Model
 
-    /// - Parameter maxPieceBytes: the longest piece of text without a break that ``encode(_:_:)`` can
-    ///   take; nil for the default, 16384. The working memory is about 29 times as large.
+    /// Makes a tokenizer. The longest piece of text without a break that ``encode(_:_:)`` can take has
+    /// `maxPieceBytes`; nil stands for 16384. The working memory is about 29 times as large.
     public init(_ model: Model, maxPieceBytes: Int? = nil) throws {
         var params = defaults(mor_tokenizer_params(), mor_tokenizer_params_init)
         if let maxPieceBytes { params.max_piece_bytes = try size(maxPieceBytes, "maxPieceBytes") }
@@ -111,9 +115,8 @@ public final class Tokenizer: @unchecked Sendable {
         }
     }
 
-    /// The text of some tokens; what is no valid UTF-8 becomes U+FFFD.
-    ///
-    /// - Parameter special: write control tokens by their names; otherwise they are no text.
+    /// The text of some tokens; what is no valid UTF-8 becomes U+FFFD. With `special` control tokens
+    /// are written by their names; without it they are no text.
     public func decode(_ tokens: [Token], special: Bool = false) throws -> String {
         try lock.withLock {
             try text(
@@ -148,9 +151,8 @@ public final class Tokenizer: @unchecked Sendable {
     }
 
     /// A conversation as the text that the model was trained on, by the chat template in its file.
-    /// Encode it with ``EncodeOptions/parseSpecial``.
-    ///
-    /// - Parameter addPrompt: end where the assistant is to speak.
+    /// Encode it with ``EncodeOptions/parseSpecial``. With `addPrompt` it ends where the assistant is
+    /// to speak.
     public func formatChat(_ messages: [ChatMessage], addPrompt: Bool = true) throws -> String {
         let texts = messages.flatMap { [$0.role, $0.content] }
         return try withCStrings(texts, "a message") { texts in
