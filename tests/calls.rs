@@ -1,5 +1,5 @@
-//! The tables of tests/calls through the Rust library; tests/calls/README.md says what they are, and
-//! that other languages run them too. With `MOR_CALLS_RECORD=1` their results are written anew.
+//! The tables of tests/calls through the Rust library; tests/calls/README.md says what they are,
+//! and that other languages run them too. With `MOR_CALLS_RECORD=1` their results are written anew.
 #![cfg(feature = "chat")]
 
 mod common;

@@ -2,11 +2,11 @@
 """Whether every function of include/mor.h can be reached from a language: each must be named in the
 sources of its binding, outside of comments.
 
-    tools/reach.py swift        prints how many were found; fails with the names of those that are not
+    tools/reach.py swift      prints how many were found; fails with the names of those that are not
     tools/reach.py kotlin
 
-A function that a language does without stands in EXCEPTIONS with the reason; one that stands there and
-is named all the same is a failure too.
+A function that a language does without stands in EXCEPTIONS with the reason; one that stands there
+and is named all the same is a failure too.
 """
 import pathlib
 import re
@@ -32,7 +32,7 @@ EXCEPTIONS = {
 def functions() -> set[str]:
     """The functions that the header declares."""
     header = without_comments((ROOT / "include/mor.h").read_text())
-    # A name of a type has no parenthesis behind it, that of a function pointer's type has one before.
+    # A type's name has no parenthesis behind it, that of a function pointer's type has one before.
     return set(re.findall(r"\b(mor_[a-z0-9_]+)\(", header))
 
 
@@ -59,7 +59,7 @@ def main() -> int:
         print(f"{language}: {name} cannot be reached")
     stale = sorted(exceptions.keys() & (named | (exceptions.keys() - declared)))
     for name in stale:
-        print(f"{language}: {name} is no exception: it is named, or the header has no such function")
+        print(f"{language}: {name} is no exception: it is named, or not in the header")
     if missing or stale:
         return 1
     print(f"{language}: {len(declared & named)} of {len(declared)} functions of mor.h are called")

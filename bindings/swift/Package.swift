@@ -10,7 +10,7 @@ let hasFramework = FileManager.default.fileExists(
 
 let package = Package(
     name: "Mor",
-    platforms: [.macOS(.v14), .iOS(.v17), .visionOS(.v1)],
+    platforms: [.macOS(.v14), .iOS(.v17)],
     products: [.library(name: "Mor", targets: ["Mor"])],
     targets: [
         hasFramework

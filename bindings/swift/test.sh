@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds libmor and this package, and runs the package's tests. Needs Swift 6.0 or later, and Rust or
-# a libmor that is built already; nothing is fetched but what cargo lacks.
+# Builds libmor and this package, and runs the package's tests. Needs Swift 6.0 or later, and Rust
+# or a libmor that is built already; nothing is fetched but what cargo lacks.
 #
 #   test.sh [OPTION OF SWIFT TEST...]      from any folder
 #
@@ -13,28 +13,36 @@ root=$(cd "$package/../.." && pwd -P)
 scratch=${MOR_SWIFT_BUILD:-$package/.build}
 
 library_in() { # DIR: whether there is one
-    [[ -n $(compgen -G "$1/libmor.so" || compgen -G "$1/libmor.dylib" || compgen -G "$1/libmor.a") ]]
+    [[ -e $1/libmor.so || -e $1/libmor.dylib || -e $1/libmor.a ]]
 }
 
-command -v swift >/dev/null || { echo "test.sh: swift is not on the PATH" >&2; exit 1; }
+build() {
+    cd "$root"
+    cargo rustc --release --lib --target-dir "$target" --no-default-features --features ffi,chat \
+        --crate-type cdylib
+}
+
+fail() {
+    echo "test.sh: $*" >&2
+    exit 1
+}
+
+command -v swift >/dev/null || fail "swift is not on the PATH"
 
 target=${CARGO_TARGET_DIR:-target}
 [[ $target == /* ]] || target=$root/$target
 if [[ -n ${MOR_LIB_DIR:-} ]]; then
     libraries=$(cd "$MOR_LIB_DIR" && pwd -P)
-    library_in "$libraries" || { echo "test.sh: no libmor in MOR_LIB_DIR, $libraries" >&2; exit 1; }
-elif command -v cargo >/dev/null && (cd "$root" && cargo rustc --release --lib --target-dir "$target" \
-    --no-default-features --features ffi,chat --crate-type cdylib); then
+    library_in "$libraries" || fail "no libmor in MOR_LIB_DIR, $libraries"
+elif command -v cargo >/dev/null && (build); then
     libraries=$(cd "$target" && pwd -P)/release
 else
     libraries=
     for folder in "$target/release" "$target/small" "$root/build/lib"; do
         if library_in "$folder"; then libraries=$folder; fi
     done
-    if [[ -z $libraries ]]; then
-        echo "test.sh: cargo cannot build libmor here; build it elsewhere and set MOR_LIB_DIR (README.md)" >&2
-        exit 1
-    fi
+    [[ -n $libraries ]] ||
+        fail "cargo cannot build libmor here; build it elsewhere and set MOR_LIB_DIR (README.md)"
     echo "test.sh: cargo cannot build libmor here; taking what is in $libraries" >&2
 fi
 echo "test.sh: libmor from $libraries"
@@ -42,7 +50,7 @@ echo "test.sh: libmor from $libraries"
 # Package.swift asks pkg-config for libmor; this one is not installed, so it is described here.
 mkdir -p "$scratch/pkgconfig"
 system=
-if ! compgen -G "$libraries/libmor.so" >/dev/null && [[ $(uname) == Linux ]]; then
+if [[ ! -e $libraries/libmor.so && $(uname) == Linux ]]; then
     system="-lgcc_s -lutil -lrt -lpthread -lm -ldl -lc" # what the static library needs
 fi
 cat >"$scratch/pkgconfig/mor.pc" <<PC

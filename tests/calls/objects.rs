@@ -376,7 +376,7 @@ impl Objects {
     }
 }
 
-// --- How a table writes things. -------------------------------------------------------------------
+// --- How a table writes things. ------------------------------------------------------------------
 
 fn list<T: Display>(items: impl IntoIterator<Item = T>) -> String {
     let items: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();

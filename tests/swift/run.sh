@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The Swift package compiled and tested with a real Swift: Debian's own (swiftlang, of Debian 13), in a
-# folder of its own, for a machine that has none. About 540 MB are fetched and 3.5 GB taken.
+# The Swift package compiled and tested with a real Swift, Debian's own (swiftlang, of Debian 13), in
+# a folder of its own, for a machine that has none. About 540 MB are fetched and 3.5 GB taken.
 #
 #   tests/swift/run.sh [FOLDER]     as root. FOLDER: kept, so that the next run installs nothing
 #
@@ -33,7 +33,8 @@ if [[ ! -x $debian/usr/libexec/swift/bin/swift ]]; then
         >"$debian/install.log" || { tail -n 20 "$debian/install.log"; exit 1; }
     chroot "$debian" apt-get -qq update
     chroot "$debian" env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y \
-        --no-install-recommends swiftlang swiftlang-dev libstdc++-14-dev >"$debian/install.log" 2>&1 ||
+        --no-install-recommends swiftlang swiftlang-dev libstdc++-14-dev \
+        >"$debian/install.log" 2>&1 ||
         { tail -n 20 "$debian/install.log"; exit 1; }
     chroot "$debian" apt-get clean
 fi
@@ -66,9 +67,9 @@ inside /mor/bindings/swift/test.sh --sanitize=thread --scratch-path /root/build-
 inside PKG_CONFIG_PATH=/root/build/pkgconfig swift build --package-path /mor/bindings/swift \
     --scratch-path /root/build-docs --target Mor \
     -Xswiftc -emit-symbol-graph -Xswiftc -emit-symbol-graph-dir -Xswiftc /root/symbols
-inside /usr/libexec/swift/bin/docc convert /mor/bindings/swift/Sources/Mor/Mor.docc --warnings-as-errors \
-    --fallback-display-name Mor --fallback-bundle-identifier mor --output-path /root/archive \
-    --additional-symbol-graph-dir /root/symbols
+inside /usr/libexec/swift/bin/docc convert /mor/bindings/swift/Sources/Mor/Mor.docc \
+    --warnings-as-errors --fallback-display-name Mor --fallback-bundle-identifier mor \
+    --output-path /root/archive --additional-symbol-graph-dir /root/symbols
 python3 - "$debian/root/symbols/Mor.symbols.json" <<'PYTHON'
 import json, sys
 
@@ -79,7 +80,8 @@ silent = [".".join(s["pathComponents"]) for s in own if "docComment" not in s]
 sys.exit(f"without documentation: {silent}" if silent or len(own) < 100 else 0)
 PYTHON
 # The formatting, and the sample.
-inside sh -c 'cd /mor/bindings/swift && /usr/libexec/swift/bin/swift-format lint --strict --recursive .'
+inside sh -c 'cd /mor/bindings/swift &&
+    /usr/libexec/swift/bin/swift-format lint --strict --recursive .'
 inside PKG_CONFIG_PATH=/root/build/pkgconfig swift build --package-path /mor/bindings/swift/Sample \
     --scratch-path /root/build-sample -Xswiftc -warnings-as-errors
 # Each piece comes with the colour of its depth.
