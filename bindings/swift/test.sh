@@ -49,6 +49,7 @@ echo "test.sh: libmor from $libraries"
 
 # Package.swift asks pkg-config for libmor; this one is not installed, so it is described here.
 mkdir -p "$scratch/pkgconfig"
+scratch=$(cd "$scratch" && pwd -P)
 system=
 if [[ ! -e $libraries/libmor.so && $(uname) == Linux ]]; then
     system="-lgcc_s -lutil -lrt -lpthread -lm -ldl -lc" # what the static library needs
