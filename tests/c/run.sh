@@ -230,6 +230,30 @@ with_cmake() {
     say "a project with find_package(mor), and one with add_subdirectory: shared and static, C and C++: run"
 }
 
+# The tables of tests/calls, which other languages run too.
+calls() {
+    local flags=(-I"$prefix/include" -L"$prefix/lib" -Wl,-rpath,"$prefix/lib" -g -O1) runner threads
+    gcc "${c_flags[@]}" "$tests/calls.c" "${flags[@]}" -lmor -o "$out/calls"
+    g++ -std=c++17 "${cpp_flags[@]}" "$tests/calls.cpp" "${flags[@]}" -lmor -o "$out/calls_cpp"
+    local tables=("$root/tests/calls/austen.tsv $model")
+    [[ -z ${MOR_TEST_SMOLLM2:-} ]] || tables+=("$root/tests/calls/smollm2.tsv $MOR_TEST_SMOLLM2")
+    for runner in calls calls_cpp; do
+        for threads in 1 2; do
+            local table
+            for table in "${tables[@]}"; do
+                # shellcheck disable=SC2086 # a table and its model
+                "$out/$runner" $table "$root" $threads | tee -a "$out/called"
+            done
+        done
+    done
+    # A runner that finds nothing wrong anywhere would be worth nothing.
+    sed 's/which I am/which I was/' "$root/tests/calls/austen.tsv" >"$out/false.tsv"
+    for runner in calls calls_cpp; do
+        fails "$out/$runner" "$out/false.tsv" "$model" "$root" 1
+    done
+    say "tests/calls in C and C++, 1 and 2 threads, ${#tables[@]} of 2 tables: $(tail -n 1 "$out/called")"
+}
+
 build_tests() {
     gcc -std=c11 -g -O1 -Wall -Wextra -Werror -D_POSIX_C_SOURCE=200809L -I"$prefix/include" "$tests/abuse.c" \
         -L"$prefix/lib" -Wl,-rpath,"$prefix/lib" -lmor -lm -lpthread -o "$out/abuse"
@@ -367,6 +391,7 @@ part size library_size
 part header header_alone
 part symbols symbols
 part pkg-config with_pkg_config
+part calls calls
 part cmake with_cmake
 part "building the tests" build_tests
 part "no allocation" no_allocation
