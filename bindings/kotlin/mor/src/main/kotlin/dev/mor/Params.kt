@@ -214,7 +214,7 @@ public class Request(
     public var ignoreEnd: Boolean = false,
 ) {
     internal fun fields(): LongArray = longArrayOf(
-        most(maxTokens), cut.bits(), depthLimit.toLong(), priority.toLong(), ignoreEnd.toLong(),
+        tokenLimit(maxTokens), cut.bits(), depthLimit.toLong(), priority.toLong(), ignoreEnd.toLong(),
     )
 }
 
@@ -223,4 +223,4 @@ internal fun Boolean.toLong(): Long = if (this) 1 else 0
 internal fun Float.bits(): Long = toRawBits().toLong() and 0xFFFF_FFFFL
 
 /** As the library counts: its largest number means no limit. */
-internal fun most(tokens: Int): Long = if (tokens == Int.MAX_VALUE) Long.MAX_VALUE else tokens.toLong()
+internal fun tokenLimit(tokens: Int): Long = if (tokens == Int.MAX_VALUE) Long.MAX_VALUE else tokens.toLong()

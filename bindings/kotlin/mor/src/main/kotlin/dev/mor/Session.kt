@@ -123,7 +123,7 @@ public class Session @JvmOverloads constructor(
         params: GenerateParams,
         stop: Array<ByteArray>,
         receiver: TokenPredicate?,
-    ): Finish = Finish.entries.at(Native.generate(session, most(params.maxTokens), stop, receiver))
+    ): Finish = Finish.entries.at(Native.generate(session, tokenLimit(params.maxTokens), stop, receiver))
 
     /** A generation for a stream, which [close] is to know. */
     internal fun run(stream: TokenStream, params: GenerateParams, receiver: TokenPredicate): Finish {

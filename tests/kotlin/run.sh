@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# The Kotlin binding on the JVM: compiled, its list of functions compared with the C header's, its tests
+# run with JNI's own checks switched on.
+#
+#   tests/kotlin/run.sh [BUILD_DIR]      BUILD_DIR: kept, so that the next run builds less
+#
+# Needed: Rust, a JDK (17 or later), nm, and `kotlinc` on the path or npm, which brings it.
+# MOR_TEST_SMOLLM2, where it names that model, adds its table and its tests.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/../.." && pwd)
+if [[ $# -gt 0 ]]; then
+    mkdir -p "$1"
+    work=$(cd "$1" && pwd)
+else
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+fi
+cd "$root"
+binding=bindings/kotlin
+
+if ! command -v kotlinc >/dev/null; then
+    [[ -d $work/node_modules/kotlin-compiler ]] ||
+        npm install --prefix "$work" --no-audit --no-fund --silent kotlin-compiler@2.4.20
+    PATH=$work/node_modules/kotlin-compiler/bin:$PATH
+fi
+lib=$(cd "$(dirname "$(readlink -f "$(command -v kotlinc)")")/../lib" && pwd)
+coroutines=$lib/kotlinx-coroutines-core-jvm.jar
+
+echo "--- the native library"
+target=${CARGO_TARGET_DIR:-target}
+cargo rustc --release --lib --no-default-features --features jni,chat --crate-type cdylib
+natives=$work/natives/dev/mor/natives/linux-$(uname -m)
+mkdir -p "$natives"
+cp "$target/release/libmor.so" "$natives/libmor_jni.so"
+
+echo "--- every function of mor.h is called for Java, and every native method is there, and no other"
+sed -n '/^extern "C"/,$p' include/mor.h | grep -oE '\bmor_[a-z0-9_]+\(' | tr -d '(' | sort -u >"$work/declared"
+cat src/jni/*.rs | grep -oE '\bmor_[a-z0-9_]+\b' | sort -u | comm -12 - "$work/declared" >"$work/called"
+diff "$work/declared" "$work/called"
+nm -D --defined-only "$natives/libmor_jni.so" | sed -n 's/.* Java_dev_mor_Native_//p' | sort >"$work/exported"
+sed -n 's/.*external fun \([A-Za-z]*\).*/\1/p' "$binding/mor/src/main/kotlin/dev/mor/Native.kt" |
+    sort >"$work/native"
+diff "$work/native" "$work/exported"
+echo "$(wc -l <"$work/declared") functions, $(wc -l <"$work/exported") native methods"
+
+echo "--- the library, for Java 8 and Android"
+kotlinc -Werror -Xexplicit-api=strict -jvm-target 1.8 -no-reflect -d "$work/mor.jar" "$binding/mor/src/main/kotlin"
+kotlinc -Werror -Xexplicit-api=strict -jvm-target 1.8 -no-reflect -cp "$work/mor.jar:$coroutines" \
+    -d "$work/mor-coroutines.jar" "$binding/coroutines/src/main/kotlin"
+# The library is found inside the jar.
+jar --update --file "$work/mor.jar" -C "$work/natives" dev
+
+echo "--- the tests"
+classes=$work/mor.jar:$work/mor-coroutines.jar:$lib/kotlin-stdlib.jar:$lib/kotlin-test.jar:$coroutines
+rm -rf "$work/tests"
+# The compiler reads the Java file, and leaves its compilation to javac; internals are compared too.
+kotlinc -Werror -Xfriend-paths="$work/mor.jar" -Xjava-package-prefix=dev.mor.tests -no-reflect -cp "$classes" -d "$work/tests" \
+    tests/kotlin
+javac -Xlint:all -Werror -cp "$classes:$work/tests" -d "$work/tests" tests/kotlin/JavaCaller.java
+status=0
+java -ea -Xcheck:jni -Xmx256m -XX:MaxDirectMemorySize=128m --add-opens java.base/java.io=ALL-UNNAMED \
+    -Dmor.root="$root" -cp "$work/tests:$classes" dev.mor.tests.MainKt 2>&1 | tee "$work/log" || status=$?
+# -Xcheck:jni warns and goes on, but for what would crash.
+if grep -nE '^WARNING|^FATAL|FATAL ERROR in native method' "$work/log"; then
+    echo "JNI's rules were broken"
+    exit 1
+fi
+exit $status
