@@ -1,6 +1,7 @@
 package dev.mor.tests
 
 import dev.mor.ChatMessage
+import dev.mor.Finish
 import dev.mor.GenerateParams
 import dev.mor.Model
 import dev.mor.MorException
@@ -95,24 +96,25 @@ fun texts() {
     }
     test("SmolLM2: generated emoji, and a chat") {
         Model.load(smollm2).use { model ->
-            val tokenizer = Tokenizer(model)
-            model.prompted(SessionParams(context = 256), "🙂 🙂 🙂 🙂 🙂 🙂 🙂 🙂 🙂 🙂").use { session ->
+            val params = SessionParams(context = 256)
+            model.prompted(params, "🙂 🙂 🙂 🙂 🙂 🙂 🙂 🙂 🙂 🙂").use { session ->
                 var shown = ""
                 session.generate(most(24)) { shown += it.text }
                 assertTrue("🙂 🙂" in shown, shown)
             }
-            val turns = listOf(ChatMessage("user", "What is the capital of France? 🙂"))
-            val prompt = tokenizer.formatChat(turns)
-            assertTrue("France? 🙂<|im_end|>" in prompt, prompt)
-            val tokens = tokenizer.encode(prompt, addSpecial = false, parseSpecial = true)
-            Session(model, SessionParams(context = 256)).use { session ->
+            val prompt = Tokenizer(model).use { tokenizer ->
+                val emoji = tokenizer.formatChat(listOf(ChatMessage("user", "What does 🙂 mean?")))
+                assertTrue("What does 🙂 mean?<|im_end|>" in emoji, emoji)
+                tokenizer.formatChat(listOf(ChatMessage("user", "What is the capital of France?")))
+            }
+            Session(model, params).use { session ->
                 session.setSampler(SamplerParams.greedy())
+                val tokens = Tokenizer(model).use { it.encode(prompt, addSpecial = false, parseSpecial = true) }
                 session.prefill(tokens)
                 var shown = ""
-                session.generate { shown += it.text }
+                assertEquals(Finish.END, session.generate { shown += it.text })
                 assertTrue("Paris" in shown, shown)
             }
-            tokenizer.close()
         }
     }
 }
