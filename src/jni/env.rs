@@ -106,11 +106,11 @@ pub(super) struct Env {
 
 /// Calls a function of JNI's.
 macro_rules! call {
-    ($jni:expr, $version:ident, $function:ident $(, $arg:expr)*) => {{
+    ($jni:expr, $function:ident $(, $arg:expr)*) => {{
         let env = $jni.env;
         // SAFETY: Java's table has the functions of JNI 1.6, which Android and every JVM have; the
         // environment is this thread's, and the arguments are live references of it.
-        unsafe { ((**env).$version.$function)(env $(, $arg)*) }
+        unsafe { ((**env).v1_6.$function)(env $(, $arg)*) }
     }};
 }
 
@@ -124,7 +124,6 @@ macro_rules! array {
             // The vector has room for so many, and any bytes are valid numbers.
             call!(
                 self,
-                v1_6,
                 $region,
                 array,
                 0,
@@ -141,19 +140,11 @@ macro_rules! array {
         pub fn $new(&self, items: &[$item]) -> Result<jarray> {
             let length = jsize::try_from(items.len())
                 .map_err(|_| Error::unsupported("an array of Java's of more than 2 GiB"))?;
-            let array = call!(self, v1_6, $make, length);
+            let array = call!(self, $make, length);
             if array.is_null() {
                 return Err(Failure::Thrown);
             }
-            call!(
-                self,
-                v1_6,
-                $set,
-                array,
-                0,
-                length,
-                items.as_ptr().cast::<$as>()
-            );
+            call!(self, $set, array, 0, length, items.as_ptr().cast::<$as>());
             self.check()?;
             Ok(array)
         }
@@ -163,7 +154,7 @@ macro_rules! array {
 impl Env {
     /// Whether Java has an exception, with which next to nothing may be called.
     pub fn thrown(&self) -> bool {
-        call!(self, v1_6, ExceptionCheck)
+        call!(self, ExceptionCheck)
     }
 
     pub fn check(&self) -> Result<()> {
@@ -181,7 +172,6 @@ impl Env {
             if let Ok(method) = self.method(c"fail", c"(I[B)V") {
                 call!(
                     self,
-                    v1_6,
                     CallStaticVoidMethodA,
                     self.class,
                     method,
@@ -194,7 +184,7 @@ impl Env {
     /// A static method of `Native`.
     pub fn method(&self, name: &CStr, signature: &CStr) -> Result<jmethodID> {
         let (name, signature) = (name.as_ptr(), signature.as_ptr());
-        let method = call!(self, v1_6, GetStaticMethodID, self.class, name, signature);
+        let method = call!(self, GetStaticMethodID, self.class, name, signature);
         if method.is_null() {
             return Err(Failure::Thrown);
         }
@@ -206,7 +196,6 @@ impl Env {
         let class = self.class;
         let answer = call!(
             self,
-            v1_6,
             CallStaticBooleanMethodA,
             class,
             method,
@@ -217,11 +206,11 @@ impl Env {
 
     /// Gives a reference back: those of a long method would be kept until it returns.
     pub fn forget(&self, object: jobject) {
-        call!(self, v1_6, DeleteLocalRef, object);
+        call!(self, DeleteLocalRef, object);
     }
 
     pub fn keep(&self, object: jobject) -> Result<jobject> {
-        let kept = call!(self, v1_6, NewGlobalRef, object);
+        let kept = call!(self, NewGlobalRef, object);
         match kept.is_null() {
             true => Err(Error::OutOfMemory { bytes: 0 }.into()),
             false => Ok(kept),
@@ -230,12 +219,12 @@ impl Env {
 
     /// Ends what [`Env::keep`] began.
     pub fn drop_kept(&self, object: jobject) {
-        call!(self, v1_6, DeleteGlobalRef, object);
+        call!(self, DeleteGlobalRef, object);
     }
 
     pub fn machine(&self) -> Result<*mut JavaVM> {
         let mut machine = std::ptr::null_mut();
-        match call!(self, v1_6, GetJavaVM, &mut machine) {
+        match call!(self, GetJavaVM, &mut machine) {
             JNI_OK => Ok(machine),
             _ => Err(Error::unsupported("a Java environment without a machine").into()),
         }
@@ -246,7 +235,7 @@ impl Env {
             return Err(Failure::argument("an array is null"));
         }
         // Never negative.
-        Ok(call!(self, v1_6, GetArrayLength, array) as usize)
+        Ok(call!(self, GetArrayLength, array) as usize)
     }
 
     array!(
@@ -291,7 +280,6 @@ impl Env {
         // At most the array's length, which is a jsize.
         call!(
             self,
-            v1_6,
             SetFloatArrayRegion,
             array,
             0,
@@ -320,7 +308,7 @@ impl Env {
         let length = self.length(array)?;
         let mut texts = reserved(length)?;
         for i in 0..length {
-            let element = call!(self, v1_6, GetObjectArrayElement, array, i as jsize);
+            let element = call!(self, GetObjectArrayElement, array, i as jsize);
             let text = self.text(element, what);
             self.forget(element);
             texts.push(text?);
@@ -340,8 +328,8 @@ impl Env {
         if buffer.is_null() {
             return Err(direct());
         }
-        let start = call!(self, v1_6, GetDirectBufferAddress, buffer);
-        let bytes = call!(self, v1_6, GetDirectBufferCapacity, buffer);
+        let start = call!(self, GetDirectBufferAddress, buffer);
+        let bytes = call!(self, GetDirectBufferCapacity, buffer);
         let bytes = usize::try_from(bytes).map_err(|_| direct())?;
         if start.is_null() && bytes > 0 {
             return Err(direct());

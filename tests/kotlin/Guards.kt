@@ -166,6 +166,22 @@ fun guards() {
         }
     }
 
+    test("a model may be closed before what was made of it") {
+        val model = Model.load(modelFile)
+        val session = model.prompted()
+        val tokenizer = Tokenizer(model)
+        val batch = Batch(model, BatchParams(context = 64, threads = 1))
+        model.close()
+        session.generate(most(4))
+        assertEquals(4096, session.logits().size)
+        assertEquals(8, session.depthHistogram().sum())
+        val number = batch.add(Request(tokenizer.encode("She was not"), maxTokens = 4))
+        while (!batch.isIdle) batch.tick()
+        assertEquals(4, batch.counters().logits)
+        assertTrue(tokenizer.decode(batch.tokens(number)).startsWith("She was not"))
+        listOf(session, tokenizer, batch).forEach { it.close() }
+    }
+
     test("a model from many threads; tokenizers and batches closed while they are used") {
         val live = Mor.liveObjects
         val model = Model.load(modelFile)

@@ -105,7 +105,9 @@ fun texts() {
             val prompt = Tokenizer(model).use { tokenizer ->
                 val emoji = tokenizer.formatChat(listOf(ChatMessage("user", "What does 🙂 mean?")))
                 assertTrue("What does 🙂 mean?<|im_end|>" in emoji, emoji)
-                tokenizer.formatChat(listOf(ChatMessage("user", "What is the capital of France?")))
+                val system = ChatMessage("system", "Answer in one sentence.")
+                val user = ChatMessage("user", "What is the capital of France?")
+                tokenizer.formatChat(listOf(system, user))
             }
             Session(model, params).use { session ->
                 session.setSampler(SamplerParams.greedy())

@@ -44,8 +44,8 @@ diff "$work/native" "$work/exported"
 echo "$(wc -l <"$work/declared") functions, $(wc -l <"$work/exported") native methods"
 
 echo "--- the library, as Gradle compiles it: for Java 8 and Android, with Kotlin 2.2"
-kotlinc -Werror -Xexplicit-api=strict -language-version 2.2 -jvm-target 1.8 -no-reflect -d "$work/mor.jar" "$binding/mor/src/main/kotlin"
-kotlinc -Werror -Xexplicit-api=strict -language-version 2.2 -jvm-target 1.8 -no-reflect -cp "$work/mor.jar:$coroutines" \
+kotlinc -Werror -Xexplicit-api=strict -language-version 2.2 -Xjdk-release=8 -no-reflect -d "$work/mor.jar" "$binding/mor/src/main/kotlin"
+kotlinc -Werror -Xexplicit-api=strict -language-version 2.2 -Xjdk-release=8 -no-reflect -cp "$work/mor.jar:$coroutines" \
     -d "$work/mor-coroutines.jar" "$binding/coroutines/src/main/kotlin"
 # The library is found inside the jar.
 jar --update --file "$work/mor.jar" -C "$work/natives" dev
@@ -56,11 +56,18 @@ mkdir -p "$work/android"
 awk -v to="$work/android/" '/^=== / {file = to $2; folder = file; sub("/[^/]*$", "", folder)
     system("mkdir -p " folder); next} file {print > file}' tests/kotlin/android-stubs.txt
 find "$work/android" -name '*.java' -exec javac -d "$work/android/classes" {} +
-kotlinc -Werror -Xexplicit-api=strict -language-version 2.2 -jvm-target 1.8 -no-reflect -cp "$work/mor.jar:$work/android/classes" \
+kotlinc -Werror -Xexplicit-api=strict -language-version 2.2 -Xjdk-release=8 -no-reflect -cp "$work/mor.jar:$work/android/classes" \
     -d "$work/mor-android.jar" "$binding/android/src/main/kotlin"
-kotlinc -Werror -jvm-target 1.8 -no-reflect \
+kotlinc -Werror -Xjdk-release=8 -no-reflect \
     -cp "$work/mor.jar:$work/mor-android.jar:$work/android/classes" -d "$work/sample.jar" \
     "$binding/sample/src/main/kotlin"
+
+echo "--- the program of the README, as it stands there"
+awk '/^```kotlin$/ {on = 1; next} /^```$/ {if (on) exit} on' "$binding/README.md" >"$work/Quick.kt"
+kotlinc -Werror -no-reflect -cp "$work/mor.jar" -d "$work/quick.jar" "$work/Quick.kt"
+java -cp "$work/quick.jar:$work/mor.jar:$lib/kotlin-stdlib.jar" QuickKt | tee "$work/quick"
+(($(wc -w <"$work/quick") > 20))
+echo
 
 echo "--- the tests"
 classes=$work/mor.jar:$work/mor-coroutines.jar:$lib/kotlin-stdlib.jar:$lib/kotlin-test.jar:$coroutines

@@ -8,7 +8,11 @@ plugins {
 
 kotlin {
     explicitApi()
-    compilerOptions { jvmTarget = JvmTarget.JVM_1_8 }
+    compilerOptions {
+        jvmTarget = JvmTarget.JVM_1_8
+        // Of the JDK's classes too, only what Java 8 has.
+        freeCompilerArgs.add("-Xjdk-release=1.8")
+    }
 }
 
 java {

@@ -15,10 +15,8 @@ public class Model private constructor(
     /** The memory that it is used in place from: not to be collected before all that use it. */
     private val data: ByteBuffer?,
 ) : AutoCloseable {
-    /** What the model says about itself. */
-    public val info: ModelInfo by lazy(LazyThreadSafetyMode.PUBLICATION) {
-        ModelInfo.of(handle.call { Native.modelDescribe(it) })
-    }
+    /** What the model says about itself. It stands after the model is closed. */
+    public val info: ModelInfo = ModelInfo.of(handle.call { Native.modelDescribe(it) })
 
     /** The value of a metadata key whose value is a string, such as "general.name"; null without one. */
     public fun metadata(key: String): String? {

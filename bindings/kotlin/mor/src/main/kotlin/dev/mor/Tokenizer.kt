@@ -22,10 +22,8 @@ public class Tokenizer @JvmOverloads constructor(
         Native::tokenizerFree,
     )
 
-    /** What the tokenizer says about itself. */
-    public val info: TokenizerInfo by lazy(LazyThreadSafetyMode.PUBLICATION) {
-        TokenizerInfo.of(handle.call { Native.tokenizerDescribe(it) })
-    }
+    /** What the tokenizer says about itself. It stands after the tokenizer is closed. */
+    public val info: TokenizerInfo = TokenizerInfo.of(handle.call { Native.tokenizerDescribe(it) })
 
     /**
      * The tokens of a text, which may hold any characters, also the zero one.
