@@ -6,7 +6,7 @@
 //! Structs cross as arrays of `long` in the order of their fields.
 //!
 //! What the `unsafe` of these files rests on: a handle is 0 or one that this library gave out and that
-//! is not freed during the call (Kotlin's `NativeObject` sees to both), and what is passed by Java is
+//! is not freed during the call (Kotlin's `Handle` sees to both), and what is passed by Java is
 //! what the signature in `Native.kt` says.
 
 #[macro_use]

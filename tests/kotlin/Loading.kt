@@ -12,7 +12,10 @@ import java.nio.ByteBuffer
 import kotlin.test.assertEquals
 import kotlin.test.assertTrue
 
-/** The number of an open file, which the JVM keeps to itself; Android has `ParcelFileDescriptor.getFd`. */
+/**
+ * The number of an open file, which the JVM keeps to itself; Android has
+ * `ParcelFileDescriptor.getFd`.
+ */
 private val FileInputStream.number: Int
     get() = FileDescriptor::class.java.getDeclaredField("fd").apply { isAccessible = true }.getInt(fd)
 

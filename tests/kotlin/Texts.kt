@@ -75,7 +75,8 @@ fun texts() {
                         session.rewind(0)
                         session.setSampler(SamplerParams(1000f, 1f, 0f, 1f, 0, 64, seed))
                         // Begun inside an emoji, so that its rest may come or not.
-                        session.prefill(tokenizer.encode("x🙂", addSpecial = false).dropLast(1).toIntArray())
+                        val emoji = tokenizer.encode("x🙂", addSpecial = false)
+                        session.prefill(emoji.copyOf(emoji.size - 1))
                         val start = session.length
                         val text = StringBuilder()
                         session.generate { text.append(it.text) }
@@ -111,8 +112,9 @@ fun texts() {
             }
             Session(model, params).use { session ->
                 session.setSampler(SamplerParams.greedy())
-                val tokens = Tokenizer(model).use { it.encode(prompt, addSpecial = false, parseSpecial = true) }
-                session.prefill(tokens)
+                session.prefill(
+                    Tokenizer(model).use { it.encode(prompt, addSpecial = false, parseSpecial = true) },
+                )
                 var shown = ""
                 assertEquals(Finish.END, session.generate { shown += it.text })
                 assertTrue("Paris" in shown, shown)

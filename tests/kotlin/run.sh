@@ -41,9 +41,12 @@ diff "$work/native" "$work/exported"
 echo "$(wc -l <"$work/exported") native methods"
 
 echo "--- the library, as Gradle compiles it: for Java 8 and Android, with Kotlin 2.2"
-kotlinc -Werror -Xexplicit-api=strict -language-version 2.2 -Xjdk-release=8 -no-reflect -d "$work/mor.jar" "$binding/mor/src/main/kotlin"
-kotlinc -Werror -Xexplicit-api=strict -language-version 2.2 -Xjdk-release=8 -no-reflect -cp "$work/mor.jar:$coroutines" \
-    -d "$work/mor-coroutines.jar" "$binding/coroutines/src/main/kotlin"
+library() { # MODULE JAR CLASSPATH
+    kotlinc -Werror -Xexplicit-api=strict -language-version 2.2 -Xjdk-release=8 -no-reflect -cp "$3" \
+        -d "$work/$2" "$binding/$1/src/main/kotlin"
+}
+library mor mor.jar "$lib/kotlin-stdlib.jar"
+library coroutines mor-coroutines.jar "$work/mor.jar:$coroutines"
 # The library is found inside the jar.
 jar --update --file "$work/mor.jar" -C "$work/natives" dev
 
@@ -53,8 +56,7 @@ mkdir -p "$work/android"
 awk -v to="$work/android/" '/^=== / {file = to $2; folder = file; sub("/[^/]*$", "", folder)
     system("mkdir -p " folder); next} file {print > file}' tests/kotlin/android-stubs.txt
 find "$work/android" -name '*.java' -exec javac -d "$work/android/classes" {} +
-kotlinc -Werror -Xexplicit-api=strict -language-version 2.2 -Xjdk-release=8 -no-reflect -cp "$work/mor.jar:$work/android/classes" \
-    -d "$work/mor-android.jar" "$binding/android/src/main/kotlin"
+library android mor-android.jar "$work/mor.jar:$work/android/classes"
 kotlinc -Werror -Xjdk-release=8 -no-reflect \
     -cp "$work/mor.jar:$work/mor-android.jar:$work/android/classes" -d "$work/sample.jar" \
     "$binding/sample/src/main/kotlin"
@@ -70,8 +72,8 @@ echo "--- the tests"
 classes=$work/mor.jar:$work/mor-coroutines.jar:$lib/kotlin-stdlib.jar:$lib/kotlin-test.jar:$coroutines
 rm -rf "$work/tests"
 # The compiler reads the Java file, and leaves its compilation to javac; internals are compared too.
-kotlinc -Werror -Xfriend-paths="$work/mor.jar" -Xjava-package-prefix=dev.mor.tests -no-reflect -cp "$classes" -d "$work/tests" \
-    tests/kotlin
+kotlinc -Werror -Xfriend-paths="$work/mor.jar" -Xjava-package-prefix=dev.mor.tests -no-reflect \
+    -cp "$classes" -d "$work/tests" tests/kotlin
 javac -Xlint:all -Werror -cp "$classes:$work/tests" -d "$work/tests" tests/kotlin/JavaCaller.java
 status=0
 java -ea -Xcheck:jni -Xmx256m -XX:MaxDirectMemorySize=128m --add-opens java.base/java.io=ALL-UNNAMED \

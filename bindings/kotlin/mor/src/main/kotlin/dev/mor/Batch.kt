@@ -1,12 +1,12 @@
 package dev.mor
 
 /**
- * Many sequences at once, batched by depth: each [tick] runs the shared block once over all tokens that
- * need it, whatever their sequence and recursion. What a sequence gets does not depend on who else is
- * there: the same as in a session of its own.
+ * Many sequences at once, batched by depth: each [tick] runs the shared block once over all tokens
+ * that need it, whatever their sequence and recursion. What a sequence gets does not depend on who
+ * else is there: the same as in a session of its own.
  *
- * One call at a time may use a batch: a second one, from another thread, gets [MorException.Busy] and does
- * nothing. It may move between threads. The model may be closed before it.
+ * One call at a time may use a batch: a second one, from another thread, gets [MorException.Busy]
+ * and does nothing. It may move between threads. The model may be closed before it.
  *
  * Sequences are known by numbers, which a batch gives out once.
  *
@@ -35,9 +35,9 @@ public class Batch @JvmOverloads constructor(
     }
 
     /**
-     * Adds a sequence that begins with the first tokens of another, whose keys and values it shares as far
-     * as they are there: a common prompt is run and stored once. The parent may be in any state, and may
-     * be removed before it.
+     * Adds a sequence that begins with the first tokens of another, whose keys and values it shares
+     * as far as they are there: a common prompt is run and stored once. The parent may be in any
+     * state, and may be removed before it.
      *
      * @param parent the other
      * @param length how many tokens they have in common, at most those that the parent has
@@ -61,9 +61,9 @@ public class Batch @JvmOverloads constructor(
     public fun resume(sequence: Long): Unit = handle.call { Native.batchResume(it, sequence) }
 
     /**
-     * One pass over the weights: new tokens enter, every token in the recursions runs its next one, those
-     * that leave are finished, and what follows them is drawn. A failure that concerns one sequence ends
-     * that sequence only, with [Finish.FAILED].
+     * One pass over the weights: new tokens enter, every token in the recursions runs its next one,
+     * those that leave are finished, and what follows them is drawn. A failure that concerns one
+     * sequence ends that sequence only, with [Finish.FAILED].
      *
      * @return what happened, in its order: often nothing, while tokens are in the recursions
      */
@@ -89,8 +89,8 @@ public class Batch @JvmOverloads constructor(
     public fun tokens(sequence: Long): IntArray = handle.call { Native.batchTokens(it, sequence) }
 
     /**
-     * The recursions that the tokens of a sequence ran; 0 where the router let one pass by. Tokens that
-     * have not passed all layers yet, the last that was drawn among them, are left out.
+     * The recursions that the tokens of a sequence ran; 0 where the router let one pass by. Tokens
+     * that have not passed all layers yet, the last that was drawn among them, are left out.
      */
     public fun depths(sequence: Long): IntArray {
         val depths = handle.call { Native.batchDepths(it, sequence) }
@@ -119,8 +119,8 @@ public class Batch @JvmOverloads constructor(
     }
 
     /**
-     * Switches to ordinary batching, to compare with: new tokens enter only when all others have left the
-     * recursions, so that everyone waits for the deepest. Results do not depend on it.
+     * Switches to ordinary batching, to compare with: new tokens enter only when all others have
+     * left the recursions, so that everyone waits for the deepest. Results do not depend on it.
      */
     public fun setInStep(inStep: Boolean): Unit = handle.call { Native.batchSetInStep(it, inStep) }
 
@@ -190,8 +190,8 @@ public enum class SequenceStatus {
     RUNNING,
 
     /**
-     * The KV pool has no page for it, with [Pressure.EVICT] not even when it is alone. [Batch.resume] lets
-     * it try again.
+     * The KV pool has no page for it, with [Pressure.EVICT] not even when it is alone.
+     * [Batch.resume] lets it try again.
      */
     FULL,
 
@@ -207,8 +207,8 @@ public enum class SequenceStatus {
  * @property finished rows that passed the last layers
  * @property logits rows of logits
  * @property evictions sequences that gave their pages back
- * @property rows rows of the passes of the recursions, by recursion from 0. Without routers a row runs all
- *   recursions in one pass and counts at 0
+ * @property rows rows of the passes of the recursions, by recursion from 0. Without routers a row
+ *   runs all recursions in one pass and counts at 0
  */
 public data class BatchCounters(
     val ticks: Long,

@@ -5,8 +5,8 @@ import java.util.concurrent.locks.ReentrantLock
 import kotlin.concurrent.withLock
 
 /**
- * An object of the library's and who uses it. Calls are counted, so that it is freed when none is in
- * progress and used by none afterwards.
+ * An object of the library's and who uses it. Calls are counted, so that it is freed when none is
+ * in progress and used by none afterwards.
  *
  * @param name what it is, for sentences
  * @param address its handle
@@ -61,8 +61,8 @@ internal class Handle(
     }
 
     /**
-     * Frees it, when no call is in progress. Those that are get [interrupt], which must not block; then
-     * they are waited for.
+     * Frees it, when no call is in progress. Those that are get [interrupt], which must not block;
+     * then they are waited for.
      */
     inline fun close(interrupt: (Long) -> Unit = {}) {
         lock.withLock {

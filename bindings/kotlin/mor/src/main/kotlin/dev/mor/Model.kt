@@ -4,9 +4,10 @@ import java.io.File
 import java.nio.ByteBuffer
 
 /**
- * A model: the mapped file and what it says about itself. It never changes, so any number of threads,
- * sessions, tokenizers and batches may use one at the same time. Those made of it keep what they need of
- * it and stay usable after it is closed; the file is unmapped with the last of them.
+ * A model: the mapped file and what it says about itself. It never changes, so any number of
+ * threads, sessions, tokenizers and batches may use one at the same time. Those made of it keep
+ * what they need of it and stay usable after it is closed; the file is unmapped with the last of
+ * them.
  *
  * Close it when it is no longer needed: what is not closed is never freed.
  */
@@ -18,7 +19,10 @@ public class Model private constructor(
     /** What the model says about itself. It stands after the model is closed. */
     public val info: ModelInfo = ModelInfo.of(handle.call { Native.modelDescribe(it) })
 
-    /** The value of a metadata key whose value is a string, such as "general.name"; null without one. */
+    /**
+     * The value of a metadata key whose value is a string, such as "general.name"; null without
+     * one.
+     */
     public fun metadata(key: String): String? {
         val name = key.utf8()
         return try {
@@ -41,8 +45,9 @@ public class Model private constructor(
     )
 
     /**
-     * Plans the batch with the most sequences whose block of memory has at most so many bytes. What was
-     * sought stands in the plan's `sequences` and `kvPages`; in [params] these two do not matter.
+     * Plans the batch with the most sequences whose block of memory has at most so many bytes. What
+     * was sought stands in the plan's `sequences` and `kvPages`; in [params] these two do not
+     * matter.
      *
      * @param meanDepth recursions of a token in mean, from 0 to the model's `recursions`
      * @param bytes for the block; `heapBytes` and stacks come besides
@@ -59,8 +64,8 @@ public class Model private constructor(
     )
 
     /**
-     * Pages of the KV pool that the sequences of [params] take when their contexts are full: a value for
-     * [BatchParams.kvPages], which does not matter here.
+     * Pages of the KV pool that the sequences of [params] take when their contexts are full: a
+     * value for [BatchParams.kvPages], which does not matter here.
      *
      * @param meanDepth recursions of a token in mean, from 0 to the model's `recursions`
      */
@@ -70,15 +75,18 @@ public class Model private constructor(
             Native.batchPagesFor(it, params.fields(), params.cpus?.toIntArray(), meanDepth)
         }
 
-    /** Waits for calls on the model that are in progress and frees it. The second time it does nothing. */
+    /**
+     * Waits for calls on the model that are in progress and frees it. The second time it does
+     * nothing.
+     */
     override fun close(): Unit = handle.close()
 
     /** Loads models. */
     public companion object {
         /**
-         * Loads the GGUF file at [path]: maps it read-only and checks all that is needed to run it. The
-         * weights are used where they lie in the map. May block on the disk. Files are not trusted: a
-         * damaged or hostile one gives an exception.
+         * Loads the GGUF file at [path]: maps it read-only and checks all that is needed to run it.
+         * The weights are used where they lie in the map. May block on the disk. Files are not
+         * trusted: a damaged or hostile one gives an exception.
          */
         @JvmStatic
         @JvmOverloads
@@ -93,9 +101,10 @@ public class Model private constructor(
         public fun load(file: File, params: LoadParams = LoadParams()): Model = load(file.path, params)
 
         /**
-         * As [load] of a path, from the descriptor of an open file: the [length] bytes from [offset] on,
-         * any number, for example of an uncompressed asset inside an Android package, which is mapped
-         * where it lies. The descriptor stays the caller's and may be closed after the call.
+         * As [load] of a path, from the descriptor of an open file: the [length] bytes from
+         * [offset] on, any number, for example of an uncompressed asset inside an Android package,
+         * which is mapped where it lies. The descriptor stays the caller's and may be closed after
+         * the call.
          *
          * @param length in bytes; 0: up to the file's end
          */
@@ -111,9 +120,9 @@ public class Model private constructor(
         }
 
         /**
-         * As [load] of a path, from a direct buffer, from its position to its limit. It is used where it
-         * is and must not change before the model and all that was made of it are closed; with
-         * [LoadParams.copy] it is copied.
+         * As [load] of a path, from a direct buffer, from its position to its limit. It is used
+         * where it is and must not change before the model and all that was made of it are closed;
+         * with [LoadParams.copy] it is copied.
          */
         @JvmStatic
         @JvmOverloads
@@ -211,13 +220,13 @@ public data class ModelInfo(
 /**
  * What a session will take.
  *
- * @property bytes of the session's one block of memory: all that it takes, at once, when it is created, but
- *   for the stacks of its helper threads
+ * @property bytes of the session's one block of memory: all that it takes, at once, when it is
+ *   created, but for the stacks of its helper threads
  * @property alignment what the block is aligned to, in bytes
  * @property kvBytes of [bytes]: the pages of the KV cache
  * @property kvBytesPerToken bytes of KV pages that a token of full depth takes
- * @property stackBytes bytes of address space of the helper threads' stacks, which the system gives page by
- *   page as they are used
+ * @property stackBytes bytes of address space of the helper threads' stacks, which the system gives
+ *   page by page as they are used
  * @property context tokens of the sequence, with the default filled in
  * @property batch tokens of a pass
  * @property kvPages pages of the KV pool

@@ -7,8 +7,8 @@ public object Mor {
     public val version: String get() = Native.version().decodeToString()
 
     /**
-     * How many models, tokenizers, sessions and batches there are that were not closed: what leaks, when
-     * it grows.
+     * How many models, tokenizers, sessions and batches there are that were not closed: what leaks,
+     * when it grows.
      */
     @JvmStatic
     public val liveObjects: Int get() = Handle.live.get()

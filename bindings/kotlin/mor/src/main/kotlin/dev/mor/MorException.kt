@@ -18,10 +18,14 @@ public enum class MorStatus(public val code: Int) {
     /** The model file is damaged, truncated or made to mislead. */
     FORMAT(4),
 
-    /** The file is sound but not of a kind that is run, or this system cannot do what was asked for. */
+    /**
+     * The file is sound but not of a kind that is run, or this system cannot do what was asked for.
+     */
     UNSUPPORTED(5),
 
-    /** The file has no tokenizer, or one that cannot be used, or the text cannot be expressed in it. */
+    /**
+     * The file has no tokenizer, or one that cannot be used, or the text cannot be expressed in it.
+     */
     TOKENIZER(6),
 
     /** The file has no chat template, or a broken one, or it refuses the conversation. */
@@ -36,7 +40,10 @@ public enum class MorStatus(public val code: Int) {
     /** The model computed a value that is not finite: its weights are damaged. */
     NOT_FINITE(10),
 
-    /** The system refused a thread for another reason than a lack of memory, its affinity or niceness. */
+    /**
+     * The system refused a thread for another reason than a lack of memory, its affinity or
+     * niceness.
+     */
     THREAD(11),
 
     /** The call was cancelled; the session is as it was before the call. */
@@ -63,17 +70,23 @@ public enum class MorStatus(public val code: Int) {
     /** A bug in the library. The object of the call accepts nothing but being closed. */
     INTERNAL(19);
 
-    /** One sentence about it, for people. [MorException]'s message says more about a particular call. */
+    /**
+     * One sentence about it, for people. [MorException]'s message says more about a particular
+     * call.
+     */
     public val sentence: String get() = Native.statusText(code).decodeToString()
 }
 
 /**
- * Why a call failed. There is a class for each [MorStatus]. A call on an object that was closed is none of
- * these but an [IllegalStateException].
+ * Why a call failed. There is a class for each [MorStatus]. A call on an object that was closed is
+ * none of these but an [IllegalStateException].
  *
  * @property status which kind of failure
  */
-public sealed class MorException(public val status: MorStatus, message: String) : RuntimeException(message) {
+public sealed class MorException(
+    public val status: MorStatus,
+    message: String,
+) : RuntimeException(message) {
     /** See [MorStatus.INVALID_ARGUMENT]. */
     public class InvalidArgument(message: String) : MorException(MorStatus.INVALID_ARGUMENT, message)
 

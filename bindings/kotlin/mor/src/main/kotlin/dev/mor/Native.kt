@@ -1,9 +1,9 @@
 package dev.mor
 
 /**
- * The native methods, one for each function of mor.h, as `src/jni/` of the library exports them. Texts are
- * UTF-8, structs are arrays in the order of their fields, handles are addresses: everything is checked by
- * the classes around it, and nothing else may call it.
+ * The native methods, one for each function of mor.h, as `src/jni/` of the library exports them.
+ * Texts are UTF-8, structs are arrays in the order of their fields, handles are addresses:
+ * everything is checked by the classes around it, and nothing else may call it.
  */
 internal object Native {
     init {
@@ -130,8 +130,8 @@ internal object Native {
 }
 
 /**
- * The text as the library takes it. Kotlin would write "?" for half of a surrogate pair, which is no
- * character; here it is an error.
+ * The text as the library takes it. Kotlin would write "?" for half of a surrogate pair, which is
+ * no character; here it is an error.
  */
 internal fun String.utf8(): ByteArray = try {
     encodeToByteArray(throwOnInvalidSequence = true)
@@ -141,4 +141,5 @@ internal fun String.utf8(): ByteArray = try {
 
 /** The value of an enum that the library means by a number. */
 internal fun <E : Enum<E>> List<E>.at(number: Int): E =
-    getOrNull(number) ?: throw MorException.Internal("the library answered $number, which is not known")
+    getOrNull(number)
+        ?: throw MorException.Internal("the library answered $number, which is not known")

@@ -11,9 +11,10 @@ internal object NativeLibrary {
         val path = System.getProperty("dev.mor.library")
         if (path != null) return System.load(path)
         // Inside the jar, where there is one for this system; Android has it in the package.
-        val resource = javaClass.getResource("/dev/mor/natives/${platform()}/${System.mapLibraryName(NAME)}")
+        val name = System.mapLibraryName(NAME)
+        val resource = javaClass.getResource("/dev/mor/natives/${platform()}/$name")
             ?: return System.loadLibrary(NAME)
-        val copy = File.createTempFile("mor", System.mapLibraryName(NAME))
+        val copy = File.createTempFile("mor", name)
         try {
             resource.openStream().use { from -> copy.outputStream().use { from.copyTo(it) } }
             System.load(copy.path)

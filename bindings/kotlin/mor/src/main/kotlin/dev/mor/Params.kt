@@ -15,11 +15,12 @@ public enum class KvType {
 /**
  * How a model is loaded.
  *
- * @property copy read the file into memory of this process instead of mapping it. A map costs no memory of
- *   its own, but whoever truncates the file during a call ends the process; a copy is safe from that
+ * @property copy read the file into memory of this process instead of mapping it. A map costs no
+ *   memory of its own, but whoever truncates the file during a call ends the process; a copy is
+ *   safe from that
  * @property prefault touch every page while loading, so that no later call waits for the disk
- * @property lock keep every page in memory until the model is closed; [MorException.Lock] when the system
- *   refuses
+ * @property lock keep every page in memory until the model is closed; [MorException.Lock] when the
+ *   system refuses
  * @property log takes what the library has to tell about this model and its sessions
  */
 public data class LoadParams(
@@ -42,7 +43,10 @@ public enum class LogLevel {
 
 /** Takes a model's log, on whatever thread something is loaded or created. */
 public fun interface LogListener {
-    /** Takes one line. What it throws ends the call that has something to tell, and goes on from there. */
+    /**
+     * Takes one line. What it throws ends the call that has something to tell, and goes on from
+     * there.
+     */
     public fun onLine(level: LogLevel, text: String)
 }
 
@@ -50,17 +54,17 @@ public fun interface LogListener {
  * What a session is planned for.
  *
  * @property context most tokens of the sequence; 0: as many as the model was trained for
- * @property batch most tokens of one pass over the weights: prompts are taken in pieces of this size.
- *   Larger is faster and takes more memory; results do not depend on it
- * @property threads threads that share the work, the caller's included, at most 256; 0: one for each core
- *   that this process may use. Results do not depend on it
+ * @property batch most tokens of one pass over the weights: prompts are taken in pieces of this
+ *   size. Larger is faster and takes more memory; results do not depend on it
+ * @property threads threads that share the work, the caller's included, at most 256; 0: one for
+ *   each core that this process may use. Results do not depend on it
  * @property kvType how keys and values are stored
- * @property kvPages pages of the KV pool, of 16 entries each; 0: enough for every token to take every
- *   recursion. With fewer, calls may fail with [MorException.KvFull]
+ * @property kvPages pages of the KV pool, of 16 entries each; 0: enough for every token to take
+ *   every recursion. With fewer, calls may fail with [MorException.KvFull]
  * @property niceness of the helper threads, from -20 (first) to 19 (last); 0 leaves it as it is
  * @property prefault touch every page of the session's memory when it is created
- * @property lock keep the session's memory from being swapped out; [MorException.Lock] when the system
- *   refuses
+ * @property lock keep the session's memory from being swapped out; [MorException.Lock] when the
+ *   system refuses
  * @property cpus the CPUs that helper threads may run on, by the system's numbers; null: any
  */
 public data class SessionParams(
@@ -86,8 +90,8 @@ public data class SessionParams(
  * @property temperature logits are divided by this before the draw; 0 takes the likeliest token
  * @property topP only the likeliest tokens whose probabilities add up to this stay; 1 does nothing
  * @property minP only tokens at least this times as likely as the likeliest stay; 0 does nothing
- * @property repeatPenalty logits of recent tokens are divided by this where positive and multiplied where
- *   negative; 1 does nothing
+ * @property repeatPenalty logits of recent tokens are divided by this where positive and multiplied
+ *   where negative; 1 does nothing
  * @property topK only this many of the likeliest tokens stay; 0 does nothing
  * @property repeatLastN how many tokens back the penalty looks
  * @property seed start of the random sequence: the same seed draws the same tokens
@@ -117,8 +121,8 @@ public data class SamplerParams(
  * What to generate.
  *
  * @property maxTokens most tokens to write; [Int.MAX_VALUE]: as many as the context holds
- * @property stop texts that end the generation and are not part of it, each of at most 1024 bytes of UTF-8
- *   and without a zero character; an empty one ends nothing
+ * @property stop texts that end the generation and are not part of it, each of at most 1024 bytes
+ *   of UTF-8 and without a zero character; an empty one ends nothing
  */
 public data class GenerateParams(
     var maxTokens: Int = Int.MAX_VALUE,
@@ -131,8 +135,9 @@ public enum class Routing {
     THRESHOLD,
 
     /**
-     * The best of the whole text, as the paper trains and scores: for comparing with published numbers.
-     * The text must come as one [Session.prefill] into an empty session whose `batch` holds it.
+     * The best of the whole text, as the paper trains and scores: for comparing with published
+     * numbers. The text must come as one [Session.prefill] into an empty session whose `batch`
+     * holds it.
      */
     CAPACITY,
 }
@@ -140,12 +145,14 @@ public enum class Routing {
 /** Who has the pages of the KV pool when there are not enough. */
 public enum class Pressure {
     /**
-     * The sequence of lowest priority gives its pages back and goes on when there is room again: it is
-     * run anew from its tokens, to the same results.
+     * The sequence of lowest priority gives its pages back and goes on when there is room again: it
+     * is run anew from its tokens, to the same results.
      */
     EVICT,
 
-    /** The sequence of lowest priority of those that need a page stands still until [Batch.resume]. */
+    /**
+     * The sequence of lowest priority of those that need a page stands still until [Batch.resume].
+     */
     REFUSE,
 }
 
@@ -153,20 +160,21 @@ public enum class Pressure {
  * What a batch is planned for.
  *
  * @property context most tokens of a sequence; 0: as many as the model was trained for
- * @property sequences sequences at a time, those among them that are done and not yet removed; at least 1
- * @property rows most tokens of one tick's pass over the weights. Larger is faster when there are many
- *   sequences or long prompts, and takes more memory; results do not depend on it
- * @property logitRows rows of logits that are computed together, each of which takes 4 bytes for every
- *   token of the vocabulary; 0: one for each sequence, up to 32. Results do not depend on it
- * @property kvPages pages of the KV pool that the sequences share, of 16 entries each; 0: enough for every
- *   token to take every recursion. [Model.batchPagesFor] says how many do for less
+ * @property sequences sequences at a time, those among them that are done and not yet removed; at
+ *   least 1
+ * @property rows most tokens of one tick's pass over the weights. Larger is faster when there are
+ *   many sequences or long prompts, and takes more memory; results do not depend on it
+ * @property logitRows rows of logits that are computed together, each of which takes 4 bytes for
+ *   every token of the vocabulary; 0: one for each sequence, up to 32. Results do not depend on it
+ * @property kvPages pages of the KV pool that the sequences share, of 16 entries each; 0: enough
+ *   for every token to take every recursion. [Model.batchPagesFor] says how many do for less
  * @property threads as in [SessionParams]
  * @property kvType how keys and values are stored
  * @property pressure what happens when the KV pool is full
  * @property niceness as in [SessionParams]
  * @property prefault touch every page of the batch's memory when it is created
- * @property lock keep the batch's memory from being swapped out; [MorException.Lock] when the system
- *   refuses
+ * @property lock keep the batch's memory from being swapped out; [MorException.Lock] when the
+ *   system refuses
  * @property cpus as in [SessionParams]
  */
 public data class BatchParams(
@@ -194,13 +202,13 @@ public data class BatchParams(
  * What a new sequence of a batch is to do.
  *
  * @property prompt its tokens; for a fork, those after the common beginning
- * @property maxTokens most tokens to generate; 0 only runs the prompt; [Int.MAX_VALUE]: as many as the
- *   context holds
+ * @property maxTokens most tokens to generate; 0 only runs the prompt; [Int.MAX_VALUE]: as many as
+ *   the context holds
  * @property sampler how tokens are drawn
- * @property cut the routers' cut, from 0 to 1, see [Session.setCut]; below 0: as the model was trained;
- *   for a fork, as its parent, which is all that a fork may have
- * @property depthLimit the most recursions of a token, from 1; 0: all; for a fork, as its parent, which is
- *   all that a fork may have
+ * @property cut the routers' cut, from 0 to 1, see [Session.setCut]; below 0: as the model was
+ *   trained; for a fork, as its parent, which is all that a fork may have
+ * @property depthLimit the most recursions of a token, from 1; 0: all; for a fork, as its parent,
+ *   which is all that a fork may have
  * @property priority under pressure sequences of lower priority give way; of equals the later
  * @property ignoreEnd go on after tokens that end a text
  */
@@ -223,4 +231,5 @@ internal fun Boolean.toLong(): Long = if (this) 1 else 0
 internal fun Float.bits(): Long = toRawBits().toLong() and 0xFFFF_FFFFL
 
 /** As the library counts: its largest number means no limit. */
-internal fun tokenLimit(tokens: Int): Long = if (tokens == Int.MAX_VALUE) Long.MAX_VALUE else tokens.toLong()
+internal fun tokenLimit(tokens: Int): Long =
+    if (tokens == Int.MAX_VALUE) Long.MAX_VALUE else tokens.toLong()

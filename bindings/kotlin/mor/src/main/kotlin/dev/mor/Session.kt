@@ -5,17 +5,17 @@ import java.nio.ByteBuffer
 /**
  * One sequence of tokens in the making, its memory, its helper threads and its sampler.
  *
- * One call at a time may use a session: a second one, from another thread or from a callback of the first,
- * gets [MorException.Busy] and does nothing. It may move between threads. Only [cancel], [resetCancel] and
- * [close] may come at any time. The model may be closed before it.
+ * One call at a time may use a session: a second one, from another thread or from a callback of the
+ * first, gets [MorException.Busy] and does nothing. It may move between threads. Only [cancel],
+ * [resetCancel] and [close] may come at any time. The model may be closed before it.
  *
  * Close it when it is no longer needed: what is not closed is never freed.
  *
  * @property model the model that it was made of
  * @param params for what
  * @param memory where the session is to be: a direct buffer of [MemoryPlan.bytes] and
- *   [MemoryPlan.alignment] more, since Java's buffers begin anywhere. It is the session's until it is
- *   closed. null: memory of its own
+ *   [MemoryPlan.alignment] more, since Java's buffers begin anywhere. It is the session's until it
+ *   is closed. null: memory of its own
  */
 public class Session @JvmOverloads constructor(
     public val model: Model,
@@ -40,8 +40,8 @@ public class Session @JvmOverloads constructor(
     }
 
     /**
-     * Runs tokens after those so far. On a failure the session is as it was before the call. May take
-     * long; [cancel] ends it with [MorException.Cancelled].
+     * Runs tokens after those so far. On a failure the session is as it was before the call. May
+     * take long; [cancel] ends it with [MorException.Cancelled].
      *
      * @param tokens token ids, each below the vocabulary's size; at least one
      */
@@ -50,8 +50,8 @@ public class Session @JvmOverloads constructor(
     /**
      * Runs one token after those so far.
      *
-     * @param into gets the logits of what follows it, one number for each token of the vocabulary; null
-     *   when only the token is to be run
+     * @param into gets the logits of what follows it, one number for each token of the vocabulary;
+     *   null when only the token is to be run
      */
     @JvmOverloads
     public fun step(token: Int, into: FloatArray? = null): Unit =
@@ -70,8 +70,8 @@ public class Session @JvmOverloads constructor(
     }
 
     /**
-     * Sets how [sample] and [generate] draw tokens from now on; the random sequence begins at its seed. A
-     * new session draws with the defaults.
+     * Sets how [sample] and [generate] draw tokens from now on; the random sequence begins at its
+     * seed. A new session draws with the defaults.
      */
     public fun setSampler(params: SamplerParams): Unit =
         handle.call { Native.setSampler(it, params.fields()) }
@@ -81,8 +81,8 @@ public class Session @JvmOverloads constructor(
 
     /**
      * Continues the text so far, token by token: draws, runs, decodes and calls [listener], on this
-     * thread. Needs a prompt ([prefill]) first. What the listener throws ends the generation after the
-     * token that it was given, and goes on from here.
+     * thread. Needs a prompt ([prefill]) first. What the listener throws ends the generation after
+     * the token that it was given, and goes on from here.
      *
      * [cancel] ends it with [Finish.CANCELLED]. The tokens before a failure stay.
      *
@@ -107,8 +107,8 @@ public class Session @JvmOverloads constructor(
     ): Finish = run(params, predicate)
 
     /**
-     * As [generate], for a loop: each token is drawn when it is asked for. Close the stream when the loop
-     * may end before it does. Until then the session is in use by it.
+     * As [generate], for a loop: each token is drawn when it is asked for. Close the stream when
+     * the loop may end before it does. Until then the session is in use by it.
      */
     @JvmOverloads
     public fun stream(params: GenerateParams = GenerateParams()): TokenStream = TokenStream(this, params)
@@ -165,11 +165,12 @@ public class Session @JvmOverloads constructor(
     public val kvBytesUsed: Long get() = handle.call { Native.kvBytesUsed(it) }
 
     /**
-     * Sets the routers' cut from the next token on: a token goes on while the sigmoid of its score is at
-     * least this. Higher is faster and coarser. Models without expert-choice routers take no notice.
+     * Sets the routers' cut from the next token on: a token goes on while the sigmoid of its score
+     * is at least this. Higher is faster and coarser. Models without expert-choice routers take no
+     * notice.
      *
-     * @param cut from 0, which sends every token through all recursions, to 1, which sends none; a session
-     *   begins with the cut that the model was trained for
+     * @param cut from 0, which sends every token through all recursions, to 1, which sends none; a
+     *   session begins with the cut that the model was trained for
      */
     public fun setCut(cut: Float): Unit = handle.call { Native.setCut(it, cut) }
 
@@ -181,9 +182,9 @@ public class Session @JvmOverloads constructor(
     public fun setDepthLimit(limit: Int): Unit = handle.call { Native.setDepthLimit(it, limit) }
 
     /**
-     * Sets the time that a token should take: an aim, not a bound. The deepest recursions of a token are
-     * left out when by the speed measured so far they would not be done in time. With a budget, results
-     * depend on the clock.
+     * Sets the time that a token should take: an aim, not a bound. The deepest recursions of a
+     * token are left out when by the speed measured so far they would not be done in time. With a
+     * budget, results depend on the clock.
      *
      * @param nanoseconds the budget; 0, with which a session begins, sets none
      */
@@ -195,8 +196,8 @@ public class Session @JvmOverloads constructor(
         handle.call { Native.setRouting(it, routing.ordinal) }
 
     /**
-     * Forgets all tokens from a position on; their KV pages are free again. The logits are gone: run a
-     * token to get new ones.
+     * Forgets all tokens from a position on; their KV pages are free again. The logits are gone:
+     * run a token to get new ones.
      *
      * @param length how many tokens stay, at most as many as there are
      */
@@ -223,9 +224,9 @@ public class Session @JvmOverloads constructor(
     }
 
     /**
-     * Replaces the sequence so far by a saved one, of this or another session of the same model file and
-     * KV type. A state is not trusted: what is damaged or does not fit is refused, and the session is as
-     * before.
+     * Replaces the sequence so far by a saved one, of this or another session of the same model
+     * file and KV type. A state is not trusted: what is damaged or does not fit is refused, and the
+     * session is as before.
      *
      * @throws MorException.State when it is damaged or of another model
      */
@@ -235,21 +236,23 @@ public class Session @JvmOverloads constructor(
     public fun restore(state: ByteBuffer): Unit = handle.call { Native.restoreFrom(it, state.slice()) }
 
     /**
-     * Ends the call in progress within the time of one layer, or the next call at once. Any thread, any
-     * time, also from a callback; never blocks. One cancel ends one [prefill] or [step], with
-     * [MorException.Cancelled], or one [generate], with [Finish.CANCELLED]. After [close] it does nothing.
+     * Ends the call in progress within the time of one layer, or the next call at once. Any thread,
+     * any time, also from a callback; never blocks. One cancel ends one [prefill] or [step], with
+     * [MorException.Cancelled], or one [generate], with [Finish.CANCELLED]. After [close] it does
+     * nothing.
      */
     public fun cancel(): Unit = handle.beside { Native.cancel(it) }
 
     /**
-     * Takes back a cancel that no call has met yet: call it before a new request, so that a cancel that
-     * came too late for the last one does not end it.
+     * Takes back a cancel that no call has met yet: call it before a new request, so that a cancel
+     * that came too late for the last one does not end it.
      */
     public fun resetCancel(): Unit = handle.beside { Native.resetCancel(it) }
 
     /**
-     * Frees the session. A call in progress on another thread is cancelled and waited for, and a stream is
-     * ended; a callback that does not return is waited for as well. The second time it does nothing.
+     * Frees the session. A call in progress on another thread is cancelled and waited for, and a
+     * stream is ended; a callback that does not return is waited for as well. The second time it
+     * does nothing.
      *
      * @throws MorException.Busy inside a callback of this session's
      */
@@ -264,9 +267,9 @@ private fun ByteArray.toInts(): IntArray = IntArray(size) { this[it].toInt() and
 /**
  * One token of a generation, as it comes. It has been run and is part of the session.
  *
- * @property text the text that is certain with this token: whole characters, nothing that may still turn
- *   out to be a stop text. Often empty; the last call of a generation may repeat the last token with the
- *   rest of the text
+ * @property text the text that is certain with this token: whole characters, nothing that may still
+ *   turn out to be a stop text. Often empty; the last call of a generation may repeat the last
+ *   token with the rest of the text
  * @property id the token
  * @property depth recursions that it ran
  */
@@ -280,7 +283,10 @@ public fun interface TokenListener {
 
 /** Takes the tokens of a generation and says whether it is to go on. */
 public fun interface TokenPredicate {
-    /** Takes one token; false ends the generation. What it throws does as well, and goes on from there. */
+    /**
+     * Takes one token; false ends the generation. What it throws does as well, and goes on from
+     * there.
+     */
     public fun onToken(token: GeneratedToken): Boolean
 }
 
@@ -307,6 +313,8 @@ public enum class Finish {
     /** Of a batch's sequence: [Batch.stop]. */
     STOPPED,
 
-    /** Of a batch's sequence: the model computed a value that is not finite, see [Batch.failure]. */
+    /**
+     * Of a batch's sequence: the model computed a value that is not finite, see [Batch.failure].
+     */
     FAILED,
 }

@@ -6,10 +6,10 @@ import kotlin.concurrent.withLock
 /**
  * A generation to loop over: `session.stream().use { for (token in it) print(token.text) }`.
  *
- * A token is drawn when it is asked for, so the session stands after the last one that was taken. The
- * generation runs on a thread of its own, which waits between two tokens and ends with the stream: one that
- * is neither read to its end nor closed keeps its thread and its session until the session is closed. One
- * thread at a time may read it; any may close it.
+ * A token is drawn when it is asked for, so the session stands after the last one that was taken.
+ * The generation runs on a thread of its own, which waits between two tokens and ends with the
+ * stream: one that is neither read to its end nor closed keeps its thread and its session until the
+ * session is closed. One thread at a time may read it; any may close it.
  */
 public class TokenStream internal constructor(
     private val session: Session,
@@ -32,8 +32,8 @@ public class TokenStream internal constructor(
         private set
 
     /**
-     * Whether there is another token, for which it waits. What ends the generation in a failure is thrown
-     * here, once. An interrupt ends the stream.
+     * Whether there is another token, for which it waits. What ends the generation in a failure is
+     * thrown here, once. An interrupt ends the stream.
      */
     override fun hasNext(): Boolean {
         try {
@@ -67,7 +67,10 @@ public class TokenStream internal constructor(
         }
     }
 
-    /** Ends the generation and waits until the session is free again. The second time it does nothing. */
+    /**
+     * Ends the generation and waits until the session is free again. The second time it does
+     * nothing.
+     */
     override fun close() {
         val (worker, running) = lock.withLock {
             closed = true

@@ -1,14 +1,14 @@
 package dev.mor
 
 /**
- * A model's tokenizer with working memory of its own. One call at a time may use it: a second one, from
- * another thread, gets [MorException.Busy]. Threads make one each; they share the vocabulary, which is the
- * model's. The model may be closed before it.
+ * A model's tokenizer with working memory of its own. One call at a time may use it: a second one,
+ * from another thread, gets [MorException.Busy]. Threads make one each; they share the vocabulary,
+ * which is the model's. The model may be closed before it.
  *
  * @property model the model that it was made of
- * @param maxPieceBytes the longest piece of text without a break that [encode] can take, in bytes: a word
- *   for byte-level vocabularies, whose texts may be of any length; the text between two special tokens for
- *   SentencePiece's. The working memory is about 29 times as large
+ * @param maxPieceBytes the longest piece of text without a break that [encode] can take, in bytes:
+ *   a word for byte-level vocabularies, whose texts may be of any length; the text between two
+ *   special tokens for SentencePiece's. The working memory is about 29 times as large
  * @throws MorException.Tokenizer when the model has no tokenizer that can be used
  */
 public class Tokenizer @JvmOverloads constructor(
@@ -28,10 +28,10 @@ public class Tokenizer @JvmOverloads constructor(
     /**
      * The tokens of a text, which may hold any characters, also the zero one.
      *
-     * @param addSpecial put the tokens that begin and end a text around it, if the file asks for them:
-     *   usual for a prompt, wrong for a rendered chat, which brings its own
-     * @param parseSpecial read the names of control tokens, such as "<|im_end|>", as these tokens: only
-     *   for text that is trusted, such as a rendered chat
+     * @param addSpecial put the tokens that begin and end a text around it, if the file asks for
+     *   them: usual for a prompt, wrong for a rendered chat, which brings its own
+     * @param parseSpecial read the names of control tokens, such as "<|im_end|>", as these tokens:
+     *   only for text that is trusted, such as a rendered chat
      */
     @JvmOverloads
     public fun encode(
@@ -66,9 +66,10 @@ public class Tokenizer @JvmOverloads constructor(
     public fun isEnd(token: Int): Boolean = handle.call { Native.isEnd(it, token) }
 
     /**
-     * A conversation as the text that the model was trained on, by the chat template in its file. Encode
-     * it with `encode(text, addSpecial = false, parseSpecial = true)`. The texts cannot hold the zero
-     * character. A template is a program from the file and is not trusted: its work is bounded.
+     * A conversation as the text that the model was trained on, by the chat template in its file.
+     * Encode it with `encode(text, addSpecial = false, parseSpecial = true)`. The texts cannot hold
+     * the zero character. A template is a program from the file and is not trusted: its work is
+     * bounded.
      *
      * @param addPrompt end where the assistant is to speak
      * @throws MorException.Template also when the file has no template

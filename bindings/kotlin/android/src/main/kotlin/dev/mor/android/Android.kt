@@ -12,11 +12,11 @@ import java.io.FileNotFoundException
 import java.io.IOException
 
 /**
- * Loads a model out of the app's package, mapped where it lies: it is not unpacked, takes no storage a
- * second time, and its pages are given back when memory is short.
+ * Loads a model out of the app's package, mapped where it lies: it is not unpacked, takes no
+ * storage a second time, and its pages are given back when memory is short.
  *
- * The asset must not be compressed: `androidResources { noCompress += "gguf" }` in the app's build file.
- * Where it begins in the package does not matter.
+ * The asset must not be compressed: `androidResources { noCompress += "gguf" }` in the app's build
+ * file. Where it begins in the package does not matter.
  *
  * @param name the asset's name, such as "model.gguf"
  * @throws MorException.Unsupported when it is compressed

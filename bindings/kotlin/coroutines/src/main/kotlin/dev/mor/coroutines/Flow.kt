@@ -10,10 +10,10 @@ import kotlinx.coroutines.flow.flow
 import kotlinx.coroutines.runInterruptible
 
 /**
- * A generation as a cold flow: each collection continues the session's text from where it stands, and a
- * token is drawn when the collector is ready for it. Cancelling the collection ends the generation within
- * the time of one layer; the session then stands after the last token that was emitted, or one behind it
- * where that was cancelled while it was handed over.
+ * A generation as a cold flow: each collection continues the session's text from where it stands,
+ * and a token is drawn when the collector is ready for it. Cancelling the collection ends the
+ * generation within the time of one layer; the session then stands after the last token that was
+ * emitted, or one behind it where that was cancelled while it was handed over.
  *
  * The session is in use by the collection until that ends.
  *

@@ -25,8 +25,8 @@ import dev.mor.android.loadAsset
 import java.util.concurrent.Executors
 
 /**
- * Talks to a model; each token is tinted by the recursions that it took, the darker the more. A model
- * without a chat template, as the repository's is, continues what is written.
+ * Talks to a model; each token is tinted by the recursions that it took, the darker the more. A
+ * model without a chat template, as the repository's is, continues what is written.
  */
 class ChatActivity : Activity() {
     /** Everything that loads and computes runs here, one thing at a time. */
