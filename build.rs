@@ -1,10 +1,22 @@
-//! With the feature `header`: writes `include/mor.h` anew from `src/ffi/`. Without it: nothing.
+//! With the feature `header`: writes `include/mor.h` anew from `src/ffi/`. For Android: how to link.
 
 fn main() {
     println!("cargo::rerun-if-changed=src/ffi");
     println!("cargo::rerun-if-changed=cbindgen.toml");
+    align_to_16_kib();
     #[cfg(feature = "header")]
     header::write();
+}
+
+/// Android devices with pages of 16 KiB load no 64-bit library that is aligned to less. Libraries for
+/// Java on Linux are linked alike, so that what is tested there is what is shipped.
+fn align_to_16_kib() {
+    let is = |name: &str, value: &str| std::env::var(name).is_ok_and(|found| found == value);
+    let java = std::env::var_os("CARGO_FEATURE_JNI").is_some();
+    let os = |name: &str| is("CARGO_CFG_TARGET_OS", name);
+    if is("CARGO_CFG_TARGET_POINTER_WIDTH", "64") && (os("android") || (java && os("linux"))) {
+        println!("cargo::rustc-link-arg=-Wl,-z,max-page-size=16384");
+    }
 }
 
 #[cfg(feature = "header")]

@@ -19,6 +19,8 @@ pub mod error;
 pub mod ffi;
 pub mod generate;
 pub mod gguf;
+#[cfg(feature = "jni")]
+mod jni;
 pub mod kv;
 mod memory;
 pub mod model;

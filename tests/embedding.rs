@@ -367,6 +367,28 @@ fn a_file_that_is_truncated_is_an_error_and_a_copy_does_not_care() {
     }
 }
 
+/// As an asset lies in an Android package: on a page (`zipalign -P 16`), on four bytes (`zipalign`), or
+/// anywhere. Kernels read weights at any address.
+#[test]
+fn a_part_of_a_file_at_any_offset_computes_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("package.apk");
+    for ty in [TensorType::F32, TensorType::Q4_0, TensorType::Q8_0] {
+        let bytes = gguf_bytes("expert_cycle", ty);
+        let whole = Model::from_bytes(bytes.clone()).unwrap();
+        let wanted = bits(session(&whole, 8, 1).step(3).unwrap());
+        for offset in [0, 1, 2, 3, 4, 4096, 4097, 12_340, 65_535] {
+            let parts = [&vec![7; offset][..], &bytes, &[7; 100]];
+            std::fs::write(&path, parts.concat()).unwrap();
+            let file = std::fs::File::open(&path).unwrap();
+            let length = Some(bytes.len() as u64);
+            let params = LoadParams::default();
+            let model = Model::from_file(file, offset as u64, length, &params).unwrap();
+            assert!(bits(session(&model, 8, 1).step(3).unwrap()) == wanted);
+        }
+    }
+}
+
 #[test]
 fn locked_and_prefaulted_memory_computes_the_same() {
     let bytes = gguf_bytes("expert_cycle", TensorType::F32);

@@ -9,7 +9,7 @@
 #![allow(clippy::missing_safety_doc)] // the C manual says what each pointer must be
 
 #[macro_use]
-mod boundary;
+pub(crate) mod boundary;
 mod handle;
 mod params;
 

@@ -76,6 +76,12 @@ impl Storage {
                 path.display()
             )));
         }
+        if !metadata.is_file() {
+            return Err(Error::unsupported(format_args!(
+                "'{}' is a pipe or a device, not a file",
+                path.display()
+            )));
+        }
         let (offset, bytes) = part.unwrap_or_default();
         let rest = metadata.len().saturating_sub(offset);
         let bytes = bytes.unwrap_or(rest);
