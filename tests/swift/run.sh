@@ -29,7 +29,7 @@ trap leave EXIT
 mirror=$(grep -hoE 'https?://[^ ]+/debian/?( |$)' /etc/apt/sources.list /etc/apt/sources.list.d/* \
     2>/dev/null | head -n 1 | tr -d ' ' || true)
 if [[ ! -x $debian/usr/libexec/swift/bin/swift ]]; then
-    debootstrap --variant=minbase "$suite" "$debian" "${mirror:-http://deb.debian.org/debian}" \
+    debootstrap --variant=minbase "$suite" "$debian" ${mirror:+"$mirror"} \
         >"$debian/install.log" || { tail -n 20 "$debian/install.log"; exit 1; }
     chroot "$debian" apt-get -qq update
     chroot "$debian" env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y \
