@@ -13,7 +13,12 @@ use std::ptr::{null, null_mut};
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
 
-const STEPS: usize = 10_000;
+/// Calls, or as many as MOR_TEST_STEPS says, for devices that are emulated.
+fn steps() -> usize {
+    let steps = std::env::var("MOR_TEST_STEPS").ok();
+    steps.map_or(10_000, |steps| steps.parse().unwrap())
+}
+
 const CONTEXT: usize = 96;
 const KINDS: usize = 20;
 const SEQUENCES: usize = 5;
@@ -46,8 +51,14 @@ impl Host {
         let mut params: mor_session_params = unsafe { std::mem::zeroed() };
         unsafe {
             let none = null_mut();
+            let mut load: mor_model_params = std::mem::zeroed();
+            mor_model_params_init(&mut load, size_of_val(&load));
+            // As in tests/common/cases.rs.
+            if std::env::var_os("MOR_TEST_DEVICE").is_some_and(|device| device == "cuda") {
+                load.device = mor_device::MOR_DEVICE_CUDA as u8;
+            }
             assert_eq!(
-                mor_model_load(path.as_ptr(), null(), &mut model, none),
+                mor_model_load(path.as_ptr(), &load, &mut model, none),
                 MOR_OK
             );
             assert_eq!(mor_model_describe(model, &mut info), MOR_OK);
@@ -392,11 +403,11 @@ fn main() {
         let before = everywhere();
         let mut host = Host::new(&path);
         let loaded = everywhere();
-        for _ in 0..STEPS {
+        for _ in 0..steps() {
             host.step();
         }
         let after = everywhere();
-        assert!(host.calls.iter().all(|n| *n > STEPS / 32));
+        assert!(host.calls.iter().all(|n| *n > steps() / 32));
         assert!(host.events.iter().all(|n| *n > 0), "{:?}", host.events);
         assert_eq!(after, loaded, "{path}");
         assert!(
@@ -405,6 +416,7 @@ fn main() {
         );
         drop(host);
         assert_eq!(everywhere().live, before.live, "{path}: all is given back");
-        println!("{STEPS} mixed calls on {path}: 0 allocations, 0 frees");
+        let steps = steps();
+        println!("{steps} mixed calls on {path}: 0 allocations, 0 frees");
     }
 }

@@ -18,6 +18,7 @@ if [ -z "$programs" ]; then
 fi
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | tee "$out/device.txt"
 
+"$programs/steady_state" | tee "$out/steady_state.log"
 for test in cuda reference session batch embedding; do
     echo "=== $test"
     # Two tests of sessions measure the memory and the threads of the CPU.

@@ -8,7 +8,7 @@ out=$1
 mkdir -p "$out"
 cargo build --release --features cuda
 cp "${CARGO_TARGET_DIR:-target}/release/mor" "$out/mor"
-for test in cuda reference session batch embedding; do
+for test in steady_state cuda reference session batch embedding; do
     program=$(cargo test --release --features cuda --test "$test" --no-run --message-format short 2>&1 |
         sed -n 's/.*Executable .*(\(.*\))$/\1/p')
     cp "$program" "$out/$test"
