@@ -28,9 +28,6 @@ internal class Handle(
         live.incrementAndGet()
     }
 
-    /** Whether it is closed, or about to be. */
-    val isClosed: Boolean get() = lock.withLock { closing }
-
     /** Makes a call. */
     inline fun <T> call(call: (Long) -> T): T {
         val handle = enter()
@@ -81,13 +78,21 @@ internal class Handle(
         while (address != 0L && Thread.currentThread() !in users) left.awaitUninterruptibly()
     }
 
-    private fun freeWhenIdle(): Unit = lock.withLock {
-        while (users.isNotEmpty()) left.awaitUninterruptibly()
-        val handle = address
-        address = 0
-        live.decrementAndGet()
-        left.signalAll()
-        free(handle)
+    private fun freeWhenIdle() {
+        val handle = lock.withLock {
+            while (users.isNotEmpty()) left.awaitUninterruptibly()
+            address
+        }
+        // Without the lock, since it takes its time; nobody begins anything any more.
+        try {
+            free(handle)
+        } finally {
+            lock.withLock {
+                address = 0
+                live.decrementAndGet()
+                left.signalAll()
+            }
+        }
     }
 
     companion object {
