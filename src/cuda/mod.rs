@@ -7,6 +7,9 @@
 
 mod driver;
 mod images;
+mod launch;
+mod layer;
+mod memory;
 mod params;
 mod plan;
 mod program;
@@ -23,7 +26,8 @@ use crate::model::{KvStrategy, Model, PlaneTokens, RouterKind};
 use crate::plan::{Plan, Region};
 use crate::routing::{self, Routing};
 use crate::sampling::Sampler;
-use driver::{Buffer, Module, Pinned, Program};
+use launch::{Module, Program};
+use memory::{Buffer, Pinned};
 use params::*;
 use program::{Kernels, Places, Writer};
 use std::mem::size_of;

@@ -3,32 +3,33 @@
 //! It follows `src/cpu/forward.rs`. Rows stay in their slots; how many of them run is known on the device
 //! only, so that every launch is large enough for all and blocks without a row end at once.
 
-use super::driver::{Address, Buffer, Function, Launch, Module, Program, Work};
+use super::driver::Address;
+use super::launch::{Function, Launch, Module, Program, Work};
+use super::memory::Buffer;
 use super::params::*;
 use super::plan::DevicePlan;
 use super::weights::Weights;
 use crate::error::Result;
 use crate::kv::KvShape;
 use crate::model::{
-    Keys, KvStrategy, Layer, LayerRun, Linear, Model, PlaneTokens, RopePairing, Router,
-    RouterFunction, RouterKind, RouterSpec, Stage, Vector,
+    Keys, KvStrategy, LayerRun, Linear, Model, Router, RouterFunction, RouterKind, RouterSpec,
+    Stage,
 };
 use crate::plan::Region;
-use crate::quant::TensorType;
 
 /// The kernels by name.
 pub(super) struct Kernels {
     begin: Function,
     embed: Function,
     copy_rows: Function,
-    norm: Function,
-    make: Function,
-    product_few: Function,
-    product_many: Function,
-    product_exact: Function,
-    store: Function,
-    attention: Function,
-    combine: Function,
+    pub(super) norm: Function,
+    pub(super) make: Function,
+    pub(super) product_few: Function,
+    pub(super) product_many: Function,
+    pub(super) product_exact: Function,
+    pub(super) store: Function,
+    pub(super) attention: Function,
+    pub(super) combine: Function,
     seats: Function,
     select: Function,
     decide: Function,
@@ -67,7 +68,7 @@ impl Kernels {
     }
 
     /// Bytes of shared memory that attention takes besides what it declares.
-    fn attention_shared(head_dim: usize) -> usize {
+    pub(super) fn attention_shared(head_dim: usize) -> usize {
         4 * (HEADS_TOGETHER as usize * (head_dim + PART as usize) + BLOCK as usize)
     }
 
@@ -504,223 +505,9 @@ impl<'a> Writer<'a> {
         self.launch(self.kernels.copy_rows, [self.rows as u32, 1, 1], 0, &params);
     }
 
-    // ---- A layer
-
-    /// Where keys are, for rows at each recursion; `run_at` tells the layer that runs there.
-    fn planes(&self, run_at: impl Fn(usize) -> Option<&'a LayerRun>, recursion: u32) -> Planes {
-        let all = &self.model.schedule().planes;
-        let mut planes = Planes {
-            recursion,
-            keys: [keys::READ_ONLY; _],
-            plane: [0; _],
-        };
-        for (r, (keys, plane)) in planes.keys.iter_mut().zip(&mut planes.plane).enumerate() {
-            let Some(run) = run_at(r) else { continue };
-            *plane = run.plane as u32;
-            *keys = match (run.keys, all[run.plane].tokens) {
-                (Keys::Shared, _) => keys::READ_ONLY,
-                (Keys::Append, PlaneTokens::All) => keys::ALL_TOKENS,
-                (Keys::Append, PlaneTokens::DeeperThan(_)) => keys::KEPT_TOKENS,
-            };
-        }
-        planes
-    }
-
-    fn layer(
-        &mut self,
-        layer: &Layer,
-        view: View,
-        planes: &Planes,
-        residual: Address,
-        appends: bool,
-    ) -> Result<()> {
-        self.attention_half(layer, view, planes, residual, appends)?;
-        let inner = self.model.hyperparameters().feed_forward_size;
-        let (gate, up) = (self.at(self.plan.gate), self.at(self.plan.up));
-        self.norm(view, residual, &layer.ffn_norm)?;
-        let both = [self.output(&layer.gate, gate)?, self.output(&layer.up, up)?];
-        self.product(&both, view);
-        self.make(view, make::SWIGLU, gate, up, inner, 1.0);
-        let down = self.added(&layer.down, residual)?;
-        self.product(&[down], view);
-        Ok(())
-    }
-
-    fn attention_half(
-        &mut self,
-        layer: &Layer,
-        view: View,
-        planes: &Planes,
-        residual: Address,
-        appends: bool,
-    ) -> Result<()> {
-        let h = self.model.hyperparameters();
-        let (rows, heads) = (self.rows as u32, h.heads as u32);
-        let [q, k, v] = [self.plan.q, self.plan.k, self.plan.v].map(|r| self.at(r));
-        self.norm(view, residual, &layer.attn_norm)?;
-        let all = [
-            self.output(&layer.q, q)?,
-            self.output(&layer.k, k)?,
-            self.output(&layer.v, v)?,
-        ];
-        self.product(if appends { &all } else { &all[..1] }, view);
-        let cache = Cache {
-            pages: self.at(self.plan.pages),
-            tables: self.at(self.plan.tables),
-            planes: self.kv.planes as u32,
-            table_pages: self.kv.table_pages as u32,
-            page_bytes: self.kv.page_bytes() as u32,
-            key_bytes: self.kv.key_bytes as u32,
-            value_bytes: self.kv.value_bytes as u32,
-            kv_heads: h.kv_heads as u32,
-            head_dim: h.head_dim as u32,
-            ty: self.kv.ty.tensor_type().gguf_id(),
-        };
-        let store = StoreParams {
-            view,
-            rows: self.at(self.plan.rows),
-            states: self.states(),
-            rope: self.at(self.plan.rope),
-            q,
-            k,
-            v,
-            report: self.report(0),
-            cache,
-            planes: *planes,
-            heads,
-            pairs: (h.rope.dims / 2) as u32,
-            neighbours: u32::from(h.rope.pairing == RopePairing::Norm),
-        };
-        self.launch(self.kernels.store, [rows, 1, 1], 0, &store);
-        let (partial, partial_scales) = (self.plan.partial, self.plan.partial_scales);
-        let parts = self.plan.parts as u32;
-        let attention = AttentionParams {
-            view,
-            rows: self.at(self.plan.rows),
-            states: self.states(),
-            q,
-            partial: self.at(partial),
-            partial_scales: self.at(partial_scales),
-            cache,
-            planes: *planes,
-            heads,
-            parts,
-            unused: 0,
-        };
-        let groups = (heads / cache.kv_heads).div_ceil(HEADS_TOGETHER);
-        let grid = [rows, cache.kv_heads * groups, parts];
-        let shared = Kernels::attention_shared(h.head_dim) as u32;
-        self.launch(self.kernels.attention, grid, shared, &attention);
-        let combine = CombineParams {
-            view,
-            rows: self.at(self.plan.rows),
-            states: self.states(),
-            partial: self.at(partial),
-            partial_scales: self.at(partial_scales),
-            out: self.prepared(h.query_size()),
-            planes: *planes,
-            heads,
-            head_dim: cache.head_dim,
-            parts,
-        };
-        self.launch(self.kernels.combine, [rows, 1, 1], 0, &combine);
-        let o = self.added(&layer.o, residual)?;
-        self.product(&[o], view);
-        Ok(())
-    }
-
-    fn norm(&mut self, view: View, x: Address, weight: &Vector) -> Result<()> {
-        let params = NormParams {
-            view,
-            x,
-            weight: self.weights.at(weight.offset)?,
-            out: self.prepared(weight.length),
-            epsilon: self.model.hyperparameters().norm_epsilon,
-            unused: 0,
-        };
-        self.launch(self.kernels.norm, [self.rows as u32, 1, 1], 0, &params);
-        Ok(())
-    }
-
-    fn make(&mut self, view: View, make: u32, a: Address, b: Address, columns: usize, by: f32) {
-        let params = MakeParams {
-            view,
-            a,
-            b,
-            out: self.prepared(columns),
-            make,
-            divisor: by,
-        };
-        self.launch(self.kernels.make, [self.rows as u32, 1, 1], 0, &params);
-    }
-
-    /// Products of the prepared rows with matrices of as many columns.
-    fn product(&mut self, matrices: &[Matrix], view: View) {
-        let mut all = [matrices[0]; 3];
-        all[..matrices.len()].copy_from_slice(matrices);
-        let columns = matrices[0].columns;
-        let tiles: u32 = matrices.iter().map(|m| m.rows.div_ceil(TILE_ROWS)).sum();
-        let params = ProductParams {
-            matrices: all,
-            count: matrices.len() as u32,
-            groups: columns.div_ceil(GROUP),
-            input: self.prepared(columns as usize),
-            view,
-        };
-        let single = TensorType::F32.gguf_id();
-        let exact = self.weights.device.architecture < 80
-            || !columns.is_multiple_of(GROUP)
-            || matrices.iter().any(|m| m.ty == single);
-        let rows = self.rows as u32;
-        let (kernel, each) = match exact {
-            true => (self.kernels.product_exact, FEW),
-            false if rows <= FEW => (self.kernels.product_few, FEW),
-            false => (self.kernels.product_many, MANY),
-        };
-        self.launch(kernel, [tiles, rows.div_ceil(each), 1], 0, &params);
-    }
-
-    /// A matrix whose results are written to `out`.
-    fn output(&self, linear: &Linear, out: Address) -> Result<Matrix> {
-        Ok(Matrix {
-            out,
-            ..self.matrix(linear)?
-        })
-    }
-
-    /// A matrix whose results are added to the rows in their slots.
-    fn added(&self, linear: &Linear, residual: Address) -> Result<Matrix> {
-        Ok(Matrix {
-            out: residual,
-            add: 1,
-            by_slot: 1,
-            ..self.matrix(linear)?
-        })
-    }
-
-    fn matrix(&self, linear: &Linear) -> Result<Matrix> {
-        let m = &linear.weight;
-        Ok(Matrix {
-            data: self.weights.at(m.offset)?,
-            bias: match &linear.bias {
-                Some(bias) => self.weights.at(bias.offset)?,
-                None => 0,
-            },
-            out: 0,
-            ty: m.ty.gguf_id(),
-            rows: m.rows as u32,
-            columns: m.columns as u32,
-            row_bytes: m.row_bytes as u32,
-            out_stride: m.rows as u32,
-            add: 0,
-            by_slot: 0,
-            unused: 0,
-        })
-    }
-
     // ---- Places
 
-    fn at(&self, region: Region) -> Address {
+    pub(super) fn at(&self, region: Region) -> Address {
         self.places.buffer.at(region.offset)
     }
 
@@ -730,15 +517,15 @@ impl<'a> Writer<'a> {
     }
 
     /// The report, from its field number `field` on.
-    fn report(&self, field: usize) -> Address {
+    pub(super) fn report(&self, field: usize) -> Address {
         self.at_output(self.plan.output.report) + 4 * field as Address
     }
 
-    fn states(&self) -> Address {
+    pub(super) fn states(&self) -> Address {
         self.at_output(self.plan.output.states)
     }
 
-    fn prepared(&self, columns: usize) -> Prepared {
+    pub(super) fn prepared(&self, columns: usize) -> Prepared {
         Prepared {
             floats: self.at(self.plan.floats),
             halves: self.at(self.plan.halves),
@@ -763,7 +550,13 @@ impl<'a> Writer<'a> {
         }
     }
 
-    fn launch<P: Parameter>(&mut self, function: Function, grid: [u32; 3], shared: u32, p: &P) {
+    pub(super) fn launch<P: Parameter>(
+        &mut self,
+        function: Function,
+        grid: [u32; 3],
+        shared: u32,
+        p: &P,
+    ) {
         let mut parameter = vec![0u64; size_of::<P>().div_ceil(8)].into_boxed_slice();
         // SAFETY: `Parameter`s are plain numbers without padding, and there is room for one.
         unsafe { parameter.as_mut_ptr().cast::<P>().write(*p) };

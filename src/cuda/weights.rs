@@ -1,7 +1,9 @@
 //! A model's weights on a device.
 
-use super::driver::{Address, Buffer, Device, Module, Registered};
+use super::driver::{Address, Device};
 use super::images;
+use super::launch::Module;
+use super::memory::{Buffer, Registered};
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::memory::{Shared, reserved, try_push};

@@ -1,0 +1,400 @@
+//! Kernels, and launches of them that follow one another: a graph, where the driver has graphs.
+
+use super::driver::{Address, Device};
+use crate::error::{Error, Result};
+use crate::memory::Shared;
+use cudarc::driver::sys;
+use std::ffi::{CStr, c_int, c_uint, c_void};
+use std::mem::zeroed;
+use std::ptr::{null, null_mut};
+
+/// A loaded image of kernels.
+pub(super) struct Module {
+    device: Shared<Device>,
+    handle: sys::CUmodule,
+}
+
+// SAFETY: a name that the driver gave out, good on any thread.
+unsafe impl Send for Module {}
+// SAFETY: as above.
+unsafe impl Sync for Module {}
+
+/// A kernel of a [`Module`] that is alive.
+#[derive(Clone, Copy)]
+pub(super) struct Function(sys::CUfunction);
+
+// SAFETY: a name that the driver gave out, good on any thread.
+unsafe impl Send for Function {}
+// SAFETY: as above.
+unsafe impl Sync for Function {}
+
+impl Module {
+    /// `image` is a cubin, or PTX with a zero byte at its end.
+    pub fn new(device: &Shared<Device>, image: &[u8]) -> Result<Self> {
+        let _entered = device.enter()?;
+        let mut handle = null_mut();
+        // SAFETY: an image of our own; the driver finds its end by its header or the zero byte.
+        let status =
+            unsafe { (device.functions.cuModuleLoadData)(&mut handle, image.as_ptr().cast()) };
+        device.check("cuModuleLoadData", status)?;
+        Ok(Module {
+            device: device.clone(),
+            handle,
+        })
+    }
+
+    pub fn function(&self, name: &CStr) -> Result<Function> {
+        let _entered = self.device.enter()?;
+        let mut function = null_mut();
+        // SAFETY: the module is loaded.
+        let status = unsafe {
+            (self.device.functions.cuModuleGetFunction)(&mut function, self.handle, name.as_ptr())
+        };
+        self.device.check("cuModuleGetFunction", status)?;
+        Ok(Function(function))
+    }
+
+    /// Lets a kernel have so many bytes of dynamic shared memory.
+    pub fn allow_shared_memory(&self, function: Function, bytes: usize) -> Result<()> {
+        use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MOST;
+        let _entered = self.device.enter()?;
+        // SAFETY: a function of this module.
+        let status =
+            unsafe { (self.device.functions.cuFuncSetAttribute)(function.0, MOST, bytes as c_int) };
+        self.device.check("cuFuncSetAttribute", status)
+    }
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        if let Ok(_entered) = self.device.enter() {
+            // SAFETY: loaded in `new`, and nothing of it runs.
+            unsafe { (self.device.functions.cuModuleUnload)(self.handle) };
+        }
+    }
+}
+
+/// One launch of a kernel, with its parameter by value.
+pub(super) struct Launch {
+    pub function: Function,
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: u32,
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+    /// The bytes of the one parameter, in words so that they are aligned.
+    pub parameter: Box<[u64]>,
+}
+
+/// A piece of work for the device.
+pub(super) enum Work {
+    Launch(Launch),
+    /// Copies bytes of pinned memory to the device.
+    Send {
+        to: Address,
+        from: *const u8,
+        bytes: usize,
+    },
+    /// Copies bytes of the device to pinned memory.
+    Receive {
+        to: *mut u8,
+        from: Address,
+        bytes: usize,
+    },
+    /// Work that the device does when a kernel before it has set this condition; always where the driver
+    /// has no such thing. The kernels then find nothing to do.
+    When {
+        condition: Condition,
+        work: Vec<Work>,
+    },
+}
+
+/// A condition that a kernel sets, by the number that it passes to `cudaGraphSetConditional`.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Condition(pub u64);
+
+/// Launches that follow one another, to be started as one: a graph, or where the driver has none, one by
+/// one.
+pub(super) struct Program {
+    device: Shared<Device>,
+    stream: sys::CUstream,
+    graph: sys::CUgraph,
+    exec: sys::CUgraphExec,
+    work: Vec<Work>,
+}
+
+// SAFETY: names that the driver gave out, good on any thread; the pointers are to pinned memory that the
+// owner keeps.
+unsafe impl Send for Program {}
+// SAFETY: `&Program` does nothing.
+unsafe impl Sync for Program {}
+
+impl Program {
+    /// An empty one.
+    pub fn new(device: &Shared<Device>) -> Result<Self> {
+        let _entered = device.enter()?;
+        let f = &device.functions;
+        let mut program = Program {
+            device: device.clone(),
+            stream: null_mut(),
+            graph: null_mut(),
+            exec: null_mut(),
+            work: Vec::new(),
+        };
+        /// CU_STREAM_NON_BLOCKING: other work of the host program is not waited for.
+        const NON_BLOCKING: c_uint = 1;
+        // SAFETY: a place for the result; destroyed when `program` is dropped.
+        let status = unsafe { (f.cuStreamCreate)(&mut program.stream, NON_BLOCKING) };
+        device.check("cuStreamCreate", status)?;
+        if device.has_graphs()
+            && let Some(create) = f.cuGraphCreate
+        {
+            // SAFETY: as above.
+            let status = unsafe { create(&mut program.graph, 0) };
+            device.check("cuGraphCreate", status)?;
+        }
+        Ok(program)
+    }
+
+    /// A new condition, false at each start; none where the driver has no conditional nodes.
+    pub fn condition(&mut self) -> Result<Condition> {
+        let create = self.device.functions.cuGraphConditionalHandleCreate;
+        let (Some(create), true) = (create, self.device.has_conditionals()) else {
+            return Ok(Condition::default());
+        };
+        /// CU_GRAPH_COND_ASSIGN_DEFAULT: set to the default at each start.
+        const ASSIGN_DEFAULT: c_uint = 1;
+        let _entered = self.device.enter()?;
+        let mut handle = 0;
+        // SAFETY: a place for the result.
+        let status = unsafe {
+            create(
+                &mut handle,
+                self.graph,
+                self.device.context,
+                0,
+                ASSIGN_DEFAULT,
+            )
+        };
+        self.device
+            .check("cuGraphConditionalHandleCreate", status)?;
+        Ok(Condition(handle))
+    }
+
+    /// What this program does from now on.
+    ///
+    /// # Safety
+    /// The work's kernels stay within memory that lives as long as this program.
+    pub unsafe fn set(&mut self, work: Vec<Work>) -> Result<()> {
+        self.work = work;
+        if self.graph.is_null() {
+            return Ok(());
+        }
+        let _entered = self.device.enter()?;
+        self.add(self.graph, &mut null_mut(), &self.work)?;
+        let f = &self.device.functions;
+        let (Some(instantiate), Some(upload)) = (f.cuGraphInstantiateWithFlags, f.cuGraphUpload)
+        else {
+            return Ok(());
+        };
+        // SAFETY: a whole graph; the result is destroyed when this is dropped.
+        let status = unsafe { instantiate(&mut self.exec, self.graph, 0) };
+        self.device.check("cuGraphInstantiate", status)?;
+        // SAFETY: just made.
+        let status = unsafe { upload(self.exec, self.stream) };
+        self.device.check("cuGraphUpload", status)
+    }
+
+    /// Adds nodes to a graph, each after the one before, the first after `last`.
+    fn add(&self, graph: sys::CUgraph, last: &mut sys::CUgraphNode, work: &[Work]) -> Result<()> {
+        let f = &self.device.functions;
+        let (Some(add_kernel), Some(add_copy)) =
+            (f.cuGraphAddKernelNode_v2, f.cuGraphAddMemcpyNode)
+        else {
+            return Ok(());
+        };
+        for piece in work {
+            let before = *last;
+            let (dependencies, count) = match before.is_null() {
+                true => (null(), 0),
+                false => (&raw const before, 1),
+            };
+            match piece {
+                Work::Launch(launch) => {
+                    let mut parameters = [launch.parameter.as_ptr().cast_mut().cast::<c_void>()];
+                    let [x, y, z] = launch.grid;
+                    let params = sys::CUDA_KERNEL_NODE_PARAMS {
+                        func: launch.function.0,
+                        gridDimX: x,
+                        gridDimY: y,
+                        gridDimZ: z,
+                        blockDimX: launch.block,
+                        blockDimY: 1,
+                        blockDimZ: 1,
+                        sharedMemBytes: launch.shared,
+                        kernelParams: parameters.as_mut_ptr(),
+                        extra: null_mut(),
+                        kern: null_mut(),
+                        ctx: null_mut(),
+                    };
+                    // SAFETY: the parameter has the size that the kernel takes (a test compares them).
+                    let status = unsafe { add_kernel(last, graph, dependencies, count, &params) };
+                    self.device.check("cuGraphAddKernelNode", status)?;
+                }
+                Work::Send { .. } | Work::Receive { .. } => {
+                    let copy = copy_params(piece);
+                    // SAFETY: ranges that the caller of `set` vouches for.
+                    let status = unsafe {
+                        add_copy(last, graph, dependencies, count, &copy, self.device.context)
+                    };
+                    self.device.check("cuGraphAddMemcpyNode", status)?;
+                }
+                Work::When { condition, work } => {
+                    let Some(add) = f.cuGraphAddNode_v2.filter(|_| condition.0 != 0) else {
+                        // Always: the kernels look themselves.
+                        self.add(graph, last, work)?;
+                        continue;
+                    };
+                    // SAFETY: plain numbers and pointers.
+                    let mut params: sys::CUgraphNodeParams = unsafe { zeroed() };
+                    params.type_ = sys::CUgraphNodeType::CU_GRAPH_NODE_TYPE_CONDITIONAL;
+                    params.__bindgen_anon_1.conditional = sys::CUDA_CONDITIONAL_NODE_PARAMS {
+                        handle: condition.0,
+                        type_: sys::CUgraphConditionalNodeType::CU_GRAPH_COND_TYPE_IF,
+                        size: 1,
+                        phGraph_out: null_mut(),
+                        ctx: self.device.context,
+                    };
+                    // SAFETY: the driver writes the place of the body's graph.
+                    let status =
+                        unsafe { add(last, graph, dependencies, null(), count, &mut params) };
+                    self.device.check("cuGraphAddNode", status)?;
+                    // SAFETY: the variant that was just written, and filled in by the driver.
+                    let body = unsafe { params.__bindgen_anon_1.conditional.phGraph_out };
+                    if body.is_null() {
+                        return Err(Error::device("the driver gave a conditional node no body"));
+                    }
+                    // SAFETY: an array of `size` graphs.
+                    self.add(unsafe { *body }, &mut null_mut(), work)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Does the work and waits for its end.
+    pub fn run(&mut self) -> Result<()> {
+        let _entered = self.device.enter()?;
+        let f = &self.device.functions;
+        match f.cuGraphLaunch {
+            Some(launch) if !self.exec.is_null() => {
+                // SAFETY: instantiated, and what it uses is alive.
+                let status = unsafe { launch(self.exec, self.stream) };
+                self.device.check("cuGraphLaunch", status)?;
+            }
+            _ => self.start(&self.work)?,
+        }
+        // SAFETY: the program's stream.
+        let status = unsafe { (f.cuStreamSynchronize)(self.stream) };
+        self.device.check("cuStreamSynchronize", status)
+    }
+
+    /// Starts work piece by piece.
+    fn start(&self, work: &[Work]) -> Result<()> {
+        let f = &self.device.functions;
+        for piece in work {
+            // SAFETY: what the caller of `set` vouches for.
+            let (call, status) = unsafe {
+                match piece {
+                    Work::Launch(launch) => {
+                        let mut parameters =
+                            [launch.parameter.as_ptr().cast_mut().cast::<c_void>()];
+                        let [x, y, z] = launch.grid;
+                        let status = (f.cuLaunchKernel)(
+                            launch.function.0,
+                            x,
+                            y,
+                            z,
+                            launch.block,
+                            1,
+                            1,
+                            launch.shared,
+                            self.stream,
+                            parameters.as_mut_ptr(),
+                            null_mut(),
+                        );
+                        ("cuLaunchKernel", status)
+                    }
+                    Work::Send { to, from, bytes } => (
+                        "cuMemcpyHtoDAsync",
+                        (f.cuMemcpyHtoDAsync_v2)(*to, from.cast(), *bytes, self.stream),
+                    ),
+                    Work::Receive { to, from, bytes } => (
+                        "cuMemcpyDtoHAsync",
+                        (f.cuMemcpyDtoHAsync_v2)(to.cast(), *from, *bytes, self.stream),
+                    ),
+                    Work::When { work, .. } => {
+                        self.start(work)?;
+                        continue;
+                    }
+                }
+            };
+            self.device.check(call, status)?;
+        }
+        Ok(())
+    }
+}
+
+/// A copy as graphs want it: one row of a cuboid.
+fn copy_params(piece: &Work) -> sys::CUDA_MEMCPY3D {
+    use sys::CUmemorytype::{CU_MEMORYTYPE_DEVICE, CU_MEMORYTYPE_HOST};
+    // SAFETY: plain numbers and pointers; the two types are numbers that exist, set below.
+    let mut copy: sys::CUDA_MEMCPY3D = unsafe {
+        let mut copy = std::mem::MaybeUninit::<sys::CUDA_MEMCPY3D>::zeroed();
+        (&raw mut (*copy.as_mut_ptr()).srcMemoryType).write(CU_MEMORYTYPE_HOST);
+        (&raw mut (*copy.as_mut_ptr()).dstMemoryType).write(CU_MEMORYTYPE_DEVICE);
+        copy.assume_init()
+    };
+    (copy.Height, copy.Depth) = (1, 1);
+    match piece {
+        Work::Send { to, from, bytes } => {
+            copy.srcHost = from.cast();
+            copy.dstDevice = *to;
+            copy.WidthInBytes = *bytes;
+        }
+        Work::Receive { to, from, bytes } => {
+            copy.srcMemoryType = CU_MEMORYTYPE_DEVICE;
+            copy.srcDevice = *from;
+            copy.dstMemoryType = CU_MEMORYTYPE_HOST;
+            copy.dstHost = to.cast();
+            copy.WidthInBytes = *bytes;
+        }
+        Work::Launch(_) | Work::When { .. } => {}
+    }
+    copy
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let Ok(_entered) = self.device.enter() else {
+            return;
+        };
+        let f = &self.device.functions;
+        // SAFETY: made in `new` and `set`; the stream is empty, for `run` waits for it, but after an
+        // error, where waiting is all that can be done.
+        unsafe {
+            if !self.stream.is_null() {
+                (f.cuStreamSynchronize)(self.stream);
+            }
+            if let (Some(destroy), false) = (f.cuGraphExecDestroy, self.exec.is_null()) {
+                destroy(self.exec);
+            }
+            if let (Some(destroy), false) = (f.cuGraphDestroy, self.graph.is_null()) {
+                destroy(self.graph);
+            }
+            if !self.stream.is_null() {
+                (f.cuStreamDestroy_v2)(self.stream);
+            }
+        }
+    }
+}
