@@ -192,7 +192,7 @@ fn random_blocks(ty: TensorType) -> Vec<u8> {
         .map(|t| TensorPlan {
             name: t.name.to_string(),
             ty: if fits(t) { ty } else { t.ty },
-            dims: t.dims.iter().map(|d| *d as u64).collect(),
+            dims: t.dims.clone(),
         })
         .collect();
     assert!(plans.iter().any(|plan| plan.ty == ty));

@@ -407,7 +407,9 @@ fn main() {
             host.step();
         }
         let after = everywhere();
-        assert!(host.calls.iter().all(|n| *n > steps() / 32));
+        // Each kind is as likely as another: half of what is expected, and few steps vary more.
+        let least = steps() / KINDS / 2;
+        assert!(host.calls.iter().all(|n| *n > least), "{:?}", host.calls);
         assert!(host.events.iter().all(|n| *n > 0), "{:?}", host.events);
         assert_eq!(after, loaded, "{path}");
         assert!(
