@@ -87,6 +87,7 @@ functions! {
     fn cuGetErrorName(Status, *mut *const c_char);
     fn cuGetErrorString(Status, *mut *const c_char);
     optional:
+    fn cuFuncGetParamInfo(sys::CUfunction, usize, *mut usize, *mut usize);
     fn cuGraphCreate(*mut sys::CUgraph, c_uint);
     fn cuGraphDestroy(sys::CUgraph);
     fn cuGraphAddKernelNode_v2(

@@ -1,10 +1,12 @@
 //! Kernels, and launches of them that follow one another: a graph, where the driver has graphs.
 
 use super::driver::{Address, Device};
+use super::params::Parameter;
 use crate::error::{Error, Result};
 use crate::memory::Shared;
 use cudarc::driver::sys;
 use std::ffi::{CStr, c_int, c_uint, c_void};
+use std::marker::PhantomData;
 use std::mem::zeroed;
 use std::ptr::{null, null_mut};
 
@@ -19,14 +21,19 @@ unsafe impl Send for Module {}
 // SAFETY: as above.
 unsafe impl Sync for Module {}
 
-/// A kernel of a [`Module`] that is alive.
-#[derive(Clone, Copy)]
-pub(super) struct Function(sys::CUfunction);
+/// A kernel of a [`Module`] that is alive, and whose one parameter is a `P`.
+pub(super) struct Function<P> {
+    handle: sys::CUfunction,
+    parameter: PhantomData<fn(P)>,
+}
 
-// SAFETY: a name that the driver gave out, good on any thread.
-unsafe impl Send for Function {}
-// SAFETY: as above.
-unsafe impl Sync for Function {}
+impl<P> Clone for Function<P> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<P> Copy for Function<P> {}
 
 impl Module {
     /// `image` is a cubin, or PTX with a zero byte at its end.
@@ -43,24 +50,41 @@ impl Module {
         })
     }
 
-    pub fn function(&self, name: &CStr) -> Result<Function> {
+    /// The kernel of this name. Where the driver tells the size of a kernel's parameter it is compared.
+    pub fn function<P: Parameter>(&self, name: &CStr) -> Result<Function<P>> {
         let _entered = self.device.enter()?;
-        let mut function = null_mut();
+        let f = &self.device.functions;
+        let mut handle = null_mut();
         // SAFETY: the module is loaded.
-        let status = unsafe {
-            (self.device.functions.cuModuleGetFunction)(&mut function, self.handle, name.as_ptr())
-        };
+        let status = unsafe { (f.cuModuleGetFunction)(&mut handle, self.handle, name.as_ptr()) };
         self.device.check("cuModuleGetFunction", status)?;
-        Ok(Function(function))
+        if let Some(get) = f.cuFuncGetParamInfo {
+            let (mut offset, mut bytes) = (0, 0);
+            // SAFETY: places for the results; every kernel has a parameter 0.
+            let status = unsafe { get(handle, 0, &mut offset, &mut bytes) };
+            self.device.check("cuFuncGetParamInfo", status)?;
+            if bytes != size_of::<P>() {
+                return Err(Error::device(format_args!(
+                    "the kernel {} takes {bytes} bytes, not {}: src/cuda/images is of other sources",
+                    name.to_str().unwrap_or_default(),
+                    size_of::<P>()
+                )));
+            }
+        }
+        Ok(Function {
+            handle,
+            parameter: PhantomData,
+        })
     }
 
     /// Lets a kernel have so many bytes of dynamic shared memory.
-    pub fn allow_shared_memory(&self, function: Function, bytes: usize) -> Result<()> {
+    pub fn allow_shared_memory<P>(&self, function: Function<P>, bytes: usize) -> Result<()> {
         use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MOST;
         let _entered = self.device.enter()?;
         // SAFETY: a function of this module.
-        let status =
-            unsafe { (self.device.functions.cuFuncSetAttribute)(function.0, MOST, bytes as c_int) };
+        let status = unsafe {
+            (self.device.functions.cuFuncSetAttribute)(function.handle, MOST, bytes as c_int)
+        };
         self.device.check("cuFuncSetAttribute", status)
     }
 }
@@ -76,14 +100,34 @@ impl Drop for Module {
 
 /// One launch of a kernel, with its parameter by value.
 pub(super) struct Launch {
-    pub function: Function,
-    pub grid: [u32; 3],
-    /// Threads of a block.
-    pub block: u32,
-    /// Bytes of dynamic shared memory.
-    pub shared: u32,
+    function: sys::CUfunction,
+    grid: [u32; 3],
+    block: u32,
+    shared: u32,
     /// The bytes of the one parameter, in words so that they are aligned.
-    pub parameter: Box<[u64]>,
+    parameter: Box<[u64]>,
+}
+
+impl Launch {
+    /// `grid` blocks of `block` threads, each block with `shared` bytes of dynamic shared memory.
+    pub fn new<P: Parameter>(
+        function: Function<P>,
+        grid: [u32; 3],
+        block: u32,
+        shared: u32,
+        parameter: &P,
+    ) -> Self {
+        let mut words = vec![0u64; size_of::<P>().div_ceil(8)].into_boxed_slice();
+        // SAFETY: `Parameter`s are plain numbers without padding, and there is room for one.
+        unsafe { words.as_mut_ptr().cast::<P>().write(*parameter) };
+        Launch {
+            function: function.handle,
+            grid,
+            block,
+            shared,
+            parameter: words,
+        }
+    }
 }
 
 /// A piece of work for the device.
@@ -224,7 +268,7 @@ impl Program {
                     let mut parameters = [launch.parameter.as_ptr().cast_mut().cast::<c_void>()];
                     let [x, y, z] = launch.grid;
                     let params = sys::CUDA_KERNEL_NODE_PARAMS {
-                        func: launch.function.0,
+                        func: launch.function,
                         gridDimX: x,
                         gridDimY: y,
                         gridDimZ: z,
@@ -237,7 +281,7 @@ impl Program {
                         kern: null_mut(),
                         ctx: null_mut(),
                     };
-                    // SAFETY: the parameter has the size that the kernel takes (a test compares them).
+                    // SAFETY: the parameter is of the kernel's type.
                     let status = unsafe { add_kernel(last, graph, dependencies, count, &params) };
                     self.device.check("cuGraphAddKernelNode", status)?;
                 }
@@ -311,7 +355,7 @@ impl Program {
                             [launch.parameter.as_ptr().cast_mut().cast::<c_void>()];
                         let [x, y, z] = launch.grid;
                         let status = (f.cuLaunchKernel)(
-                            launch.function.0,
+                            launch.function,
                             x,
                             y,
                             z,

@@ -19,25 +19,25 @@ use crate::plan::Region;
 
 /// The kernels by name.
 pub(super) struct Kernels {
-    begin: Function,
-    embed: Function,
-    copy_rows: Function,
-    pub(super) norm: Function,
-    pub(super) make: Function,
-    pub(super) product_few: Function,
-    pub(super) product_many: Function,
-    pub(super) product_exact: Function,
-    pub(super) store: Function,
-    pub(super) attention: Function,
-    pub(super) combine: Function,
-    seats: Function,
-    select: Function,
-    decide: Function,
-    merge: Function,
-    leave: Function,
-    sample: Function,
+    begin: Function<BeginParams>,
+    embed: Function<EmbedParams>,
+    copy_rows: Function<CopyRowsParams>,
+    pub(super) norm: Function<NormParams>,
+    pub(super) make: Function<MakeParams>,
+    pub(super) product_few: Function<ProductParams>,
+    pub(super) product_many: Function<ProductParams>,
+    pub(super) product_exact: Function<ProductParams>,
+    pub(super) store: Function<StoreParams>,
+    pub(super) attention: Function<AttentionParams>,
+    pub(super) combine: Function<CombineParams>,
+    seats: Function<SeatsParams>,
+    select: Function<SelectParams>,
+    decide: Function<DecideParams>,
+    merge: Function<MergeParams>,
+    leave: Function<LeaveParams>,
+    sample: Function<SampleParams>,
     /// Where the driver has conditional nodes.
-    condition: Option<Function>,
+    condition: Option<Function<ConditionParams>>,
 }
 
 impl Kernels {
@@ -119,10 +119,8 @@ impl<'a> Writer<'a> {
                     report,
                     condition: condition.0,
                 };
-                self.launch(kernel, [1, 1, 1], 0, &params);
-                if let Some(Work::Launch(launch)) = self.work.last_mut() {
-                    launch.block = 1;
-                }
+                let launch = Launch::new(kernel, [1, 1, 1], 1, 0, &params);
+                self.work.push(Work::Launch(launch));
             }
             let before = std::mem::take(&mut self.work);
             self.recursion(stage)?;
@@ -552,20 +550,12 @@ impl<'a> Writer<'a> {
 
     pub(super) fn launch<P: Parameter>(
         &mut self,
-        function: Function,
+        function: Function<P>,
         grid: [u32; 3],
         shared: u32,
-        p: &P,
+        parameter: &P,
     ) {
-        let mut parameter = vec![0u64; size_of::<P>().div_ceil(8)].into_boxed_slice();
-        // SAFETY: `Parameter`s are plain numbers without padding, and there is room for one.
-        unsafe { parameter.as_mut_ptr().cast::<P>().write(*p) };
-        self.work.push(Work::Launch(Launch {
-            function,
-            grid,
-            block: BLOCK,
-            shared,
-            parameter,
-        }));
+        let launch = Launch::new(function, grid, BLOCK, shared, parameter);
+        self.work.push(Work::Launch(launch));
     }
 }
