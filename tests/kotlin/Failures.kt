@@ -64,6 +64,7 @@ fun failures() {
                 fails<MorException.ContextFull> { session.prefill(IntArray(65)) }
                 session.prefill(intArrayOf(300))
                 fails<MorException.BufferTooSmall> { session.logits(FloatArray(10)) }
+                fails<MorException.BufferTooSmall> { session.step(300, FloatArray(4095)) }
                 fails<MorException.BufferTooSmall> { session.save(ByteBuffer.allocateDirect(10)) }
                 fails<MorException.InvalidArgument> { session.save(ByteBuffer.allocate(100_000)) }
                 fails<MorException.InvalidArgument> {

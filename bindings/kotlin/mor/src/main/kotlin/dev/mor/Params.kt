@@ -110,6 +110,7 @@ public data class SamplerParams(
         topK.toLong(), repeatLastN.toLong(), seed,
     )
 
+    /** Usual ones. */
     public companion object {
         /** Always the likeliest token. */
         @JvmStatic

@@ -54,8 +54,14 @@ public class Session @JvmOverloads constructor(
      *   null when only the token is to be run
      */
     @JvmOverloads
-    public fun step(token: Int, into: FloatArray? = null): Unit =
-        handle.call { Native.step(it, token, into) }
+    public fun step(token: Int, into: FloatArray? = null): Unit = handle.call {
+        val needed = model.info.vocabSize
+        // Before the token is run: a call that fails changes nothing.
+        if (into != null && into.size < needed) {
+            throw MorException.BufferTooSmall("the array holds ${into.size} logits of $needed")
+        }
+        Native.step(it, token, into)
+    }
 
     /**
      * The logits of what follows the last token.

@@ -58,6 +58,7 @@ public class TokenStream internal constructor(
         return token != null && !closed
     }
 
+    /** The next token, as [hasNext]; [NoSuchElementException] when there is none. */
     override fun next(): GeneratedToken {
         if (!hasNext()) throw NoSuchElementException("the generation has ended")
         return lock.withLock {
