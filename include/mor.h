@@ -290,6 +290,20 @@ typedef enum mor_sequence_status {
 } mor_sequence_status;
 
 /**
+ * Where a model runs.
+ */
+typedef enum mor_device {
+  /**
+   * The processor.
+   */
+  MOR_DEVICE_CPU = 0,
+  /**
+   * An NVIDIA GPU. Needs a library that was built with the feature `cuda`, and NVIDIA's driver.
+   */
+  MOR_DEVICE_CUDA = 1,
+} mor_device;
+
+/**
  * What chooses a token's depth.
  */
 typedef enum mor_model_kind {
@@ -702,7 +716,7 @@ typedef struct mor_session_plan_info {
    */
   size_t alignment;
   /**
-   * Of `bytes`: the pages of the KV cache.
+   * The pages of the KV cache: of `bytes`, or of `device_bytes` when the model is on a GPU.
    */
   size_t kv_bytes;
   /**
@@ -734,6 +748,14 @@ typedef struct mor_session_plan_info {
    * Zero.
    */
   uint32_t reserved;
+  /**
+   * Bytes of the GPU's memory, besides the weights; 0 on the CPU.
+   */
+  size_t device_bytes;
+  /**
+   * Bytes of the host's memory that are pinned for copies to and from the GPU; 0 on the CPU.
+   */
+  size_t pinned_bytes;
 } mor_session_plan_info;
 
 /**
@@ -938,7 +960,7 @@ typedef struct mor_batch_plan_info {
    */
   size_t heap_bytes;
   /**
-   * Of `bytes`: the pages of the KV pool.
+   * The pages of the KV pool: of `bytes`, or of `device_bytes` when the model is on a GPU.
    */
   size_t kv_bytes;
   /**
@@ -974,6 +996,14 @@ typedef struct mor_batch_plan_info {
    * Zero.
    */
   uint32_t reserved;
+  /**
+   * Bytes of the GPU's memory, besides the weights; 0 on the CPU.
+   */
+  size_t device_bytes;
+  /**
+   * Bytes of the host's memory that are pinned for copies to and from the GPU; 0 on the CPU.
+   */
+  size_t pinned_bytes;
 } mor_batch_plan_info;
 
 /**

@@ -273,7 +273,8 @@ struct free_batch {
 
 } // namespace detail
 
-/// mor_model_params with the defaults set.
+/// mor_model_params with the defaults set. `device` takes a mor_device, `device_index` a GPU's number;
+/// what a session or batch takes of a GPU is in their plans.
 struct model_params : mor_model_params {
     model_params() noexcept : mor_model_params() {
         mor_model_params_init(this, sizeof(mor_model_params));

@@ -91,7 +91,7 @@ pub extern "C" fn mor_status_text(status: i32) -> *const c_char {
 }
 
 fn sentence(status: i32) -> &'static CStr {
-    const TEXTS: [&CStr; 20] = [
+    const TEXTS: [&CStr; 21] = [
         c"success",
         c"a parameter, token, text, size or pointer cannot be taken",
         c"out of memory",
@@ -112,6 +112,7 @@ fn sentence(status: i32) -> &'static CStr {
         c"the system refused to lock memory",
         c"the call needs something that has not happened yet",
         c"a bug in the library; free the object",
+        c"no GPU can be used, or it has too little memory, or it failed",
     ];
     let known = usize::try_from(status).ok().and_then(|i| TEXTS.get(i));
     known.copied().unwrap_or(c"unknown status")

@@ -49,6 +49,8 @@ unsafe fn plan(
         long(p.rows),
         long(p.kv_pages),
         p.threads.into(),
+        long(p.device_bytes),
+        long(p.pinned_bytes),
     ])
 }
 

@@ -10,15 +10,21 @@ pub(super) fn model(handle: jlong) -> *mut mor_model {
     handle as usize as *mut mor_model
 }
 
-/// Bits of `flags`, as in `Model.kt`.
+/// Bits of `flags`, as in `LoadParams`; above them come the device and its number, a byte each.
 const COPY: jint = 1;
 const PREFAULT: jint = 2;
 const LOCK: jint = 4;
+const DEVICE: u32 = 8;
+const DEVICE_INDEX: u32 = 16;
 
 /// The flags of some parameters.
 pub(super) fn flags(params: &mor_model_params) -> jint {
     let flag = |set: u8, bit| if set != 0 { bit } else { 0 };
-    flag(params.copy, COPY) | flag(params.prefault, PREFAULT) | flag(params.lock, LOCK)
+    flag(params.copy, COPY)
+        | flag(params.prefault, PREFAULT)
+        | flag(params.lock, LOCK)
+        | jint::from(params.device) << DEVICE
+        | jint::from(params.device_index) << DEVICE_INDEX
 }
 
 /// Loads by `make` with these parameters.
@@ -35,6 +41,8 @@ unsafe fn load(
     params.copy = (flags & COPY != 0).into();
     params.prefault = (flags & PREFAULT != 0).into();
     params.lock = (flags & LOCK != 0).into();
+    params.device = (flags >> DEVICE) as u8;
+    params.device_index = (flags >> DEVICE_INDEX) as u8;
     if log != 0 {
         params.log = Some(log::write);
         params.log_user_data = log as usize as *mut _;

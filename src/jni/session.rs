@@ -96,6 +96,8 @@ native! {
             long(p.batch),
             long(p.kv_pages),
             p.threads.into(),
+            long(p.device_bytes),
+            long(p.pinned_bytes),
         ])
     }
 

@@ -77,6 +77,7 @@ void run_batch(const mor::model &model, mor::session &session,
     EXPECT(params.rows == 64);
     auto plan = VALUE(mor::batch::plan(model, params));
     EXPECT(plan.sequences == 3 && plan.kv_bytes > 0 && plan.heap_bytes > 0);
+    EXPECT(plan.device_bytes == 0 && plan.pinned_bytes == 0);
     auto pages = VALUE(mor::batch::pages_for(model, params, 1.5));
     EXPECT(pages > 0 && pages < plan.kv_pages);
     EXPECT(VALUE(mor::batch::plan_in(model, params, 1.5, 4 * plan.bytes)).sequences > 3);

@@ -46,7 +46,7 @@ static void separate(void) {
 static const char *const statuses[] = {
     "OK", "INVALID_ARGUMENT", "OUT_OF_MEMORY", "IO", "FORMAT", "UNSUPPORTED", "TOKENIZER",
     "TEMPLATE", "CONTEXT_FULL", "KV_FULL", "NOT_FINITE", "THREAD", "CANCELLED", "BUSY",
-    "BUFFER_TOO_SMALL", "STATE", "FILE_CHANGED", "LOCK", "NOT_READY", "INTERNAL"};
+    "BUFFER_TOO_SMALL", "STATE", "FILE_CHANGED", "LOCK", "NOT_READY", "INTERNAL", "DEVICE"};
 static const char *const finishes[] = {"end",      "stop",      "length",  "context_full",
                                        "callback", "cancelled", "stopped", "failed"};
 
@@ -165,14 +165,21 @@ static mor_status on_tokenizer(mor_status status) {
 }
 static mor_status on_batch(mor_status status) { return keep(status, mor_batch_last_error(batch)); }
 
-static mor_status load(const char *const *args, int count) {
+static mor_status load(const char *verb, const char *const *args) {
     char path[MOST];
     mor_model *loaded = NULL;
     mor_status status;
     snprintf(path, sizeof path, "%s/%s", root, args[0]);
     if (is(args[0], "@")) snprintf(path, sizeof path, "%s", file);
-    if (count == 1) {
+    if (is(verb, "load")) {
         status = mor_model_load(path, NULL, &loaded, &why);
+    } else if (is(verb, "load_on")) {
+        mor_model_params on;
+        mor_model_params_init(&on, sizeof on);
+        on.device = (uint8_t)(is(args[1], "cpu")    ? MOR_DEVICE_CPU
+                              : is(args[1], "cuda") ? MOR_DEVICE_CUDA
+                                                    : atoi(args[1]));
+        status = mor_model_load(path, &on, &loaded, &why);
     } else {
         size_t bytes = (size_t)atoll(args[1]);
         char *data = malloc(bytes + 1);
@@ -555,7 +562,7 @@ static mor_status ask_batch(const char *verb, const char *const *args) {
 
 static mor_status call(const char *verb, const char *const *args, int count) {
     mor_status status;
-    if (is(verb, "load") || is(verb, "load_bytes")) return load(args, count);
+    if (strncmp(verb, "load", 4) == 0) return load(verb, args);
     if (strncmp(verb, "generate", 8) == 0) return generate(verb, args, count);
     if (is(verb, "add") || is(verb, "fork")) return add(verb, args, count);
     if (is(verb, "tick") || is(verb, "run")) return tick(verb);

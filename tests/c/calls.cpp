@@ -19,7 +19,7 @@ using args = std::vector<text>;
 const char *const statuses[] = {
     "OK", "INVALID_ARGUMENT", "OUT_OF_MEMORY", "IO", "FORMAT", "UNSUPPORTED", "TOKENIZER",
     "TEMPLATE", "CONTEXT_FULL", "KV_FULL", "NOT_FINITE", "THREAD", "CANCELLED", "BUSY",
-    "BUFFER_TOO_SMALL", "STATE", "FILE_CHANGED", "LOCK", "NOT_READY", "INTERNAL"};
+    "BUFFER_TOO_SMALL", "STATE", "FILE_CHANGED", "LOCK", "NOT_READY", "INTERNAL", "DEVICE"};
 const char *const finishes[] = {"end",      "stop",      "length",  "context_full",
                                 "callback", "cancelled", "stopped", "failed"};
 
@@ -161,6 +161,16 @@ struct objects {
             auto *bytes = reinterpret_cast<const std::byte *>(data.data());
             model = mor::model::load_memory(mor::span<const std::byte>(bytes, data.size()), copy);
         }
+        tokenizer = mor::tokenizer::create(*model);
+        return "";
+    }
+
+    text load_on(const args &a) {
+        mor::model_params on;
+        on.device = a[1] == "cpu"    ? std::uint8_t(MOR_DEVICE_CPU)
+                    : a[1] == "cuda" ? std::uint8_t(MOR_DEVICE_CUDA)
+                                     : static_cast<std::uint8_t>(number<std::uint32_t>(a[1]));
+        model = mor::model::load(a[0] == "@" ? file : root + "/" + a[0], on);
         tokenizer = mor::tokenizer::create(*model);
         return "";
     }
@@ -323,6 +333,7 @@ struct objects {
         auto quiet = [](auto work) { return verb_fn([work] { return work(), text(); }); };
         const std::map<text, verb_fn> verbs = {
             {"load", [&] { return load(a); }},
+            {"load_on", [&] { return load_on(a); }},
             {"load_bytes", [&] { return load(a); }},
             {"describe", [&] { return describe(); }},
             {"metadata", [&] { return model->metadata(a[0]); }},

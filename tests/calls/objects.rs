@@ -3,7 +3,7 @@
 use mor::batch::{self, Event, Pressure, Status};
 use mor::chat::{ChatTemplate, Message};
 use mor::generate::{Finish, GenerateParams};
-use mor::model::RouterKind;
+use mor::model::{Device, LoadParams, RouterKind};
 use mor::tokenizer::EncodeOptions;
 use mor::{
     Batch, Canceller, Error, KvType, Model, Plan, Request, Result, Routing, SamplerParams,
@@ -55,6 +55,7 @@ impl Objects {
     pub fn call(&mut self, verb: &str, args: &[&str]) -> Outcome {
         let outcome = match verb {
             "load" | "load_bytes" => self.load(args),
+            "load_on" => self.load_on(args),
             "describe" | "metadata" | "plan" | "batch_plan" | "batch_plan_in" | "batch_pages" => {
                 self.ask_model(verb, args)
             }
@@ -79,10 +80,7 @@ impl Objects {
     }
 
     fn load(&mut self, args: &[&str]) -> Result<String> {
-        let path = match args[0] {
-            "@" => self.file.clone(),
-            name => root().join(name),
-        };
+        let path = self.path(args[0]);
         self.model = Some(match args.get(1) {
             None => Model::open(path)?,
             Some(count) => {
@@ -91,6 +89,27 @@ impl Objects {
             }
         });
         Ok(String::new())
+    }
+
+    fn load_on(&mut self, args: &[&str]) -> Result<String> {
+        let device = match args[1] {
+            "cpu" => Device::Cpu,
+            "cuda" => Device::Cuda(0),
+            other => panic!("no device '{other}'"),
+        };
+        let params = LoadParams {
+            device,
+            ..LoadParams::default()
+        };
+        self.model = Some(Model::open_with(self.path(args[0]), &params)?);
+        Ok(String::new())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        match name {
+            "@" => self.file.clone(),
+            name => root().join(name),
+        }
     }
 
     fn model(&self) -> &Model {
@@ -503,6 +522,7 @@ fn status(error: &Error) -> &'static str {
         Error::OutOfMemory { .. } => "OUT_OF_MEMORY",
         Error::Cancelled => "CANCELLED",
         Error::State(_) => "STATE",
+        Error::Device(_) => "DEVICE",
         other => panic!("a table has no name for {other:?}"),
     }
 }

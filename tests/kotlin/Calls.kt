@@ -5,12 +5,14 @@ import dev.mor.BatchEvent
 import dev.mor.BatchParams
 import dev.mor.BatchPlan
 import dev.mor.ChatMessage
+import dev.mor.Device
 import dev.mor.Finish
 import dev.mor.GenerateParams
 import dev.mor.KvType
 import dev.mor.LoadParams
 import dev.mor.Model
 import dev.mor.MorException
+import dev.mor.Native
 import dev.mor.Pressure
 import dev.mor.Request
 import dev.mor.Routing
@@ -132,6 +134,15 @@ private class Objects(val file: String, val root: File, val threads: Int) : Auto
         tokenizer = keep(Tokenizer(model))
     }
 
+    private fun loadOn(arguments: List<String>) {
+        val path = if (arguments[0] == "@") file else File(root, arguments[0]).path
+        // A device that is none cannot be written in Kotlin, but passed to what is below it.
+        arguments[1].toIntOrNull()?.let { Native.modelLoad(path.encodeToByteArray(), it shl 8, 0) }
+        val device = Device.valueOf(arguments[1].uppercase())
+        model = keep(Model.load(path, LoadParams(device = device)))
+        tokenizer = keep(Tokenizer(model))
+    }
+
     private fun describe(): String = with(model.info) {
         "${name(kind)} vocab $vocabSize context $contextLength hidden $hiddenSize " +
             "feed_forward $feedForwardSize heads $heads kv_heads $kvHeads head_dim $headDim " +
@@ -242,6 +253,7 @@ private class Objects(val file: String, val root: File, val threads: Int) : Auto
 
     fun call(verb: String, a: List<String>): String = when (verb) {
         "load", "load_bytes" -> quiet { load(a) }
+        "load_on" -> quiet { loadOn(a) }
         "describe" -> describe()
         "metadata" -> model.metadata(a[0]) ?: throw MorException.InvalidArgument("none")
         "encode" -> encode(a[0], a[1]).toList().list()

@@ -3,6 +3,7 @@ package dev.mor.tests
 import dev.mor.Batch
 import dev.mor.BatchParams
 import dev.mor.ChatMessage
+import dev.mor.Device
 import dev.mor.LoadParams
 import dev.mor.LogLevel
 import dev.mor.Model
@@ -41,6 +42,8 @@ fun failures() {
         val missing = fails<MorException.Io> { Model.load("models/nothing-here.gguf") }
         assertTrue("nothing-here.gguf" in missing.message.orEmpty())
         fails<MorException.Format> { Model.load("$root/Cargo.toml") }
+        val far = LoadParams(device = Device.CUDA, deviceIndex = 256)
+        fails<MorException.InvalidArgument> { Model.load(modelFile, far) }
         Model.load(modelFile).use { model ->
             fails<MorException.InvalidArgument> { Session(model, SessionParams(context = -1)) }
             fails<MorException.InvalidArgument> { Session(model, SessionParams(threads = 300)) }

@@ -9,6 +9,16 @@ public typealias Token = UInt32
 /// It never changes, so that any number of threads, sessions, batches and tokenizers may use one at
 /// the same time. The file is unmapped with the last of them.
 public final class Model: Sendable {
+    /// Where a model runs, and all sessions and batches made of it.
+    public enum Device: Sendable, Equatable {
+        /// The processor.
+        case cpu
+        /// The NVIDIA GPU of this number, from 0. Needs a library that was built with the feature
+        /// `cuda`, otherwise loading fails with ``MorError/Status/unsupported``, and NVIDIA's
+        /// driver, otherwise with ``MorError/Status/device``.
+        case cuda(Int)
+    }
+
     /// How a model is loaded.
     public struct Options: Sendable {
         /// Read the file into memory of this process instead of mapping it. A map costs no memory of
@@ -18,6 +28,8 @@ public final class Model: Sendable {
         public var prefault = false
         /// Keep every page in memory. When the system refuses, loading fails.
         public var lock = false
+        /// Where the model runs.
+        public var device = Device.cpu
         /// Takes what the library has to tell about this model and its sessions, on whatever thread
         /// creates something. It must not use the object in question.
         public var log: (@Sendable (LogLevel, String) -> Void)?
@@ -25,11 +37,12 @@ public final class Model: Sendable {
         /// Options with these values.
         public init(
             copy: Bool = false, prefault: Bool = false, lock: Bool = false,
-            log: (@Sendable (LogLevel, String) -> Void)? = nil
+            device: Device = .cpu, log: (@Sendable (LogLevel, String) -> Void)? = nil
         ) {
             self.copy = copy
             self.prefault = prefault
             self.lock = lock
+            self.device = device
             self.log = log
         }
     }
@@ -157,6 +170,10 @@ public final class Model: Sendable {
         params.copy = options.copy ? 1 : 0
         params.prefault = options.prefault ? 1 : 0
         params.lock = options.lock ? 1 : 0
+        if case .cuda(let index) = options.device {
+            params.device = UInt8(MOR_DEVICE_CUDA.rawValue)
+            params.device_index = try number(index, "the device")
+        }
         let log = options.log.map(Log.init)
         if let log {
             params.log = writeLog

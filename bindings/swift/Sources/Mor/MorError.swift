@@ -43,6 +43,9 @@ public struct MorError: Error, Equatable, Sendable {
         case notReady
         /// A bug in the library.
         case internalError
+        /// There is no GPU that can be used, it has too little memory, or it failed. What was made
+        /// on it accepts no more calls; the CPU still works.
+        case device
 
         /// One sentence about the status.
         public var message: String {

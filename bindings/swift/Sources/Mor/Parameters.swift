@@ -143,7 +143,7 @@ public struct MemoryPlan: Sendable, Equatable {
     public let bytes: Int
     /// Bytes that it takes from the heap besides: a batch's list of sequences; 0 for a session.
     public let heapBytes: Int
-    /// Of ``bytes``: the pages of the KV cache.
+    /// The pages of the KV cache: of ``bytes``, or of ``deviceBytes`` when the model is on a GPU.
     public let kvBytes: Int
     /// Bytes of KV pages that a token of full depth takes.
     public let kvBytesPerToken: Int
@@ -161,6 +161,10 @@ public struct MemoryPlan: Sendable, Equatable {
     public let kvPages: Int
     /// Threads, the caller's included.
     public let threads: Int
+    /// Bytes of the GPU's memory, besides the weights; 0 on the CPU.
+    public let deviceBytes: Int
+    /// Bytes of the host's memory that are pinned for copies to and from the GPU; 0 on the CPU.
+    public let pinnedBytes: Int
 
     init(_ model: Model, _ parameters: SessionParameters) throws {
         var c = mor_session_plan_info()
@@ -179,6 +183,8 @@ public struct MemoryPlan: Sendable, Equatable {
         rows = c.batch
         kvPages = c.kv_pages
         threads = Int(c.threads)
+        deviceBytes = c.device_bytes
+        pinnedBytes = c.pinned_bytes
     }
 
     init(
@@ -204,6 +210,8 @@ public struct MemoryPlan: Sendable, Equatable {
         rows = c.rows
         kvPages = c.kv_pages
         threads = Int(c.threads)
+        deviceBytes = c.device_bytes
+        pinnedBytes = c.pinned_bytes
     }
 }
 

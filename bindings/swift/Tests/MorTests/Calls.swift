@@ -70,6 +70,8 @@ final class Calls {
         {
             guard !line.isEmpty, !line.hasPrefix("#") else { continue }
             let fields = Self.fields(line)
+            // A device that is none cannot be written in Swift.
+            if fields[0] == "load_on" && Int(fields[2]) != nil { continue }
             let (status, result) = (fields[fields.count - 2], fields[fields.count - 1])
             let outcome: (String, String)
             do {
@@ -94,6 +96,7 @@ final class Calls {
     private func call(_ verb: String, _ args: [String]) async throws -> String {
         switch verb {
         case "load", "load_bytes": return try load(args)
+        case "load_on": return try loadOn(args)
         case "describe", "metadata", "plan", "batch_plan", "batch_plan_in", "batch_pages":
             return try askModel(verb, args)
         case "encode", "decode", "token_bytes", "is_end", "format_chat":
@@ -131,6 +134,14 @@ final class Calls {
             let bytes = try Data(contentsOf: URL(fileURLWithPath: path))
             model = try Model(data: bytes.prefix(number(args[1])))
         }
+        loaded = (model, try Tokenizer(model))
+        return ""
+    }
+
+    private func loadOn(_ args: [String]) throws -> String {
+        let device = args[1] == "cuda" ? Model.Device.cuda(0) : .cpu
+        let path = args[0] == "@" ? file : Place.root + "/" + args[0]
+        let model = try Model(path: path, .init(device: device))
         loaded = (model, try Tokenizer(model))
         return ""
     }

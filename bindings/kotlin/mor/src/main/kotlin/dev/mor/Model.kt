@@ -223,7 +223,8 @@ public data class ModelInfo(
  * @property bytes of the session's one block of memory: all that it takes, at once, when it is
  *   created, but for the stacks of its helper threads
  * @property alignment what the block is aligned to, in bytes
- * @property kvBytes of [bytes]: the pages of the KV cache
+ * @property kvBytes the pages of the KV cache: of [bytes], or of [deviceBytes] when the model is on
+ *   a GPU
  * @property kvBytesPerToken bytes of KV pages that a token of full depth takes
  * @property stackBytes bytes of address space of the helper threads' stacks, which the system gives
  *   page by page as they are used
@@ -231,6 +232,9 @@ public data class ModelInfo(
  * @property batch tokens of a pass
  * @property kvPages pages of the KV pool
  * @property threads threads, the caller's included
+ * @property deviceBytes bytes of the GPU's memory, besides the weights; 0 on the CPU
+ * @property pinnedBytes bytes of the host's memory that are pinned for copies to and from the GPU; 0
+ *   on the CPU
  */
 public data class MemoryPlan(
     val bytes: Long,
@@ -242,10 +246,13 @@ public data class MemoryPlan(
     val batch: Int,
     val kvPages: Long,
     val threads: Int,
+    val deviceBytes: Long,
+    val pinnedBytes: Long,
 ) {
     internal companion object {
         fun of(f: LongArray) = MemoryPlan(
-            f[0], f[1].toInt(), f[2], f[3], f[4], f[5].toInt(), f[6].toInt(), f[7], f[8].toInt(),
+            f[0], f[1].toInt(), f[2], f[3], f[4], f[5].toInt(), f[6].toInt(), f[7], f[8].toInt(), f[9],
+            f[10],
         )
     }
 }
@@ -255,7 +262,8 @@ public data class MemoryPlan(
  *
  * @property bytes of the batch's one block of memory, which it takes when it is created
  * @property heapBytes bytes that it takes from the heap besides, for its list of sequences
- * @property kvBytes of [bytes]: the pages of the KV pool
+ * @property kvBytes the pages of the KV pool: of [bytes], or of [deviceBytes] when the model is on a
+ *   GPU
  * @property kvBytesPerToken bytes of KV pages that a token of full depth takes
  * @property stackBytes as in [MemoryPlan]
  * @property context tokens of a sequence, with the default filled in
@@ -263,6 +271,9 @@ public data class MemoryPlan(
  * @property rows tokens of a tick's pass
  * @property kvPages pages of the KV pool
  * @property threads threads, the caller's included
+ * @property deviceBytes bytes of the GPU's memory, besides the weights; 0 on the CPU
+ * @property pinnedBytes bytes of the host's memory that are pinned for copies to and from the GPU; 0
+ *   on the CPU
  */
 public data class BatchPlan(
     val bytes: Long,
@@ -275,10 +286,13 @@ public data class BatchPlan(
     val rows: Int,
     val kvPages: Long,
     val threads: Int,
+    val deviceBytes: Long,
+    val pinnedBytes: Long,
 ) {
     internal companion object {
         fun of(f: LongArray) = BatchPlan(
             f[0], f[1], f[2], f[3], f[4], f[5].toInt(), f[6].toInt(), f[7].toInt(), f[8], f[9].toInt(),
+            f[10], f[11],
         )
     }
 }

@@ -68,7 +68,13 @@ public enum class MorStatus(public val code: Int) {
     NOT_READY(18),
 
     /** A bug in the library. The object of the call accepts nothing but being closed. */
-    INTERNAL(19);
+    INTERNAL(19),
+
+    /**
+     * There is no GPU that can be used, it has too little memory, or it failed. What was made on it
+     * accepts nothing but being closed; the CPU still works.
+     */
+    DEVICE(20);
 
     /**
      * One sentence about it, for people. [MorException]'s message says more about a particular
@@ -144,6 +150,9 @@ public sealed class MorException(
     /** See [MorStatus.INTERNAL]. */
     public class Internal(message: String) : MorException(MorStatus.INTERNAL, message)
 
+    /** See [MorStatus.DEVICE]. */
+    public class Device(message: String) : MorException(MorStatus.DEVICE, message)
+
     internal companion object {
         /** The exception of a status. */
         fun of(code: Int, text: String): MorException = when (MorStatus.entries.find { it.code == code }) {
@@ -166,6 +175,7 @@ public sealed class MorException(
             MorStatus.LOCK -> Lock(text)
             MorStatus.NOT_READY -> NotReady(text)
             MorStatus.INTERNAL -> Internal(text)
+            MorStatus.DEVICE -> Device(text)
             null -> Internal("status $code, which this version does not know: $text")
         }
     }

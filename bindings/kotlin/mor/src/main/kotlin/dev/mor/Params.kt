@@ -12,6 +12,18 @@ public enum class KvType {
     F32,
 }
 
+/** Where a model runs, and all sessions and batches made of it. */
+public enum class Device {
+    /** The processor. */
+    CPU,
+
+    /**
+     * An NVIDIA GPU. Needs a library that was built with the feature `cuda`, otherwise loading is
+     * [MorException.Unsupported], and NVIDIA's driver, otherwise it is [MorException.Device].
+     */
+    CUDA,
+}
+
 /**
  * How a model is loaded.
  *
@@ -22,14 +34,24 @@ public enum class KvType {
  * @property lock keep every page in memory until the model is closed; [MorException.Lock] when the
  *   system refuses
  * @property log takes what the library has to tell about this model and its sessions
+ * @property device where the model runs
+ * @property deviceIndex the number of the GPU, from 0 to 255, when the device is one
  */
 public data class LoadParams(
     var copy: Boolean = false,
     var prefault: Boolean = false,
     var lock: Boolean = false,
     var log: LogListener? = null,
+    var device: Device = Device.CPU,
+    var deviceIndex: Int = 0,
 ) {
-    internal fun flags(): Int = (if (copy) 1 else 0) + (if (prefault) 2 else 0) + (if (lock) 4 else 0)
+    internal fun flags(): Int {
+        if (deviceIndex !in 0..255) {
+            throw MorException.InvalidArgument("deviceIndex is $deviceIndex, out of its range")
+        }
+        return (if (copy) 1 else 0) + (if (prefault) 2 else 0) + (if (lock) 4 else 0) +
+            (device.ordinal shl 8) + (deviceIndex shl 16)
+    }
 }
 
 /** How much a line of log matters. */
