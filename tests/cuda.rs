@@ -8,24 +8,33 @@
 
 mod common;
 
-use common::cases::*;
+use common::cases::gguf_bytes;
 use mor::convert::{ConvertOptions, Silent, SynthOptions, SynthShape, convert, synth};
 use mor::gguf::{Gguf, GgufWriter, TensorInfo, TensorPlan};
 use mor::quant::TensorType;
 use mor::{Batch, Device, Error, KvType, Model, Request, SamplerParams, Session, SessionParams};
 use std::ffi::{CString, c_char};
+use std::sync::{Mutex, MutexGuard};
 
 fn gpu(case: &str, ty: TensorType) -> Result<Model, Error> {
     Model::from_bytes_on(gguf_bytes(case, ty), Device::Cuda(0))
 }
 
-fn there_is_a_device() -> bool {
+/// The fake driver counts for the whole process, so these tests take turns.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(|poison| poison.into_inner())
+}
+
+/// None where there is no device; else what keeps other tests away.
+fn device() -> Option<MutexGuard<'static, ()>> {
+    let alone = alone();
     match gpu("vanilla", TensorType::F32) {
-        Ok(_) => true,
+        Ok(_) => Some(alone),
         Err(error) => {
             assert!(std::env::var_os("MOR_TEST_DEVICE").is_none(), "{error}");
             println!("SKIPPED: {error}");
-            false
+            None
         }
     }
 }
@@ -36,14 +45,13 @@ struct Fake {
     set: libloading::Symbol<'static, unsafe extern "C" fn(*const c_char, *const c_char)>,
     calls: libloading::Symbol<'static, unsafe extern "C" fn(*const c_char) -> u64>,
     live: libloading::Symbol<'static, unsafe extern "C" fn() -> u64>,
-    _alone: std::sync::MutexGuard<'static, ()>,
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl Fake {
-    /// None on a real driver. The tests that use it take turns.
+    /// None on a real driver.
     fn find() -> Option<Self> {
-        static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
-        let alone = ALONE.lock().unwrap_or_else(|poison| poison.into_inner());
+        let alone = alone();
         // SAFETY: a driver may be loaded at any time; these functions have these arguments.
         unsafe {
             let library = Box::leak(Box::new(libloading::Library::new("libcuda.so.1").ok()?));
@@ -152,9 +160,7 @@ fn compare(name: &str, bytes: Vec<u8>, kv: KvType) -> usize {
 
 #[test]
 fn every_type_agrees_with_the_cpu() {
-    if !there_is_a_device() {
-        return;
-    }
+    let Some(_alone) = device() else { return };
     for ty in [
         TensorType::F16,
         TensorType::BF16,
@@ -238,9 +244,7 @@ fn random_blocks(ty: TensorType) -> Vec<u8> {
 
 #[test]
 fn types_that_are_only_read_agree_too() {
-    if !there_is_a_device() {
-        return;
-    }
+    let Some(_alone) = device() else { return };
     for ty in [
         TensorType::Q5_0,
         TensorType::Q5_1,
@@ -257,9 +261,7 @@ fn types_that_are_only_read_agree_too() {
 /// The device draws what the host draws from the device's logits.
 #[test]
 fn the_device_draws_as_the_host() {
-    if !there_is_a_device() {
-        return;
-    }
+    let Some(_alone) = device() else { return };
     let model = gpu("expert_middle_cycle", TensorType::F32).unwrap();
     for (temperature, top_k, top_p, min_p, penalty) in [
         (0.0, 40, 1.0, 0.0, 1.0),

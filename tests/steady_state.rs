@@ -407,8 +407,8 @@ fn main() {
             host.step();
         }
         let after = everywhere();
-        // Each kind is as likely as another: half of what is expected, and few steps vary more.
-        let least = steps() / KINDS / 2;
+        // Each kind is as likely as another, but some calls need what others leave behind.
+        let least = steps() / KINDS / 4;
         assert!(host.calls.iter().all(|n| *n > least), "{:?}", host.calls);
         assert!(host.events.iter().all(|n| *n > 0), "{:?}", host.events);
         assert_eq!(after, loaded, "{path}");
