@@ -79,6 +79,11 @@ own = [s for s in symbols if "::SYNTHESIZED" not in s["identifier"]["precise"]]
 silent = [".".join(s["pathComponents"]) for s in own if "docComment" not in s]
 sys.exit(f"without documentation: {silent}" if silent or len(own) < 100 else 0)
 PYTHON
+# docs/integrate.md: libmor as it is when installed.
+mkdir -p "$debian/root/prefix/lib"
+cp "$debian/libraries/libmor.so" "$debian/root/prefix/lib/"
+ln -sfn ../../build/pkgconfig "$debian/root/prefix/lib/pkgconfig"
+inside PREFIX=/root/prefix /mor/tests/integrate.sh SwiftPM
 # The formatting, and the sample.
 inside sh -c 'cd /mor/bindings/swift &&
     /usr/libexec/swift/bin/swift-format lint --strict --recursive .'
