@@ -258,6 +258,37 @@ fn types_that_are_only_read_agree_too() {
     compare("F32", random_blocks(TensorType::F32), KvType::Q8_0);
 }
 
+/// More rows than a block has threads, more entries than a part of a context: the same as in small pieces,
+/// to the bit, and the same depths as on the CPU.
+#[test]
+fn long_passes_change_no_bit() {
+    let Some(_alone) = device() else { return };
+    for case in ["expert_middle_cycle", "recursive_middle_sequence"] {
+        let model = gpu(case, TensorType::F32).unwrap();
+        let vocab = model.hyperparameters().vocab_size;
+        let tokens: Vec<u32> = (0..600).map(|i| (i * i % vocab) as u32).collect();
+        let run = |model: &Model, batch: usize| {
+            let params = SessionParams {
+                context: 640,
+                batch,
+                ..params()
+            };
+            let mut session = Session::new(model, &params).unwrap();
+            session.prefill(&tokens).unwrap();
+            let logits = session.logits().unwrap().to_vec();
+            (logits, session.depths().to_vec())
+        };
+        let whole = run(&model, 600);
+        assert!(whole == run(&model, 48), "{case}");
+        let cpu = run(&in_single_precision(&gguf_bytes(case, TensorType::F32)), 64);
+        assert_eq!(whole.1, cpu.1, "{case}");
+        let worst = whole.0.iter().zip(&cpu.0).map(|(a, b)| (a - b).abs());
+        let worst = worst.fold(0.0, f32::max);
+        // As in tests/reference.rs, but the keys are halves: those may round differently.
+        assert!(worst < 1e-3, "{case}: {worst}");
+    }
+}
+
 /// The device draws what the host draws from the device's logits.
 #[test]
 fn the_device_draws_as_the_host() {
