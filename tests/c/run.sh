@@ -257,6 +257,8 @@ calls() {
 build_tests() {
     gcc -std=c11 -g -O1 -Wall -Wextra -Werror -D_POSIX_C_SOURCE=200809L -I"$prefix/include" "$tests/abuse.c" \
         -L"$prefix/lib" -Wl,-rpath,"$prefix/lib" -lmor -lm -lpthread -o "$out/abuse"
+    gcc -std=c11 -g -O1 -Wall -Wextra -Werror -D_POSIX_C_SOURCE=200809L -I"$prefix/include" \
+        "$tests/cycles.c" -L"$prefix/lib" -Wl,-rpath,"$prefix/lib" -lmor -lpthread -o "$out/cycles"
     local name
     for name in malloc_counter fail_nth; do
         gcc -shared -fPIC -O1 -D_GNU_SOURCE -Wall -Wextra -Werror -I"$prefix/include" \
@@ -333,6 +335,8 @@ address_sanitizer() {
         done
         gcc -std=c11 -D_POSIX_C_SOURCE=200809L "${flags[@]}" -I"$prefix/include" "$tests/abuse.c" "$library" \
             "${system_libraries[@]}" -o "$out/$kind/abuse"
+        gcc -std=c11 -D_POSIX_C_SOURCE=200809L "${flags[@]}" -I"$prefix/include" "$tests/cycles.c" \
+            "$library" "${system_libraries[@]}" -o "$out/$kind/cycles"
         g++ -std=c++17 "${flags[@]}" -I"$prefix/include" "$tests/bindings.cpp" "$library" \
             "${system_libraries[@]}" -o "$out/$kind/bindings"
         g++ -std=c++17 "${flags[@]}" -I"$prefix/include" "$examples/cpp/batch.cpp" "$library" \
@@ -342,8 +346,9 @@ address_sanitizer() {
         expect_batch "$out/batch"
         "$out/$kind/bindings" "$model"
         "$out/$kind/abuse" "$model"
+        "$out/$kind/cycles" "$model" 1000
     done
-    say "AddressSanitizer and UndefinedBehaviorSanitizer, examples, abuse and bindings, library instrumented and as installed: no report, no leak"
+    say "AddressSanitizer and UndefinedBehaviorSanitizer, examples, abuse, bindings and 1,000 cycles, library instrumented and as installed: no report, no leak"
 }
 
 thread_sanitizer() {
@@ -369,9 +374,11 @@ thread_sanitizer() {
         build "$examples/c/$name.c" "$out/thread/$name" "$library"
     done
     build "$tests/abuse.c" "$out/thread/abuse" "$library"
+    build "$tests/cycles.c" "$out/thread/cycles" "$library"
     run_examples "$out/thread" ""
     "$out/thread/abuse" "$model"
-    say "ThreadSanitizer, examples and abuse, library instrumented: no report (and one where there is a race)"
+    "$out/thread/cycles" "$model" 200
+    say "ThreadSanitizer, examples, abuse and cycles, library instrumented: no report (and one where there is a race)"
 }
 
 with_valgrind() {
@@ -380,7 +387,8 @@ with_valgrind() {
         --errors-for-leak-kinds=definite,indirect,possible --fair-sched=yes)
     run_examples "$out/shared" "" "${valgrind[@]}"
     "${valgrind[@]}" "$out/abuse" "$model"
-    say "valgrind, examples and abuse: no error, no leak, nothing suppressed"
+    "${valgrind[@]}" "$out/cycles" "$model" 1000
+    say "valgrind, examples, abuse and 1,000 cycles: no error, no leak, nothing suppressed"
 }
 
 part tools tools
