@@ -410,7 +410,9 @@ fn main() {
         // Each kind is as likely as another, but some calls need what others leave behind.
         let least = steps() / KINDS / 4;
         assert!(host.calls.iter().all(|n| *n > least), "{:?}", host.calls);
-        assert!(host.events.iter().all(|n| *n > 0), "{:?}", host.events);
+        // Some events are rare.
+        let enough = steps() < 10_000 || host.events.iter().all(|n| *n > 0);
+        assert!(enough, "{:?}", host.events);
         assert_eq!(after, loaded, "{path}");
         assert!(
             loaded.allocations > before.allocations,
