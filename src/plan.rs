@@ -539,28 +539,35 @@ fn kv_shape(model: &Model, params: &mut SessionParams) -> Result<KvShape> {
     })
 }
 
-fn too_large() -> Error {
+pub(crate) fn too_large() -> Error {
     Error::argument(
         "the session would need more memory than can be addressed; plan a smaller context or fewer sequences",
     )
 }
 
-/// Adds up regions.
-struct Layout {
-    bytes: usize,
+/// Adds up regions, each of which begins at a multiple of `ALIGNMENT`.
+pub(crate) struct Layout<const ALIGNMENT: usize> {
+    pub bytes: usize,
 }
 
-impl Layout {
+impl Layout<ARENA_ALIGNMENT> {
     fn add<T: Plain>(&mut self, dims: &[usize]) -> Result<Region> {
+        self.add_items(size_of::<T>(), dims)
+    }
+}
+
+impl<const ALIGNMENT: usize> Layout<ALIGNMENT> {
+    /// A region for items of so many bytes.
+    pub fn add_items(&mut self, item: usize, dims: &[usize]) -> Result<Region> {
         let bytes = dims
             .iter()
-            .try_fold(size_of::<T>(), |size, dim| size.checked_mul(*dim))
+            .try_fold(item, |size, dim| size.checked_mul(*dim))
             .ok_or_else(too_large)?;
         let offset = self.bytes;
         // `isize::MAX` is the most that one allocation can be.
         self.bytes = offset
             .checked_add(bytes)
-            .and_then(|end| end.checked_next_multiple_of(ARENA_ALIGNMENT))
+            .and_then(|end| end.checked_next_multiple_of(ALIGNMENT))
             .filter(|end| *end <= isize::MAX as usize)
             .ok_or_else(too_large)?;
         Ok(Region { offset, bytes })

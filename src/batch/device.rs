@@ -18,7 +18,7 @@ impl Books {
         self.reserve(pass, gpu, old)?;
         for (place, sequence) in self.sequences.iter().enumerate() {
             if sequence.entered > sequence.done {
-                gpu.set_draw(place, Some(&sequence.sampler));
+                gpu.set_draw(place, &sequence.sampler);
             }
         }
         let rows = pass.buffers.active[old..pass.flying].iter();

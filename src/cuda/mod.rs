@@ -73,7 +73,8 @@ pub(crate) struct Gpu {
     buffer: Buffer,
     plan: DevicePlan,
     _conditional: Option<Module>,
-    weights: Shared<Weights>,
+    /// The kernels' module, and what they read.
+    _weights: Shared<Weights>,
     /// Changes of the page tables that the next launch takes along.
     changes: usize,
     /// Room for the rows of a pass.
@@ -114,7 +115,7 @@ impl Gpu {
             let bytes = factors.bytes(model.bytes()).as_flattened();
             buffer.write(device_plan.rope_factors.offset, bytes)?;
         }
-        let mut input = Pinned::new(device, device_plan.input_bytes)?;
+        let input = Pinned::new(device, device_plan.input_bytes)?;
         let mut output = Pinned::new(device, device_plan.output_bytes)?;
         let places = Places {
             buffer: &buffer,
@@ -149,15 +150,12 @@ impl Gpu {
         let mut gpu = Gpu {
             programs,
             logits,
-            input: {
-                input.bytes_mut().fill(0);
-                input
-            },
+            input,
             output,
             buffer,
             plan: device_plan.clone(),
             _conditional: conditional,
-            weights: weights.clone(),
+            _weights: weights.clone(),
             changes: 0,
             new_rows: reserved(device_plan.sizes.rows)?,
             vocab: h.vocab_size,
@@ -173,12 +171,6 @@ impl Gpu {
         Ok(gpu)
     }
 
-    /// Bytes of the device's memory that the weights take beside this.
-    #[allow(dead_code)]
-    pub fn weight_bytes(&self) -> usize {
-        self.weights.bytes()
-    }
-
     /// The rows that enter with the next pass.
     pub fn set_new_rows(&mut self, rows: impl Iterator<Item = NewRow>) {
         self.new_rows.clear();
@@ -191,9 +183,9 @@ impl Gpu {
     }
 
     /// How the next token of a sequence is drawn. False: by the host, from its logits.
-    pub fn set_draw(&mut self, sequence: usize, sampler: Option<&Sampler>) -> bool {
-        let draw = sampler.and_then(draw_of);
-        self.drawn_by = sampler.map(Sampler::state);
+    pub fn set_draw(&mut self, sequence: usize, sampler: &Sampler) -> bool {
+        let draw = draw_of(sampler);
+        self.drawn_by = Some(sampler.state());
         let value = draw.unwrap_or(Draw {
             random: 0.0,
             repeat_penalty: 1.0,

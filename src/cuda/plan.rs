@@ -1,10 +1,10 @@
 //! The memory of a session or batch on a device, computed before it exists.
 
 use super::params::*;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kv::KvShape;
 use crate::model::Model;
-use crate::plan::Region;
+use crate::plan::{Layout, Region, too_large};
 
 /// Parts begin at multiples of this: what the widest loads want, and copies like.
 const ALIGNMENT: usize = 256;
@@ -107,25 +107,25 @@ impl DevicePlan {
             context,
             logit_rows,
         } = sizes;
-        let mut layout = Layout { bytes: 0 };
+        let mut layout = Layout::<ALIGNMENT> { bytes: 0 };
         let input = InputPlan {
-            head: layout.add(size_of::<Input>(), &[1])?,
-            new_rows: layout.add(size_of::<Row>(), &[n])?,
-            new_slots: layout.add(4, &[n])?,
-            old_active: layout.add(4, &[n])?,
-            old_waiting: layout.add(4, &[slots])?,
-            kept: layout.add(4, &[sequences, h.recursions])?,
-            draws: layout.add(size_of::<Draw>(), &[sequences])?,
-            changes: layout.add(size_of::<Change>(), &[CHANGES])?,
+            head: layout.add_items(size_of::<Input>(), &[1])?,
+            new_rows: layout.add_items(size_of::<Row>(), &[n])?,
+            new_slots: layout.add_items(4, &[n])?,
+            old_active: layout.add_items(4, &[n])?,
+            old_waiting: layout.add_items(4, &[slots])?,
+            kept: layout.add_items(4, &[sequences, h.recursions])?,
+            draws: layout.add_items(size_of::<Draw>(), &[sequences])?,
+            changes: layout.add_items(size_of::<Change>(), &[CHANGES])?,
         };
         let input_bytes = layout.bytes;
         let start = input_bytes;
-        let mut own = Layout { bytes: 0 };
+        let mut own = Layout::<ALIGNMENT> { bytes: 0 };
         let output = OutputPlan {
             start,
-            report: own.add(size_of::<Report>(), &[1])?,
-            states: own.add(size_of::<State>(), &[slots])?,
-            drawn: own.add(4, &[slots])?,
+            report: own.add_items(size_of::<Report>(), &[1])?,
+            states: own.add_items(size_of::<State>(), &[slots])?,
+            drawn: own.add_items(4, &[slots])?,
         };
         layout.bytes = start.checked_add(own.bytes).ok_or_else(too_large)?;
         let widest = model.widest_row().next_multiple_of(GROUP as usize);
@@ -142,39 +142,39 @@ impl DevicePlan {
             output_bytes: own.bytes,
             widest,
             parts,
-            x: layout.add(4, &[slots, h.hidden_size])?,
-            h: layout.add(4, &[slots, h.hidden_size])?,
-            rope: layout.add(8, &[slots, h.rope.dims / 2])?,
-            rope_factors: layout.add(4, &[model.rope_factors().map_or(0, |f| f.length)])?,
-            floats: layout.add(4, &[prepared, widest])?,
-            halves: layout.add(2, &[prepared, widest])?,
-            scales: layout.add(4, &[prepared])?,
-            sums: layout.add(4, &[prepared, widest / GROUP as usize])?,
-            q: layout.add(4, &[n, q])?,
-            k: layout.add(4, &[n, kv_size])?,
-            v: layout.add(4, &[n, kv_size])?,
-            partial: layout.add(4, &[n, parts, q])?,
-            partial_scales: layout.add(8, &[n, parts, h.heads])?,
-            gate: layout.add(4, &[n, h.feed_forward_size])?,
-            up: layout.add(4, &[n, h.feed_forward_size])?,
-            router_hidden: layout.add(4, &[n, model.router_width()])?,
-            scores: layout.add(4, &[slots, h.recursions])?,
-            aux_scores: layout.add(4, &[slots])?,
-            rows: layout.add(size_of::<Row>(), &[slots])?,
-            entering: layout.add(4, &[n])?,
-            active: layout.add(4, &[n])?,
-            waiting: layout.add(4, &[slots])?,
-            running: layout.add(4, &[n])?,
-            ready: layout.add(4, &[n])?,
-            wanted: layout.add(4, &[n])?,
-            selected: layout.add(4, &[n])?,
-            selected_count: layout.add(4, &[1])?,
-            flags: layout.add(4, &[slots])?,
-            tokens: layout.add(4, &[sequences, context])?,
-            logits: layout.add(4, &[logit_rows, h.vocab_size])?,
-            penalized: layout.add(4, &[logit_rows, h.vocab_size])?,
-            tables: layout.add(4, &[lists, kv.table_pages])?,
-            pages: layout.add(1, &[kv.pages, kv.page_bytes()])?,
+            x: layout.add_items(4, &[slots, h.hidden_size])?,
+            h: layout.add_items(4, &[slots, h.hidden_size])?,
+            rope: layout.add_items(8, &[slots, h.rope.dims / 2])?,
+            rope_factors: layout.add_items(4, &[model.rope_factors().map_or(0, |f| f.length)])?,
+            floats: layout.add_items(4, &[prepared, widest])?,
+            halves: layout.add_items(2, &[prepared, widest])?,
+            scales: layout.add_items(4, &[prepared])?,
+            sums: layout.add_items(4, &[prepared, widest / GROUP as usize])?,
+            q: layout.add_items(4, &[n, q])?,
+            k: layout.add_items(4, &[n, kv_size])?,
+            v: layout.add_items(4, &[n, kv_size])?,
+            partial: layout.add_items(4, &[n, parts, q])?,
+            partial_scales: layout.add_items(8, &[n, parts, h.heads])?,
+            gate: layout.add_items(4, &[n, h.feed_forward_size])?,
+            up: layout.add_items(4, &[n, h.feed_forward_size])?,
+            router_hidden: layout.add_items(4, &[n, model.router_width()])?,
+            scores: layout.add_items(4, &[slots, h.recursions])?,
+            aux_scores: layout.add_items(4, &[slots])?,
+            rows: layout.add_items(size_of::<Row>(), &[slots])?,
+            entering: layout.add_items(4, &[n])?,
+            active: layout.add_items(4, &[n])?,
+            waiting: layout.add_items(4, &[slots])?,
+            running: layout.add_items(4, &[n])?,
+            ready: layout.add_items(4, &[n])?,
+            wanted: layout.add_items(4, &[n])?,
+            selected: layout.add_items(4, &[n])?,
+            selected_count: layout.add_items(4, &[1])?,
+            flags: layout.add_items(4, &[slots])?,
+            tokens: layout.add_items(4, &[sequences, context])?,
+            logits: layout.add_items(4, &[logit_rows, h.vocab_size])?,
+            penalized: layout.add_items(4, &[logit_rows, h.vocab_size])?,
+            tables: layout.add_items(4, &[lists, kv.table_pages])?,
+            pages: layout.add_items(1, &[kv.pages, kv.page_bytes()])?,
             bytes: layout.bytes,
         })
     }
@@ -182,31 +182,5 @@ impl DevicePlan {
     /// Bytes of pinned memory.
     pub fn pinned_bytes(&self) -> usize {
         self.input_bytes + self.output_bytes
-    }
-}
-
-fn too_large() -> Error {
-    Error::argument(
-        "the session would need more memory than can be addressed; plan a smaller context or fewer sequences",
-    )
-}
-
-struct Layout {
-    bytes: usize,
-}
-
-impl Layout {
-    fn add(&mut self, item: usize, dims: &[usize]) -> Result<Region> {
-        let bytes = dims
-            .iter()
-            .try_fold(item, |size, dim| size.checked_mul(*dim))
-            .ok_or_else(too_large)?;
-        let offset = self.bytes;
-        self.bytes = offset
-            .checked_add(bytes)
-            .and_then(|end| end.checked_next_multiple_of(ALIGNMENT))
-            .filter(|end| *end <= isize::MAX as usize)
-            .ok_or_else(too_large)?;
-        Ok(Region { offset, bytes })
     }
 }

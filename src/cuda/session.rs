@@ -25,7 +25,7 @@ impl Gpu {
         self.set_kept(model, &buffers.kv, 0);
         let first = buffers.rows[0].position as usize;
         self.reserve_all(model, &mut buffers.kv, n, settings.depth_limit)?;
-        self.draws = self.set_draw(0, Some(sampler));
+        self.draws = self.set_draw(0, sampler);
         let rows = buffers.rows[..n].iter().enumerate();
         self.set_new_rows(rows.map(|(i, row)| NewRow {
             slot: i as u32,
