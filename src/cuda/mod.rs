@@ -218,13 +218,25 @@ impl Gpu {
     }
 
     fn change(&mut self, change: Change) -> Result<()> {
-        if self.changes < plan::CHANGES {
-            self.put(self.plan.input.changes, self.changes, change);
-            self.changes += 1;
+        // A place that changed before, in a pass that never ran, changes once: the device applies all at
+        // the same time.
+        let waiting = 0..self.changes;
+        let same = waiting.rev().find(|i| self.queued(*i) == change.index);
+        let at = same.unwrap_or(self.changes);
+        if at < plan::CHANGES {
+            self.put(self.plan.input.changes, at, change);
+            self.changes = self.changes.max(at + 1);
             return Ok(());
         }
         let at = self.plan.tables.offset + 4 * change.index as usize;
         self.buffer.write(at, &change.page.to_le_bytes())
+    }
+
+    /// The place in the page tables that a change is about.
+    fn queued(&self, change: usize) -> u32 {
+        let at = self.plan.input.changes.offset + change * size_of::<Change>();
+        let bytes = &self.input.bytes()[at..];
+        u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
     }
 
     /// Gives the device a list's pages, which it has from elsewhere (a fork, a restored state).
