@@ -42,8 +42,8 @@ const HEAD_DIM: usize = 64;
 const ROPE_THETA: f32 = 100_000.0;
 const RMS_EPS: f32 = 1e-5;
 
-/// SmolLM2's two smaller models, and one that a test can afford.
-const BASES: [Base; 3] = [
+/// SmolLM2's models, and one that a test can afford.
+const BASES: [Base; 4] = [
     Base {
         name: "tiny",
         hidden: 128,
@@ -71,6 +71,16 @@ const BASES: [Base; 3] = [
         heads: 15,
         kv_heads: 5,
         layers: 32,
+        vocab: 49_152,
+        context: 8192,
+    },
+    Base {
+        name: "smollm-1.7b",
+        hidden: 2048,
+        ffn: 8192,
+        heads: 32,
+        kv_heads: 32,
+        layers: 24,
         vocab: 49_152,
         context: 8192,
     },

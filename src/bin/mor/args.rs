@@ -383,7 +383,7 @@ pub struct BenchArgs {
 
 #[derive(clap::Args)]
 pub struct SynthArgs {
-    /// smollm-135m, smollm-360m or tiny; with -mor2, -mor3 or -mor4 behind it a relative that routes
+    /// smollm-135m, smollm-360m, smollm-1.7b or tiny; with -mor2, -mor3 or -mor4 behind it a relative that routes
     /// tokens through a shared block, with -recursive2, 3 or 4 one without routers
     #[arg(long, value_name = "NAME", value_parser = shape)]
     pub shape: SynthShape,
