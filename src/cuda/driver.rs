@@ -206,6 +206,14 @@ impl Device {
             && f.cuGraphLaunch.is_some()
     }
 
+    /// Whether a kernel can begin before the one before it has ended. The images for 9.0 are made for it.
+    pub fn can_overlap(&self) -> bool {
+        self.has_graphs()
+            && self.version >= 12030
+            && self.architecture == 90
+            && self.functions.cuGraphAddNode_v2.is_some()
+    }
+
     pub fn has_conditionals(&self) -> bool {
         let f = &self.functions;
         // `cuGraphAddNode_v2` came with 12.3, conditional nodes work as documented since 12.4.

@@ -14,6 +14,7 @@ use std::ptr::{null, null_mut};
 pub(super) struct Module {
     device: Shared<Device>,
     handle: sys::CUmodule,
+    waits: bool,
 }
 
 // SAFETY: a name that the driver gave out, good on any thread.
@@ -24,6 +25,7 @@ unsafe impl Sync for Module {}
 /// A kernel of a [`Module`] that is alive, and whose one parameter is a `P`.
 pub(super) struct Function<P> {
     handle: sys::CUfunction,
+    waits: bool,
     parameter: PhantomData<fn(P)>,
 }
 
@@ -36,8 +38,9 @@ impl<P> Clone for Function<P> {
 impl<P> Copy for Function<P> {}
 
 impl Module {
-    /// `image` is a cubin, or PTX with a zero byte at its end.
-    pub fn new(device: &Shared<Device>, image: &[u8]) -> Result<Self> {
+    /// `image` is a cubin, or PTX with a zero byte at its end. `waits`: its kernels wait for those before
+    /// them (`wait_for_previous` in device.cuh), so that they may begin before these have ended.
+    pub fn new(device: &Shared<Device>, image: &[u8], waits: bool) -> Result<Self> {
         let _entered = device.enter()?;
         let mut handle = null_mut();
         // SAFETY: an image of our own; the driver finds its end by its header or the zero byte.
@@ -47,6 +50,7 @@ impl Module {
         Ok(Module {
             device: device.clone(),
             handle,
+            waits,
         })
     }
 
@@ -73,6 +77,7 @@ impl Module {
         }
         Ok(Function {
             handle,
+            waits: self.waits,
             parameter: PhantomData,
         })
     }
@@ -101,6 +106,7 @@ impl Drop for Module {
 /// One launch of a kernel, with its parameter by value.
 pub(super) struct Launch {
     function: sys::CUfunction,
+    waits: bool,
     grid: [u32; 3],
     block: u32,
     shared: u32,
@@ -122,13 +128,61 @@ impl Launch {
         unsafe { words.as_mut_ptr().cast::<P>().write(*parameter) };
         Launch {
             function: function.handle,
+            waits: function.waits,
             grid,
             block,
             shared,
             parameter: words,
         }
     }
+
+    /// As a graph takes it; `parameters` points to the parameter's place.
+    fn node(&self, parameters: *mut *mut c_void) -> sys::CUDA_KERNEL_NODE_PARAMS_v3 {
+        let old = self.old_node(parameters);
+        sys::CUDA_KERNEL_NODE_PARAMS_v3 {
+            func: old.func,
+            gridDimX: old.gridDimX,
+            gridDimY: old.gridDimY,
+            gridDimZ: old.gridDimZ,
+            blockDimX: old.blockDimX,
+            blockDimY: old.blockDimY,
+            blockDimZ: old.blockDimZ,
+            sharedMemBytes: old.sharedMemBytes,
+            kernelParams: old.kernelParams,
+            extra: old.extra,
+            kern: old.kern,
+            ctx: old.ctx,
+        }
+    }
+
+    /// The same for drivers before 12.3.
+    fn old_node(&self, parameters: *mut *mut c_void) -> sys::CUDA_KERNEL_NODE_PARAMS {
+        let [x, y, z] = self.grid;
+        sys::CUDA_KERNEL_NODE_PARAMS {
+            func: self.function,
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: self.block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: self.shared,
+            kernelParams: parameters,
+            extra: null_mut(),
+            kern: null_mut(),
+            ctx: null_mut(),
+        }
+    }
 }
+
+/// An edge between two kernels of which the second begins as soon as all blocks of the first let it, and
+/// itself waits for the first to end.
+const OVERLAPPING: sys::CUgraphEdgeData = sys::CUgraphEdgeData_st {
+    from_port: 1, // CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC
+    to_port: 0,
+    type_: sys::CUgraphDependencyType::CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC as u8,
+    reserved: [0; 5],
+};
 
 /// A piece of work for the device.
 pub(super) enum Work {
@@ -257,33 +311,39 @@ impl Program {
         else {
             return Ok(());
         };
+        // Whether the piece before is a kernel that lets the next begin.
+        let mut lets_begin = false;
         for piece in work {
             let before = *last;
             let (dependencies, count) = match before.is_null() {
                 true => (null(), 0),
                 false => (&raw const before, 1),
             };
+            let overlaps = std::mem::take(&mut lets_begin);
             match piece {
                 Work::Launch(launch) => {
+                    lets_begin = launch.waits && self.device.can_overlap();
                     let mut parameters = [launch.parameter.as_ptr().cast_mut().cast::<c_void>()];
-                    let [x, y, z] = launch.grid;
-                    let params = sys::CUDA_KERNEL_NODE_PARAMS {
-                        func: launch.function,
-                        gridDimX: x,
-                        gridDimY: y,
-                        gridDimZ: z,
-                        blockDimX: launch.block,
-                        blockDimY: 1,
-                        blockDimZ: 1,
-                        sharedMemBytes: launch.shared,
-                        kernelParams: parameters.as_mut_ptr(),
-                        extra: null_mut(),
-                        kern: null_mut(),
-                        ctx: null_mut(),
-                    };
-                    // SAFETY: the parameter is of the kernel's type.
-                    let status = unsafe { add_kernel(last, graph, dependencies, count, &params) };
-                    self.device.check("cuGraphAddKernelNode", status)?;
+                    match f.cuGraphAddNode_v2.filter(|_| overlaps && launch.waits) {
+                        Some(add) => {
+                            // SAFETY: plain numbers and pointers.
+                            let mut params: sys::CUgraphNodeParams = unsafe { zeroed() };
+                            params.type_ = sys::CUgraphNodeType::CU_GRAPH_NODE_TYPE_KERNEL;
+                            params.__bindgen_anon_1.kernel = launch.node(parameters.as_mut_ptr());
+                            // SAFETY: the parameter is of the kernel's type; one edge.
+                            let status = unsafe {
+                                add(last, graph, dependencies, &OVERLAPPING, count, &mut params)
+                            };
+                            self.device.check("cuGraphAddNode", status)?;
+                        }
+                        None => {
+                            let params = launch.old_node(parameters.as_mut_ptr());
+                            // SAFETY: as above.
+                            let status =
+                                unsafe { add_kernel(last, graph, dependencies, count, &params) };
+                            self.device.check("cuGraphAddKernelNode", status)?;
+                        }
+                    }
                 }
                 Work::Send { .. } | Work::Receive { .. } => {
                     let copy = copy_params(piece);

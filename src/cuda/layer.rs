@@ -2,7 +2,7 @@
 
 use super::driver::Address;
 use super::params::*;
-use super::program::{Kernels, Writer};
+use super::program::{Kernels, MOST_SHARED, Writer};
 use crate::error::Result;
 use crate::model::{Keys, Layer, LayerRun, Linear, PlaneTokens, RopePairing, Vector};
 use crate::quant::TensorType;
@@ -41,14 +41,12 @@ impl<'a> Writer<'a> {
         appends: bool,
     ) -> Result<()> {
         self.attention_half(layer, view, planes, residual, appends)?;
-        let inner = self.model.hyperparameters().feed_forward_size;
         let (gate, up) = (self.at(self.plan.gate), self.at(self.plan.up));
-        self.norm(view, residual, &layer.ffn_norm)?;
+        let norm = self.norm(residual, &layer.ffn_norm)?;
         let both = [self.output(&layer.gate, gate)?, self.output(&layer.up, up)?];
-        self.product(&both, view);
-        self.make(view, make::SWIGLU, gate, up, inner, 1.0);
+        let inner = self.swiglu(norm, both, view);
         let down = self.added(&layer.down, residual)?;
-        self.product(&[down], view);
+        self.product(inner, &[down], view);
         Ok(())
     }
 
@@ -63,13 +61,13 @@ impl<'a> Writer<'a> {
         let h = self.model.hyperparameters();
         let (rows, heads) = (self.rows as u32, h.heads as u32);
         let [q, k, v] = [self.plan.q, self.plan.k, self.plan.v].map(|r| self.at(r));
-        self.norm(view, residual, &layer.attn_norm)?;
+        let norm = self.norm(residual, &layer.attn_norm)?;
         let all = [
             self.output(&layer.q, q)?,
             self.output(&layer.k, k)?,
             self.output(&layer.v, v)?,
         ];
-        self.product(if appends { &all } else { &all[..1] }, view);
+        self.product(norm, if appends { &all } else { &all[..1] }, view);
         let cache = Cache {
             pages: self.at(self.plan.pages),
             tables: self.at(self.plan.tables),
@@ -107,6 +105,7 @@ impl<'a> Writer<'a> {
             q,
             partial: self.at(partial),
             partial_scales: self.at(partial_scales),
+            visible: self.at(self.plan.visible),
             cache,
             planes: *planes,
             heads,
@@ -117,81 +116,100 @@ impl<'a> Writer<'a> {
         let grid = [rows, cache.kv_heads * groups, parts];
         let shared = Kernels::attention_shared(h.head_dim) as u32;
         self.launch(self.kernels.attention, grid, shared, &attention);
-        let combine = CombineParams {
-            view,
-            rows: self.at(self.plan.rows),
-            states: self.states(),
-            partial: self.at(partial),
-            partial_scales: self.at(partial_scales),
-            out: self.prepared(h.query_size()),
-            planes: *planes,
-            heads,
+        let attended = Source {
+            part_scales: self.at(partial_scales),
+            visible: self.at(self.plan.visible),
             head_dim: cache.head_dim,
             parts,
+            ..Source::new(make::ATTENTION, self.at(partial))
         };
-        self.launch(self.kernels.combine, [rows, 1, 1], 0, &combine);
         let o = self.added(&layer.o, residual)?;
-        self.product(&[o], view);
+        self.product(attended, &[o], view);
         Ok(())
     }
 
-    pub(super) fn norm(&mut self, view: View, x: Address, weight: &Vector) -> Result<()> {
-        let params = NormParams {
+    /// RMSNorm of the rows `x`, by slot.
+    pub(super) fn norm(&self, x: Address, weight: &Vector) -> Result<Source> {
+        Ok(Source {
+            b: self.weights.at(weight.offset)?,
+            number: self.model.hyperparameters().norm_epsilon,
+            ..Source::new(make::NORM, x)
+        })
+    }
+
+    /// Products of rows, made as `source` says, with matrices of as many columns. A lone row is made ready
+    /// by the product itself, if shared memory has room for it; more rows by a kernel of their own before.
+    pub(super) fn product(&mut self, source: Source, matrices: &[Matrix], view: View) {
+        let tiles = matrices.iter().map(|m| m.rows.div_ceil(TILE_ROWS)).sum();
+        let kernels = match self.by_tensor_cores(matrices) {
+            true => self.kernels.product,
+            false => self.kernels.exact,
+        };
+        let params = self.product_params(source, matrices, view);
+        let (rows, stride) = (self.rows as u32, params.input.stride as usize);
+        if self.is_lone(stride) {
+            let shared = Kernels::row_shared(stride) as u32;
+            return self.launch(kernels.lone, [tiles, 1, 1], shared, &params);
+        }
+        let floats = kernels.floats || 4 * stride > MOST_SHARED;
+        let ready = ReadyParams {
             view,
-            x,
-            weight: self.weights.at(weight.offset)?,
-            out: self.prepared(weight.length),
-            epsilon: self.model.hyperparameters().norm_epsilon,
+            source,
+            out: params.input,
+            floats: u32::from(floats),
             unused: 0,
         };
-        self.launch(self.kernels.norm, [self.rows as u32, 1, 1], 0, &params);
-        Ok(())
-    }
-
-    pub(super) fn make(
-        &mut self,
-        view: View,
-        make: u32,
-        a: Address,
-        b: Address,
-        columns: usize,
-        by: f32,
-    ) {
-        let params = MakeParams {
-            view,
-            a,
-            b,
-            out: self.prepared(columns),
-            make,
-            divisor: by,
+        let shared = if floats { 0 } else { 4 * stride as u32 };
+        self.launch(self.kernels.ready, [rows, 1, 1], shared, &ready);
+        let (kernel, each) = match rows <= FEW {
+            true => (kernels.few, FEW),
+            false => (kernels.many, kernels.most),
         };
-        self.launch(self.kernels.make, [self.rows as u32, 1, 1], 0, &params);
+        self.launch(kernel, [tiles, rows.div_ceil(each), 1], 0, &params);
     }
 
-    /// Products of the prepared rows with matrices of as many columns.
-    pub(super) fn product(&mut self, matrices: &[Matrix], view: View) {
+    /// A gate and what it lets through; tells what the rows are then made of. For a lone row both matrices
+    /// are one product, which writes the result.
+    fn swiglu(&mut self, source: Source, both: [Matrix; 2], view: View) -> Source {
+        let params = self.product_params(source, &both, view);
+        let stride = params.input.stride as usize;
+        let [gate, up] = both;
+        if self.is_lone(stride) && gate.ty == up.ty && self.by_tensor_cores(&both) {
+            let grid = [gate.rows.div_ceil(TILE_ROWS), 1, 1];
+            let shared = Kernels::row_shared(stride) as u32;
+            self.launch(self.kernels.lone_swiglu, grid, shared, &params);
+            return Source::new(make::PLAIN, gate.out);
+        }
+        self.product(source, &both, view);
+        Source {
+            b: up.out,
+            ..Source::new(make::SWIGLU, gate.out)
+        }
+    }
+
+    fn is_lone(&self, stride: usize) -> bool {
+        self.rows == 1 && Kernels::row_shared(stride) <= MOST_SHARED
+    }
+
+    fn by_tensor_cores(&self, matrices: &[Matrix]) -> bool {
+        let single = TensorType::F32.gguf_id();
+        self.weights.device.architecture >= 80
+            && matrices[0].columns.is_multiple_of(GROUP)
+            && matrices.iter().all(|m| m.ty != single)
+    }
+
+    fn product_params(&self, source: Source, matrices: &[Matrix], view: View) -> ProductParams {
         let mut all = [matrices[0]; 3];
         all[..matrices.len()].copy_from_slice(matrices);
         let columns = matrices[0].columns;
-        let tiles: u32 = matrices.iter().map(|m| m.rows.div_ceil(TILE_ROWS)).sum();
-        let params = ProductParams {
+        ProductParams {
             matrices: all,
             count: matrices.len() as u32,
             groups: columns.div_ceil(GROUP),
             input: self.prepared(columns as usize),
             view,
-        };
-        let single = TensorType::F32.gguf_id();
-        let exact = self.weights.device.architecture < 80
-            || !columns.is_multiple_of(GROUP)
-            || matrices.iter().any(|m| m.ty == single);
-        let rows = self.rows as u32;
-        let (kernel, each) = match exact {
-            true => (self.kernels.product_exact, FEW),
-            false if rows <= FEW => (self.kernels.product_few, FEW),
-            false => (self.kernels.product_many, MANY),
-        };
-        self.launch(kernel, [tiles, rows.div_ceil(each), 1], 0, &params);
+            source,
+        }
     }
 
     /// A matrix whose results are written to `out`.

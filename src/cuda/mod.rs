@@ -104,7 +104,7 @@ impl Gpu {
         let device = &weights.device;
         // A driver that refuses the module has no conditions; the kernels then find nothing to do.
         let conditional = match device.has_conditionals() {
-            true => Module::new(device, images::conditional()).ok(),
+            true => Module::new(device, images::conditional(), false).ok(),
             false => None,
         };
         let kernels = Kernels::find(&weights.module, conditional.as_ref())?;

@@ -71,12 +71,13 @@ structs! {
         base: f64, scale: f64, pairs: u32, unused: u32,
     }
     struct CopyRowsParams { view: View, from: Address, to: Address, width: u32, unused: u32, }
-    struct NormParams {
-        view: View, x: Address, weight: Address, out: Prepared, epsilon: f32, unused: u32,
+    struct Source {
+        a: Address, b: Address, part_scales: Address, visible: Address, make: u32, number: f32,
+        head_dim: u32, parts: u32,
     }
-    struct MakeParams { view: View, a: Address, b: Address, out: Prepared, make: u32, divisor: f32, }
+    struct ReadyParams { view: View, source: Source, out: Prepared, floats: u32, unused: u32, }
     struct ProductParams {
-        matrices: [Matrix; 3], count: u32, groups: u32, input: Prepared, view: View,
+        matrices: [Matrix; 3], count: u32, groups: u32, input: Prepared, view: View, source: Source,
     }
     struct Cache {
         pages: Address, tables: Address, planes: u32, table_pages: u32, page_bytes: u32,
@@ -89,11 +90,8 @@ structs! {
     }
     struct AttentionParams {
         view: View, rows: Address, states: Address, q: Address, partial: Address,
-        partial_scales: Address, cache: Cache, planes: Planes, heads: u32, parts: u32, unused: u32,
-    }
-    struct CombineParams {
-        view: View, rows: Address, states: Address, partial: Address, partial_scales: Address,
-        out: Prepared, planes: Planes, heads: u32, head_dim: u32, parts: u32,
+        partial_scales: Address, visible: Address, cache: Cache, planes: Planes, heads: u32,
+        parts: u32, unused: u32,
     }
     struct SeatsParams {
         active: Address, rows: Address, states: Address, kept: Address, running: Address,
@@ -128,6 +126,22 @@ structs! {
     }
 }
 
+impl Source {
+    /// Rows `a`, of which is made what `make` says.
+    pub fn new(make: u32, a: Address) -> Self {
+        Source {
+            a,
+            b: 0,
+            part_scales: 0,
+            visible: 0,
+            make,
+            number: 0.0,
+            head_dim: 0,
+            parts: 0,
+        }
+    }
+}
+
 /// What is done about keys and values (`Keys` in attention.cuh).
 pub(super) mod keys {
     pub const ALL_TOKENS: u32 = 0;
@@ -140,9 +154,12 @@ pub(super) const ANY: u32 = u32::MAX;
 
 /// How a row's input is made (`Make` in rows.cuh).
 pub(super) mod make {
-    pub const SCALED: u32 = 0;
-    pub const GELU: u32 = 1;
-    pub const SWIGLU: u32 = 2;
+    pub const NORM: u32 = 0;
+    pub const SCALED: u32 = 1;
+    pub const GELU: u32 = 2;
+    pub const SWIGLU: u32 = 3;
+    pub const PLAIN: u32 = 4;
+    pub const ATTENTION: u32 = 5;
 }
 
 /// Where a row is (`Stage` in rows.cuh).

@@ -22,14 +22,13 @@ pub(super) struct Kernels {
     begin: Function<BeginParams>,
     embed: Function<EmbedParams>,
     copy_rows: Function<CopyRowsParams>,
-    pub(super) norm: Function<NormParams>,
-    pub(super) make: Function<MakeParams>,
-    pub(super) product_few: Function<ProductParams>,
-    pub(super) product_many: Function<ProductParams>,
-    pub(super) product_exact: Function<ProductParams>,
+    pub(super) ready: Function<ReadyParams>,
+    pub(super) product: Products,
+    /// Of a gate and what it lets through, for one row.
+    pub(super) lone_swiglu: Function<ProductParams>,
+    pub(super) exact: Products,
     pub(super) store: Function<StoreParams>,
     pub(super) attention: Function<AttentionParams>,
-    pub(super) combine: Function<CombineParams>,
     seats: Function<SeatsParams>,
     select: Function<SelectParams>,
     decide: Function<DecideParams>,
@@ -40,20 +39,47 @@ pub(super) struct Kernels {
     condition: Option<Function<ConditionParams>>,
 }
 
+/// Kernels of one kind of product.
+#[derive(Clone, Copy)]
+pub(super) struct Products {
+    /// For one row, which it makes ready.
+    pub lone: Function<ProductParams>,
+    /// For up to 8 rows a block, and for up to `most`.
+    pub few: Function<ProductParams>,
+    pub many: Function<ProductParams>,
+    pub most: u32,
+    /// They read floats.
+    pub floats: bool,
+}
+
+/// Bytes of dynamic shared memory that kernels may have which make rows ready. Every device from 7.0 on has
+/// so much for a block, beside what the kernels declare.
+pub(super) const MOST_SHARED: usize = 56 << 10;
+
 impl Kernels {
     pub fn find(module: &Module, conditional: Option<&Module>) -> Result<Self> {
         Ok(Kernels {
             begin: module.function(c"mor_begin")?,
             embed: module.function(c"mor_embed")?,
             copy_rows: module.function(c"mor_copy_rows")?,
-            norm: module.function(c"mor_norm")?,
-            make: module.function(c"mor_make")?,
-            product_few: module.function(c"mor_product_few")?,
-            product_many: module.function(c"mor_product_many")?,
-            product_exact: module.function(c"mor_product_exact")?,
+            ready: module.function(c"mor_ready")?,
+            product: Products {
+                lone: module.function(c"mor_lone_product")?,
+                few: module.function(c"mor_few_product")?,
+                many: module.function(c"mor_many_product")?,
+                most: MANY,
+                floats: false,
+            },
+            lone_swiglu: module.function(c"mor_lone_swiglu")?,
+            exact: Products {
+                lone: module.function(c"mor_lone_exact")?,
+                few: module.function(c"mor_exact")?,
+                many: module.function(c"mor_exact")?,
+                most: FEW,
+                floats: true,
+            },
             store: module.function(c"mor_store")?,
             attention: module.function(c"mor_attention")?,
-            combine: module.function(c"mor_combine")?,
             seats: module.function(c"mor_seats")?,
             select: module.function(c"mor_select")?,
             decide: module.function(c"mor_decide")?,
@@ -72,9 +98,20 @@ impl Kernels {
         4 * (HEADS_TOGETHER as usize * (head_dim + PART as usize) + BLOCK as usize)
     }
 
+    /// Bytes of shared memory in which a row of `stride` elements is made ready: floats, halves, and a sum
+    /// for each group.
+    pub(super) fn row_shared(stride: usize) -> usize {
+        6 * stride + 4 * (stride / GROUP as usize)
+    }
+
     /// Lets the kernels have what a model needs.
     pub fn prepare(&self, module: &Module, head_dim: usize) -> Result<()> {
-        module.allow_shared_memory(self.attention, Self::attention_shared(head_dim))
+        module.allow_shared_memory(self.attention, Self::attention_shared(head_dim))?;
+        module.allow_shared_memory(self.ready, MOST_SHARED)?;
+        for lone in [self.product.lone, self.exact.lone, self.lone_swiglu] {
+            module.allow_shared_memory(lone, MOST_SHARED)?;
+        }
+        Ok(())
     }
 }
 
@@ -351,11 +388,10 @@ impl<'a> Writer<'a> {
         };
         let rows = self.rows;
         self.rows = rows.min(self.plan.sizes.logit_rows);
-        let x = self.at(self.plan.x);
-        self.norm(wanted, x, model.output_norm())?;
+        let source = self.norm(self.at(self.plan.x), model.output_norm())?;
         let logits = self.at(self.plan.logits);
         let output = self.output(&model.output(), logits)?;
-        self.product(&[output], wanted);
+        self.product(source, &[output], wanted);
         let params = SampleParams {
             view: wanted,
             rows: self.at(self.plan.rows),
@@ -412,22 +448,29 @@ impl<'a> Writer<'a> {
 
     fn router(&mut self, view: View, router: &Router, spec: &RouterSpec, to: Region) -> Result<()> {
         let h = self.at(self.plan.h);
-        let d = self.model.hyperparameters().hidden_size;
-        self.make(view, make::SCALED, h, 0, d, spec.temperature);
+        let scaled = Source {
+            number: spec.temperature,
+            ..Source::new(make::SCALED, h)
+        };
         let Some(second) = &router.second else {
-            return self.score_product(&router.first, view, to);
+            return self.score_product(scaled, &router.first, view, to);
         };
         let hidden = self.at(self.plan.router_hidden);
         let first = self.output(&router.first, hidden)?;
-        self.product(&[first], view);
-        self.make(view, make::GELU, hidden, 0, router.first.weight.rows, 1.0);
-        self.score_product(second, view, to)
+        self.product(scaled, &[first], view);
+        self.score_product(Source::new(make::GELU, hidden), second, view, to)
     }
 
-    fn score_product(&mut self, linear: &Linear, view: View, to: Region) -> Result<()> {
+    fn score_product(
+        &mut self,
+        source: Source,
+        linear: &Linear,
+        view: View,
+        to: Region,
+    ) -> Result<()> {
         let mut scores = self.output(linear, self.at(to))?;
         scores.by_slot = 1;
-        self.product(&[scores], view);
+        self.product(source, &[scores], view);
         Ok(())
     }
 

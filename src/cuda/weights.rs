@@ -40,7 +40,7 @@ impl Weights {
     /// `file` stays where it is as long as this lives.
     pub unsafe fn new(index: u32, gguf: &Gguf, h: &Hyperparameters, file: &[u8]) -> Result<Self> {
         let device = Device::open(index)?;
-        let module = Module::new(&device, images::for_device(&device)?)?;
+        let module = Module::new(&device, images::for_device(&device)?, true)?;
         let tiled = h.layout == TensorLayout::Tiles16;
         let mut table = reserved(gguf.tensors().len())?;
         if device.integrated && gguf.tensors().iter().all(|t| lies_ready(t, tiled)) {

@@ -114,6 +114,8 @@ struct CUgraphNodeParams {
     };
     long long reserved2;
 };
+constexpr unsigned char CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC = 1;
+constexpr unsigned char CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC = 1;
 struct CUgraphEdgeData {
     unsigned char from_port, to_port, type, reserved[5];
 };

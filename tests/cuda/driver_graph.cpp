@@ -173,6 +173,13 @@ CUresult add_any(const char *function, CUgraphNode *out, CUgraph handle,
     return add(function, out, handle, dependencies, count, std::move(node));
 }
 
+bool is_kernel(CUgraph handle, CUgraphNode node) {
+    if (const Graph *graph = find_graph(handle))
+        for (const Node &n : graph->nodes)
+            if (as_handle<CUgraphNode>(n.id) == node) return n.type == CU_GRAPH_NODE_TYPE_KERNEL;
+    return false;
+}
+
 void run_graph(const Graph &graph);
 
 void run_conditional(const Node &node) {
@@ -377,9 +384,17 @@ FAKE CUresult cuGraphAddNode_v2(CUgraphNode *out, CUgraph graph, const CUgraphNo
                                 CUgraphNodeParams *request) {
     FAKE_ENTER(cuGraphAddNode_v2, Context);
     static const CUgraphEdgeData plain{};
-    for (size_t i = 0; edges && i < count; i++)
-        if (std::memcmp(&edges[i], &plain, sizeof plain))
-            return refuse(CUDA_ERROR_NOT_SUPPORTED, self, "edge %zu is not a plain one", i);
+    // The second kernel may begin before the first has ended. Here it does not.
+    CUgraphEdgeData overlapping{};
+    overlapping.from_port = CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC;
+    overlapping.type = CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC;
+    for (size_t i = 0; edges && i < count; i++) {
+        if (!std::memcmp(&edges[i], &plain, sizeof plain)) continue;
+        if (std::memcmp(&edges[i], &overlapping, sizeof plain))
+            return refuse(CUDA_ERROR_NOT_SUPPORTED, self, "edge %zu is of an unknown kind", i);
+        if (request->type != CU_GRAPH_NODE_TYPE_KERNEL || !is_kernel(graph, dependencies[i]))
+            return refuse(CUDA_ERROR_INVALID_VALUE, self, "edge %zu is not between kernels", i);
+    }
     return add_any(self, out, graph, dependencies, count, request);
 }
 

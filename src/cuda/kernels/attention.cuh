@@ -4,8 +4,6 @@
 #include "rows.cuh"
 
 constexpr u32 PAGE_TOKENS = TILE_ROWS;
-// Entries that a block looks at. Longer contexts are cut into such parts, always at the same places.
-constexpr u32 PART = 512;
 // Query heads that go together.
 constexpr u32 HEADS_TOGETHER = 4;
 
@@ -103,6 +101,7 @@ __device__ __forceinline__ u16 quantize_q8(float value, signed char* code) {
 
 // Rotates queries and keys, and stores keys and values. A block a row.
 extern "C" __global__ void __launch_bounds__(BLOCK) mor_store(const StoreParams p) {
+    enter();
     const u32 c = blockIdx.x;
     if (c >= *p.view.count) return;
     const u32 slot = p.view.slots[c];
@@ -184,6 +183,8 @@ struct AttentionParams {
     // [rows][heads][parts][head_dim], and of each the largest score and the sum: [rows][heads][parts].
     float* partial;
     float2* partial_scales;
+    // [rows] how many entries each sees.
+    u32* visible;
     Cache cache;
     Planes planes;
     u32 heads;
@@ -269,10 +270,12 @@ __device__ __forceinline__ void attend(const AttentionParams& p, u32 c, const Se
 
 // grid: (rows, key heads · groups of query heads, parts); dynamic shared memory as `attend` cuts it.
 extern "C" __global__ void __launch_bounds__(BLOCK) mor_attention(const AttentionParams p) {
+    enter();
     const u32 c = blockIdx.x, part = blockIdx.z;
     if (c >= *p.view.count) return;
     const u32 slot = p.view.slots[c];
     const Seat seat = seat_of(p.cache, p.planes, p.rows[slot], p.states[slot]);
+    if (part == 0 && blockIdx.y == 0 && threadIdx.x == 0) p.visible[c] = seat.visible;
     const u32 begin = part * PART;
     if (begin >= seat.visible) return;
     const u32 end = begin + PART < seat.visible ? begin + PART : seat.visible;
@@ -288,47 +291,3 @@ extern "C" __global__ void __launch_bounds__(BLOCK) mor_attention(const Attentio
         attend<F32>(p, c, seat, kv_head, first, heads, begin, end, part);
 }
 MOR_KERNEL(mor_attention)
-
-struct CombineParams {
-    View view;
-    const Row* rows;
-    const State* states;
-    const float* partial;
-    const float2* partial_scales;
-    Prepared out;
-    Planes planes;
-    u32 heads;
-    u32 head_dim;
-    u32 parts;
-};
-
-// Puts the parts of each head together, ready for the output projection. A block a row.
-extern "C" __global__ void __launch_bounds__(BLOCK) mor_combine(const CombineParams p) {
-    const u32 c = blockIdx.x;
-    if (c >= *p.view.count) return;
-    const u32 slot = p.view.slots[c];
-    const Row row = p.rows[slot];
-    const u32 r = p.planes.recursion == ANY ? row.recursion : p.planes.recursion;
-    const u32 visible = (p.planes.keys[r] == KEPT_TOKENS ? p.states[slot].entry : row.position) + 1;
-    const u32 parts = (visible + PART - 1) / PART;
-    float* y = p.out.floats + static_cast<u64>(c) * p.out.stride;
-    float largest = 0;
-    for (u32 i = threadIdx.x; i < p.out.columns; i += BLOCK) {
-        const u64 head = static_cast<u64>(c) * p.heads + i / p.head_dim;
-        const float2* scales = p.partial_scales + head * p.parts;
-        const float* partial = p.partial + head * p.parts * p.head_dim + i % p.head_dim;
-        float max = scales[0].x;
-        for (u32 k = 1; k < parts; k++) max = fmaxf(max, scales[k].x);
-        float sum = 0, total = 0;
-        for (u32 k = 0; k < parts; k++) {
-            const float weight = expf(scales[k].x - max);
-            sum += weight * partial[static_cast<u64>(k) * p.head_dim];
-            total += weight * scales[k].y;
-        }
-        const float v = sum / total;
-        y[i] = v;
-        largest = fmaxf(largest, fabsf(v));
-    }
-    finish_row(p.out, c, largest);
-}
-MOR_KERNEL(mor_combine)

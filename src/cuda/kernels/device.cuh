@@ -133,6 +133,27 @@ __device__ __forceinline__ float block_max(float value, float* room) {
     return max;
 }
 
+// The kernels of a program overlap where the device can do that (9.0 and later, src/cuda/launch.rs): each
+// lets the next one begin at once, and looks at what those before it wrote, or writes, only after
+// `wait_for_previous`, which every thread calls. Weights, which nobody writes, may be read before.
+__device__ __forceinline__ void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// For kernels that read nothing ahead.
+__device__ __forceinline__ void enter() {
+    let_next_begin();
+    wait_for_previous();
+}
+
 // Finite, in a way that no optimisation takes away.
 __device__ __forceinline__ bool is_finite(float value) {
     return (__float_as_uint(value) & 0x7f800000u) != 0x7f800000u;

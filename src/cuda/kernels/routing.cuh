@@ -42,6 +42,7 @@ struct SeatsParams {
 // Gives the rows that run their entries: those of a sequence at a recursion side by side, in the order
 // of their positions. One block.
 extern "C" __global__ void __launch_bounds__(BLOCK) mor_seats(const SeatsParams p) {
+    enter();
     __shared__ u32 room[WARPS + 1];
     const u32 flying = p.report->flying;
     u32 running = 0;
@@ -87,6 +88,7 @@ struct SelectParams {
 
 // The rows that stand before one recursion, in their order. One block.
 extern "C" __global__ void __launch_bounds__(BLOCK) mor_select(const SelectParams p) {
+    enter();
     __shared__ u32 room[WARPS + 1];
     const u32 flying = p.report->flying;
     u32 selected = 0;
@@ -180,6 +182,7 @@ __device__ __forceinline__ bool is_among_best(const DecideParams& p, u32 c, u32 
 
 // Rows that go on stay in `active`, in their order; the others leave. One block.
 extern "C" __global__ void __launch_bounds__(BLOCK) mor_decide(const DecideParams p) {
+    enter();
     __shared__ u32 room[WARPS + 1];
     const u32 n = *p.view.count, flying = p.report->flying;
     // Rows before those that are asked stay where they are.
@@ -273,6 +276,7 @@ struct MergeParams {
 // Adds the block's weighted result to the residual stream of the rows for which it counts. All stand
 // before the next recursion then. A block a row.
 extern "C" __global__ void __launch_bounds__(BLOCK) mor_merge(const MergeParams p) {
+    enter();
     if (blockIdx.x >= *p.view.count) return;
     const u32 slot = p.view.slots[blockIdx.x];
     const State state = p.states[slot];
@@ -318,6 +322,7 @@ __device__ __forceinline__ bool comes_before(const Row& a, const Row& b) {
 // Of the rows that have left the recursions those may go on to whose sequence nobody before them is
 // still on the way; own last layers attend to all tokens before. One block.
 extern "C" __global__ void __launch_bounds__(BLOCK) mor_leave(const LeaveParams p) {
+    enter();
     __shared__ u32 room[WARPS + 1];
     const u32 before = p.report->waiting;
     const u32 flying = p.routed ? p.report->flying : 0;

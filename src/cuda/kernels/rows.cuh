@@ -30,6 +30,10 @@ struct State {
     float weight;
 };
 
+// Entries of a context that a block of attention looks at. Longer contexts are cut into such parts, always
+// at the same places.
+constexpr u32 PART = 512;
+
 enum Stage : u32 { IN_RECURSIONS = 1, LEFT = 2, DONE = 3 };
 
 // Some rows by their slots; how many there are is known on the device only.
@@ -50,30 +54,6 @@ struct Prepared {
     u32 columns;
     u32 stride;
 };
-
-// Writes the halves, the scale and the sums of row `c`, whose floats this block's threads wrote, each
-// thread the elements thread, thread + BLOCK, …; `largest` is the largest magnitude among this thread's.
-__device__ __forceinline__ void finish_row(const Prepared& p, u32 c, float largest) {
-    __shared__ float room[WARPS];
-    largest = block_max(largest, room);
-    int exponent = static_cast<int>(__float_as_uint(largest) >> 23 & 255) - 127;
-    if (exponent < -100) exponent = -100;
-    if (!is_finite(largest)) exponent = 14;
-    const float scale = __uint_as_float(static_cast<u32>(exponent - 14 + 127) << 23);
-    const float inverse = __uint_as_float(static_cast<u32>(14 - exponent + 127) << 23);
-    float* floats = p.floats + static_cast<u64>(c) * p.stride;
-    u16* halves = p.halves + static_cast<u64>(c) * p.stride;
-    float* sums = p.sums + static_cast<u64>(c) * (p.stride / GROUP);
-    // A warp takes whole groups of 32, and all its lanes the same number of them.
-    for (u32 i = threadIdx.x; i < p.stride; i += BLOCK) {
-        if (i >= p.columns) floats[i] = 0;
-        u16 half = i < p.columns ? float_to_half(floats[i] * inverse) : 0;
-        halves[i] = half;
-        float sum = warp_sum(half_to_float(half));
-        if (lane_index() == 0) sums[i / GROUP] = sum;
-    }
-    if (threadIdx.x == 0) p.scales[c] = scale;
-}
 
 // ---- Entering
 
@@ -130,6 +110,7 @@ struct BeginParams {
 
 // Takes what the host sent. One block.
 extern "C" __global__ void __launch_bounds__(BLOCK) mor_begin(const BeginParams p) {
+    enter();
     const Input in = *p.input;
     for (u32 i = threadIdx.x; i < in.changes; i += BLOCK) p.tables[p.changes[i].index] = p.changes[i].page;
     for (u32 i = threadIdx.x; i < in.flying; i += BLOCK) p.active[i] = p.old_active[i];
@@ -186,6 +167,7 @@ __device__ __forceinline__ void embed_row(const Matrix& m, u32 token, float* h) 
 
 // Token embeddings and rotary angles. A block a row.
 extern "C" __global__ void __launch_bounds__(BLOCK) mor_embed(const EmbedParams p) {
+    enter();
     if (blockIdx.x >= *p.view.count) return;
     const u32 slot = p.view.slots[blockIdx.x];
     const Row row = p.rows[slot];
@@ -214,80 +196,162 @@ struct CopyRowsParams {
 
 // Rows by slot from one buffer to another. A block a row.
 extern "C" __global__ void __launch_bounds__(BLOCK) mor_copy_rows(const CopyRowsParams p) {
+    enter();
     if (blockIdx.x >= *p.view.count) return;
     const u64 start = static_cast<u64>(p.view.slots[blockIdx.x]) * p.width;
     for (u32 i = threadIdx.x; i < p.width; i += BLOCK) p.to[start + i] = p.from[start + i];
 }
 MOR_KERNEL(mor_copy_rows)
 
-// ---- Making rows ready
+// ---- Making rows ready for products
 
-struct NormParams {
+enum Make : u32 { NORM = 0, SCALED = 1, GELU = 2, SWIGLU = 3, PLAIN = 4, ATTENTION = 5 };
+
+// What a row is made of.
+struct Source {
+    // NORM, SCALED: [slots][columns]; ATTENTION: [rows][heads][parts][head_dim]; else [rows][columns].
+    const float* a;
+    // NORM: the weights [columns]; SWIGLU: [rows][columns].
+    const float* b;
+    // ATTENTION: of each part the largest score and the sum, [rows][heads][parts]; and [rows] how many
+    // entries a row sees.
+    const float2* part_scales;
+    const u32* visible;
+    u32 make;
+    // NORM: epsilon. SCALED: divides.
+    float number;
+    // ATTENTION
+    u32 head_dim;
+    u32 parts;
+};
+
+// Where a row is made ready, in shared memory or not: as `Prepared`, but one row.
+struct Place {
+    float* floats;
+    u16* halves;
+    float* sums;
+};
+
+// SwiGLU (Shazeer, 2020) of a gate and what it lets through.
+__device__ __forceinline__ float swiglu(float gate, float up) { return gate / (1.0f + expf(-gate)) * up; }
+
+// Four elements of a row from the `i`th on, zero beyond its end.
+__device__ __forceinline__ void read_four(const float* row, u32 i, u32 columns, float out[4]) {
+    if (columns % 4 == 0 && i < columns) {
+        const float4 four = *reinterpret_cast<const float4*>(row + i);
+        out[0] = four.x, out[1] = four.y, out[2] = four.z, out[3] = four.w;
+        return;
+    }
+    for (u32 k = 0; k < 4; k++) out[k] = i + k < columns ? row[i + k] : 0;
+}
+
+// Puts the parts of a context together: element `i` of all heads of row `c`.
+__device__ __forceinline__ float attended(const Source& s, u32 c, u32 columns, u32 i) {
+    const u64 head = static_cast<u64>(c) * (columns / s.head_dim) + i / s.head_dim;
+    const float2* scales = s.part_scales + head * s.parts;
+    const float* partial = s.a + head * s.parts * s.head_dim + i % s.head_dim;
+    const u32 parts = (s.visible[c] + PART - 1) / PART;
+    float max = scales[0].x;
+    for (u32 k = 1; k < parts; k++) max = fmaxf(max, scales[k].x);
+    float sum = 0, total = 0;
+    for (u32 k = 0; k < parts; k++) {
+        const float weight = expf(scales[k].x - max);
+        sum += weight * partial[static_cast<u64>(k) * s.head_dim];
+        total += weight * scales[k].y;
+    }
+    return sum / total;
+}
+
+__device__ __forceinline__ void source_four(const Source& s, u32 c, u32 slot, u32 columns, u32 i, float v[4]) {
+    if (s.make == ATTENTION) {
+        for (u32 k = 0; k < 4; k++) v[k] = i + k < columns ? attended(s, c, columns, i + k) : 0;
+        return;
+    }
+    const u64 row = static_cast<u64>(s.make == NORM || s.make == SCALED ? slot : c) * columns;
+    read_four(s.a + row, i, columns, v);
+    if (s.make == SCALED) {
+        for (u32 k = 0; k < 4; k++) v[k] /= s.number;
+    } else if (s.make == GELU) {
+        // The exact form: x Φ(x) (Hendrycks and Gimpel, 2016).
+        for (u32 k = 0; k < 4; k++) v[k] = static_cast<float>(0.5 * v[k] * (1.0 + erf(v[k] / 1.4142135623730951)));
+    } else if (s.make == SWIGLU) {
+        float up[4];
+        read_four(s.b + row, i, columns, up);
+        for (u32 k = 0; k < 4; k++) v[k] = swiglu(v[k], up[k]);
+    }
+}
+
+// Makes row `c`, whose slot is `slot`, ready, and returns its scale. A thread takes the quads of elements
+// thread, thread + BLOCK, … throughout; others may look after a barrier.
+__device__ __forceinline__ float make_row(const Source& s, u32 c, u32 slot, u32 columns, u32 stride, const Place& to) {
+    __shared__ float squares_room[WARPS], largest_room[WARPS];
+    float squares = 0, largest = 0;
+    for (u32 i = 4 * threadIdx.x; i < stride; i += 4 * BLOCK) {
+        float v[4];
+        source_four(s, c, slot, columns, i, v);
+        for (u32 k = 0; k < 4; k++) {
+            squares = fmaf(v[k], v[k], squares);
+            largest = fmaxf(largest, fabsf(v[k]));
+        }
+        *reinterpret_cast<float4*>(to.floats + i) = make_float4(v[0], v[1], v[2], v[3]);
+    }
+    if (s.make == NORM) {
+        // RMSNorm (Zhang and Sennrich, 2019): y = x / sqrt(mean(x²) + ε) · w.
+        const float mean = block_sum(squares, squares_room) / static_cast<float>(columns);
+        const float scale = 1.0f / sqrtf(mean + s.number);
+        largest = 0;
+        for (u32 i = 4 * threadIdx.x; i < stride; i += 4 * BLOCK) {
+            float v[4], w[4];
+            read_four(to.floats, i, stride, v);
+            read_four(s.b, i, columns, w);
+            for (u32 k = 0; k < 4; k++) {
+                v[k] = v[k] * scale * w[k];
+                largest = fmaxf(largest, fabsf(v[k]));
+            }
+            *reinterpret_cast<float4*>(to.floats + i) = make_float4(v[0], v[1], v[2], v[3]);
+        }
+    }
+    largest = block_max(largest, largest_room);
+    int exponent = static_cast<int>(__float_as_uint(largest) >> 23 & 255) - 127;
+    if (exponent < -100) exponent = -100;
+    if (!is_finite(largest)) exponent = 14;
+    const float inverse = __uint_as_float(static_cast<u32>(14 - exponent + 127) << 23);
+    // All lanes of a warp come as often, for they add up the groups together: eight lanes one.
+    for (u32 start = 0; start < stride; start += 4 * BLOCK) {
+        const u32 i = start + 4 * threadIdx.x;
+        float v[4] = {0, 0, 0, 0};
+        if (i < stride) read_four(to.floats, i, stride, v);
+        const u32 low = pair_of_halves(v[0] * inverse, v[1] * inverse);
+        const u32 high = pair_of_halves(v[2] * inverse, v[3] * inverse);
+        float sum = (half_to_float(low & 0xffff) + half_to_float(low >> 16)) +
+                    (half_to_float(high & 0xffff) + half_to_float(high >> 16));
+        for (u32 distance = 4; distance > 0; distance /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, distance);
+        if (i >= stride) continue;
+        *reinterpret_cast<uint2*>(to.halves + i) = make_uint2(low, high);
+        if (i % GROUP == 0) to.sums[i / GROUP] = sum;
+    }
+    return __uint_as_float(static_cast<u32>(exponent - 14 + 127) << 23);
+}
+
+struct ReadyParams {
     View view;
-    // [slots][columns]
-    const float* x;
-    const float* weight;
+    Source source;
     Prepared out;
-    float epsilon;
+    // The floats are wanted in `out`; else they are kept in shared memory, [stride].
+    u32 floats;
     u32 unused;
 };
 
-// RMSNorm (Zhang and Sennrich, 2019): y = x / sqrt(mean(x²) + ε) · w. A block a row.
-extern "C" __global__ void __launch_bounds__(BLOCK) mor_norm(const NormParams p) {
+// A block a row.
+extern "C" __global__ void __launch_bounds__(BLOCK) mor_ready(const ReadyParams p) {
+    enter();
+    MOR_DYNAMIC_SHARED(float, shared);
     const u32 c = blockIdx.x;
     if (c >= *p.view.count) return;
-    __shared__ float room[WARPS];
-    const u32 d = p.out.columns;
-    const float* x = p.x + static_cast<u64>(p.view.slots[c]) * d;
-    float* y = p.out.floats + static_cast<u64>(c) * p.out.stride;
-    float squares = 0;
-    for (u32 i = threadIdx.x; i < d; i += BLOCK) squares = fmaf(x[i], x[i], squares);
-    const float mean = block_sum(squares, room) / static_cast<float>(d);
-    const float scale = 1.0f / sqrtf(mean + p.epsilon);
-    float largest = 0;
-    for (u32 i = threadIdx.x; i < d; i += BLOCK) {
-        y[i] = x[i] * scale * p.weight[i];
-        largest = fmaxf(largest, fabsf(y[i]));
-    }
-    finish_row(p.out, c, largest);
+    const Prepared& out = p.out;
+    const u64 row = static_cast<u64>(c) * out.stride;
+    const Place place = {p.floats ? out.floats + row : shared, out.halves + row, out.sums + row / GROUP};
+    const float scale = make_row(p.source, c, p.view.slots[c], out.columns, out.stride, place);
+    if (threadIdx.x == 0) out.scales[c] = scale;
 }
-MOR_KERNEL(mor_norm)
-
-enum Make : u32 { SCALED = 0, GELU = 1, SWIGLU = 2 };
-
-struct MakeParams {
-    View view;
-    // SCALED: [slots][columns]; else [rows][columns].
-    const float* a;
-    // SWIGLU: [rows][columns].
-    const float* b;
-    Prepared out;
-    u32 make;
-    // SCALED: divides.
-    float divisor;
-};
-
-// A router's input, its hidden layer, or SwiGLU's (Shazeer, 2020). A block a row.
-extern "C" __global__ void __launch_bounds__(BLOCK) mor_make(const MakeParams p) {
-    const u32 c = blockIdx.x;
-    if (c >= *p.view.count) return;
-    const u32 d = p.out.columns;
-    const float* a = p.a + static_cast<u64>(p.make == SCALED ? p.view.slots[c] : c) * d;
-    const float* b = p.b + static_cast<u64>(c) * d;
-    float* y = p.out.floats + static_cast<u64>(c) * p.out.stride;
-    float largest = 0;
-    for (u32 i = threadIdx.x; i < d; i += BLOCK) {
-        float v = a[i];
-        if (p.make == SCALED)
-            v /= p.divisor;
-        else if (p.make == GELU)
-            // The exact form: x Φ(x) (Hendrycks and Gimpel, 2016).
-            v = static_cast<float>(0.5 * v * (1.0 + erf(v / 1.4142135623730951)));
-        else
-            v = v / (1.0f + expf(-v)) * b[i];
-        y[i] = v;
-        largest = fmaxf(largest, fabsf(v));
-    }
-    finish_row(p.out, c, largest);
-}
-MOR_KERNEL(mor_make)
+MOR_KERNEL(mor_ready)

@@ -76,6 +76,7 @@ __device__ __forceinline__ u32 nth_key(const float* logits, u32 vocab, u32 count
 
 // A block a row.
 extern "C" __global__ void __launch_bounds__(BLOCK) mor_sample(const SampleParams p) {
+    enter();
     static_assert(MAX_CANDIDATES == BLOCK, "a thread a candidate");
     const u32 c = blockIdx.x;
     if (c >= *p.view.count) return;

@@ -1,6 +1,7 @@
 // Weights as they lie in memory: the block formats in tiles of sixteen rows (src/quant/tiles.rs), the
-// plain ones row by row. Everything is taken in groups of 32 columns, of which a lane with part
-// t (0 to 3) takes columns 4t to 4t + 3 and 16 + 4t to 16 + 4t + 3.
+// plain ones row by row. Everything is taken in groups of 32 columns, of which a lane with part t (0 to 3)
+// takes columns 4t to 4t + 3 and 16 + 4t to 16 + 4t + 3; of halves for tensor cores 8t to 8t + 7, which lie
+// together.
 #pragma once
 #include "device.cuh"
 
@@ -43,8 +44,62 @@ __device__ __forceinline__ u32 field(const u8* tile, u32 at, u32 row) {
     return *reinterpret_cast<const u32*>(tile + TILE_ROWS * at + 4 * row);
 }
 
-__device__ __forceinline__ float half_field(const u8* tile, u32 at, u32 row) {
-    return half_to_float(*reinterpret_cast<const u16*>(tile + TILE_ROWS * at + 2 * row));
+// The same of two bytes.
+__device__ __forceinline__ u32 half_field(const u8* tile, u32 at, u32 row) {
+    return *reinterpret_cast<const u16*>(tile + TILE_ROWS * at + 2 * row);
+}
+
+// Words that `Fields` take of each type.
+__device__ constexpr u32 field_words(u32 type) {
+    return type == F16 || type == BF16 ? 4 : type == Q4_0 || type == Q4_1 ? 2 : type == Q8_0 || type == Q5_0 || type == Q5_1 ? 3
+         : type == Q5_K ? 8 : 6;
+}
+
+// What a lane reads of a part of a row's group, as it lies in memory: read some groups ahead, for the
+// memory answers late.
+template <u32 TYPE>
+struct Fields {
+    u32 words[field_words(TYPE)];
+};
+
+// Part `t` of group `group` of row `row` of a tile.
+template <u32 TYPE>
+__device__ __forceinline__ Fields<TYPE> read_fields(const u8* tile, u32 group, u32 row, u32 t) {
+    Fields<TYPE> f;
+    constexpr u32 groups = block_columns(TYPE) / GROUP;
+    const u8* block = tile + static_cast<u64>(group / groups) * (TILE_ROWS * block_bytes(TYPE));
+    // The scale, and the minimum's above it.
+    u32 scale = half_field(block, TYPE == Q6_K ? 208 : 0, row);
+    if constexpr (has_min(TYPE)) scale |= half_field(block, 2, row) << 16;
+    f.words[0] = scale;
+    if constexpr (TYPE == Q8_0) {
+        f.words[1] = field(block, 2 + 4 * t, row);
+        f.words[2] = field(block, 18 + 4 * t, row);
+    } else if constexpr (TYPE == Q4_0 || TYPE == Q4_1) {
+        f.words[1] = field(block, (TYPE == Q4_0 ? 2 : 4) + 4 * t, row);
+    } else if constexpr (TYPE == Q5_0 || TYPE == Q5_1) {
+        constexpr u32 fifth_bits = TYPE == Q5_0 ? 2 : 4;
+        f.words[1] = field(block, fifth_bits + 4 + 4 * t, row);
+        f.words[2] = field(block, fifth_bits, row);
+    } else if constexpr (TYPE == Q4_K || TYPE == Q5_K) {
+        const u32 nibbles = (TYPE == Q4_K ? 16 : 48) + 32 * (group % 8 / 2) + 4 * t;
+        for (u32 i = 0; i < 3; i++) f.words[1 + i] = field(block, 4 + 4 * i, row);
+        f.words[4] = field(block, nibbles, row);
+        f.words[5] = field(block, nibbles + 16, row);
+        if constexpr (TYPE == Q5_K) {
+            f.words[6] = field(block, 16 + 4 * t, row);
+            f.words[7] = field(block, 32 + 4 * t, row);
+        }
+    } else if constexpr (TYPE == Q6_K) {
+        const u32 run = group % 8, half = run / 4;
+        const u32 low = 64 * half + 32 * (run % 2) + 4 * t, high = 128 + 32 * half + 4 * t;
+        f.words[1] = field(block, low, row);
+        f.words[2] = field(block, low + 16, row);
+        f.words[3] = field(block, high, row);
+        f.words[4] = field(block, high + 16, row);
+        f.words[5] = field(block, 192 + run / 2 * 4, row);
+    }
+    return f;
 }
 
 // Bit i of four in the lowest place of byte i, times 16: the fifth bits.
@@ -52,9 +107,8 @@ __device__ __forceinline__ u32 spread_fifth_bits(u32 bits) {
     return (bits & 1) << 4 | (bits & 2) << 11 | (bits & 4) << 18 | (bits & 8) << 25;
 }
 
-// The 6-bit scale and minimum of group `g` of a K block (src/quant/k.rs).
-__device__ __forceinline__ void scale_and_min(const u8* tile, u32 row, u32 g, float* scale, float* min) {
-    u32 s[3] = {field(tile, 4, row), field(tile, 8, row), field(tile, 12, row)};
+// The 6-bit scale and minimum of group `g` of a K block (src/quant/k.rs) out of its twelve bytes.
+__device__ __forceinline__ void scale_and_min(const u32 s[3], u32 g, float* scale, float* min) {
     u32 shift = 8 * (g % 4);
     u32 a = s[0] >> shift & 255, b = s[1] >> shift & 255, c = s[2] >> shift & 255;
     if (g < 4) {
@@ -66,54 +120,42 @@ __device__ __forceinline__ void scale_and_min(const u8* tile, u32 row, u32 g, fl
     }
 }
 
-// Part `t` of group `group` of row `row` of a tile.
 template <u32 TYPE>
-__device__ __forceinline__ Codes codes(const u8* tile, u32 group, u32 row, u32 t) {
+__device__ __forceinline__ Codes codes(const Fields<TYPE>& f, u32 group, u32 t) {
     Codes w;
     w.min = 0;
-    constexpr u32 groups = block_columns(TYPE) / GROUP;
-    const u8* block = tile + static_cast<u64>(group / groups) * (TILE_ROWS * block_bytes(TYPE));
+    const float d = half_to_float(static_cast<u16>(f.words[0]));
+    const float min = half_to_float(static_cast<u16>(f.words[0] >> 16));
+    w.low_scale = w.high_scale = d;
     if constexpr (TYPE == Q8_0) {
-        w.low = field(block, 2 + 4 * t, row) ^ 0x80808080u;
-        w.high = field(block, 18 + 4 * t, row) ^ 0x80808080u;
-        w.low_scale = w.high_scale = half_field(block, 0, row);
+        w.low = f.words[1] ^ 0x80808080u;
+        w.high = f.words[2] ^ 0x80808080u;
     } else if constexpr (TYPE == Q4_0 || TYPE == Q4_1 || TYPE == Q5_0 || TYPE == Q5_1) {
-        constexpr bool five = TYPE == Q5_0 || TYPE == Q5_1;
-        constexpr u32 after_halves = TYPE == Q4_0 || TYPE == Q5_0 ? 2 : 4;
-        constexpr u32 nibbles = after_halves + (five ? 4 : 0);
-        u32 q = field(block, nibbles + 4 * t, row);
-        w.low = q & 0x0f0f0f0fu;
-        w.high = q >> 4 & 0x0f0f0f0fu;
-        if constexpr (five) {
-            u32 h = field(block, after_halves, row) >> (4 * t);
+        w.low = f.words[1] & 0x0f0f0f0fu;
+        w.high = f.words[1] >> 4 & 0x0f0f0f0fu;
+        if constexpr (TYPE == Q5_0 || TYPE == Q5_1) {
+            u32 h = f.words[2] >> (4 * t);
             w.low |= spread_fifth_bits(h);
             w.high |= spread_fifth_bits(h >> 16);
         }
-        w.low_scale = w.high_scale = half_field(block, 0, row);
-        if constexpr (has_min(TYPE)) w.min = -half_field(block, 2, row);
+        if constexpr (has_min(TYPE)) w.min = -min;
     } else if constexpr (TYPE == Q4_K || TYPE == Q5_K) {
-        u32 g = group % 8, shift = 4 * (g % 2);
-        u32 nibbles = (TYPE == Q4_K ? 16 : 48) + 32 * (g / 2) + 4 * t;
-        w.low = field(block, nibbles, row) >> shift & 0x0f0f0f0fu;
-        w.high = field(block, nibbles + 16, row) >> shift & 0x0f0f0f0fu;
+        const u32 g = group % 8, shift = 4 * (g % 2);
+        w.low = f.words[4] >> shift & 0x0f0f0f0fu;
+        w.high = f.words[5] >> shift & 0x0f0f0f0fu;
         if constexpr (TYPE == Q5_K) {
-            w.low |= (field(block, 16 + 4 * t, row) >> g & 0x01010101u) << 4;
-            w.high |= (field(block, 32 + 4 * t, row) >> g & 0x01010101u) << 4;
+            w.low |= (f.words[6] >> g & 0x01010101u) << 4;
+            w.high |= (f.words[7] >> g & 0x01010101u) << 4;
         }
-        float scale, min;
-        scale_and_min(block, row, g, &scale, &min);
-        w.low_scale = w.high_scale = half_field(block, 0, row) * scale;
-        w.min = half_field(block, 2, row) * min;
+        float scale, group_min;
+        scale_and_min(f.words + 1, g, &scale, &group_min);
+        w.low_scale = w.high_scale = d * scale;
+        w.min = min * group_min;
     } else if constexpr (TYPE == Q6_K) {
-        u32 run = group % 8, half = run / 4, r = run % 4;
-        u32 low = 64 * half + 32 * (r % 2) + 4 * t, high = 128 + 32 * half + 4 * t;
-        u32 shift = 4 * (r / 2);
-        w.low = (field(block, low, row) >> shift & 0x0f0f0f0fu) |
-                (field(block, high, row) >> (2 * r) & 0x03030303u) << 4;
-        w.high = (field(block, low + 16, row) >> shift & 0x0f0f0f0fu) |
-                 (field(block, high + 16, row) >> (2 * r) & 0x03030303u) << 4;
-        u32 scales = field(block, 192 + run / 2 * 4, row) >> (16 * (run % 2));
-        float d = half_field(block, 208, row);
+        const u32 run = group % 8, r = run % 4, shift = 4 * (r / 2);
+        w.low = (f.words[1] >> shift & 0x0f0f0f0fu) | (f.words[3] >> (2 * r) & 0x03030303u) << 4;
+        w.high = (f.words[2] >> shift & 0x0f0f0f0fu) | (f.words[4] >> (2 * r) & 0x03030303u) << 4;
+        const u32 scales = f.words[5] >> (16 * (run % 2));
         w.low_scale = d * static_cast<float>(static_cast<signed char>(scales & 255));
         w.high_scale = d * static_cast<float>(static_cast<signed char>(scales >> 8 & 255));
     }
@@ -162,7 +204,7 @@ __device__ __forceinline__ void decode(const Matrix& m, u32 row, u32 group, u32 
             out[i] = row < m.rows ? plain_weight<TYPE>(data, column_of(group, t, i), m.columns) : 0;
     } else {
         const u8* tile = m.data + static_cast<u64>(row / TILE_ROWS) * TILE_ROWS * m.row_bytes;
-        Codes w = codes<TYPE>(tile, group, row % TILE_ROWS, t);
+        const Codes w = codes<TYPE>(read_fields<TYPE>(tile, group, row % TILE_ROWS, t), group, t);
         constexpr float offset = static_cast<float>(code_offset(TYPE));
         for (u32 i = 0; i < 4; i++) {
             out[i] = (static_cast<float>(w.low >> (8 * i) & 255) - offset) * w.low_scale - w.min;
