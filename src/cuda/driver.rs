@@ -118,6 +118,7 @@ pub(super) struct Device {
     pub version: c_int,
     /// Compute capability, 90 for 9.0.
     pub architecture: u32,
+    pub multiprocessors: u32,
     /// Whether it shares the host's memory.
     pub integrated: bool,
     /// Never unloaded: a driver leaves threads and handlers behind.
@@ -150,6 +151,7 @@ impl Device {
             device: 0,
             version: 0,
             architecture: 0,
+            multiprocessors: 0,
             integrated: false,
             _library: ManuallyDrop::new(library),
         };
@@ -174,6 +176,8 @@ impl Device {
         let major = device.attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
         let minor = device.attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
         device.architecture = (10 * major + minor).unsigned_abs();
+        let multiprocessors = device.attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        device.multiprocessors = multiprocessors.max(1).unsigned_abs();
         device.integrated = device.attribute(CU_DEVICE_ATTRIBUTE_INTEGRATED)? != 0;
         let mut context = null_mut();
         let f = &device.functions;

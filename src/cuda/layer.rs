@@ -141,15 +141,20 @@ impl<'a> Writer<'a> {
     /// by the product itself, if shared memory has room for it; more rows by a kernel of their own before.
     pub(super) fn product(&mut self, source: Source, matrices: &[Matrix], view: View) {
         let tiles = matrices.iter().map(|m| m.rows.div_ceil(TILE_ROWS)).sum();
-        let kernels = match self.by_tensor_cores(matrices) {
+        let by_tensor_cores = self.by_tensor_cores(matrices);
+        let kernels = match by_tensor_cores {
             true => self.kernels.product,
             false => self.kernels.exact,
         };
-        let params = self.product_params(source, matrices, view);
+        let params = self.product_params(source, matrices, view, tiles);
         let (rows, stride) = (self.rows as u32, params.input.stride as usize);
         if self.is_lone(stride) {
+            let blocks = match by_tensor_cores {
+                true => tiles.div_ceil(params.tiles_of_block),
+                false => tiles,
+            };
             let shared = Kernels::row_shared(stride) as u32;
-            return self.launch(kernels.lone, [tiles, 1, 1], shared, &params);
+            return self.launch(kernels.lone, [blocks, 1, 1], shared, &params);
         }
         let floats = kernels.floats || 4 * stride > MOST_SHARED;
         let ready = ReadyParams {
@@ -171,11 +176,12 @@ impl<'a> Writer<'a> {
     /// A gate and what it lets through; tells what the rows are then made of. For a lone row both matrices
     /// are one product, which writes the result.
     fn swiglu(&mut self, source: Source, both: [Matrix; 2], view: View) -> Source {
-        let params = self.product_params(source, &both, view);
-        let stride = params.input.stride as usize;
         let [gate, up] = both;
+        let tiles = gate.rows.div_ceil(TILE_ROWS);
+        let params = self.product_params(source, &both, view, tiles);
+        let stride = params.input.stride as usize;
         if self.is_lone(stride) && gate.ty == up.ty && self.by_tensor_cores(&both) {
-            let grid = [gate.rows.div_ceil(TILE_ROWS), 1, 1];
+            let grid = [tiles.div_ceil(params.tiles_of_block), 1, 1];
             let shared = Kernels::row_shared(stride) as u32;
             self.launch(self.kernels.lone_swiglu, grid, shared, &params);
             return Source::new(make::PLAIN, gate.out);
@@ -198,10 +204,20 @@ impl<'a> Writer<'a> {
             && matrices.iter().all(|m| m.ty != single)
     }
 
-    fn product_params(&self, source: Source, matrices: &[Matrix], view: View) -> ProductParams {
+    fn product_params(
+        &self,
+        source: Source,
+        matrices: &[Matrix],
+        view: View,
+        tiles: u32,
+    ) -> ProductParams {
         let mut all = [matrices[0]; 3];
         all[..matrices.len()].copy_from_slice(matrices);
         let columns = matrices[0].columns;
+        // As many as leave a block for every multiprocessor: what a block does before its first product is
+        // then done seldom.
+        let enough = self.weights.device.multiprocessors;
+        let tiles_of_block = [8, 4, 2].into_iter().find(|t| tiles / t >= enough);
         ProductParams {
             matrices: all,
             count: matrices.len() as u32,
@@ -209,6 +225,8 @@ impl<'a> Writer<'a> {
             input: self.prepared(columns as usize),
             view,
             source,
+            tiles,
+            tiles_of_block: tiles_of_block.unwrap_or(1),
         }
     }
 

@@ -78,6 +78,7 @@ structs! {
     struct ReadyParams { view: View, source: Source, out: Prepared, floats: u32, unused: u32, }
     struct ProductParams {
         matrices: [Matrix; 3], count: u32, groups: u32, input: Prepared, view: View, source: Source,
+        tiles: u32, tiles_of_block: u32,
     }
     struct Cache {
         pages: Address, tables: Address, planes: u32, table_pages: u32, page_bytes: u32,

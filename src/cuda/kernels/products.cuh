@@ -1,6 +1,7 @@
-// Matrix products. A block computes sixteen rows of a matrix for some rows of activations; each of its
-// warps takes a run of the columns, and their sums are added in the order of the warps. So a result depends
-// on the matrix and its own row of activations only, however many rows come along.
+// Matrix products. Columns are cut into eight runs, whose sums are added in their order. So a result depends
+// on the matrix and its own row of activations only, however many rows come along. A block computes sixteen
+// rows of a matrix, a tile, for some rows of activations, each warp a run; or for a lone row several tiles,
+// each warp several runs of one.
 #pragma once
 #include "rows.cuh"
 
@@ -11,28 +12,25 @@ struct ProductParams {
     u32 groups;
     Prepared input;
     View view;
-    // What the input is made of, where the block makes it ready itself: a lone row.
+    // A lone row: what it is made of, for the block makes it ready itself; how many tiles there are, and how
+    // many a block takes: 1, 2, 4 or 8.
     Source source;
+    u32 tiles;
+    u32 tiles_of_block;
 };
 
 // Columns of activations that a block takes at most: with tensor cores, without.
 constexpr u32 MANY = 64;
 constexpr u32 FEW = 8;
 
-// Words of weights that a lane reads ahead: with two blocks on a multiprocessor some 60 KiB are on their
-// way, three times what it takes to keep the memory of an H100 busy.
-constexpr u32 AHEAD_WORDS = 32;
+// A run: an eighth of the columns.
+constexpr u32 RUNS = WARPS;
 
-// The run of groups of this warp.
-struct Run {
-    u32 begin, end;
-};
+// Words of weights that a lane reads ahead: with two blocks on a multiprocessor some 90 KiB are on their
+// way, several times what it takes to keep the memory of an H100 busy; with one block it is enough.
+constexpr u32 AHEAD_WORDS = 48;
 
-__device__ __forceinline__ Run run_of_warp(u32 groups) {
-    const u32 each = (groups + WARPS - 1) / WARPS;
-    const u32 begin = warp_index() * each, end = begin + each;
-    return {begin, end < groups ? end : groups};
-}
+__device__ __forceinline__ u32 groups_of_run(u32 groups) { return (groups + RUNS - 1) / RUNS; }
 
 // The matrix of a block's tile; `tile` becomes its number in the matrix.
 __device__ __forceinline__ u32 matrix_of(const ProductParams& p, u32& tile) {
@@ -169,38 +167,37 @@ __device__ __forceinline__ void add_products(const Fragments& f, const u32 b[2][
 
 // What a warp reads ahead of its first groups, before it waits for its input.
 template <u32 TYPE, u32 MATRICES, u32 WORDS>
-__device__ __forceinline__ void read_ahead(const Matrix* m, u32 tile, u32 groups, u32 words[AHEAD_WORDS]) {
+__device__ __forceinline__ void read_ahead(const Matrix* m, u32 tile, u32 begin, u32 end, u32 words[WORDS]) {
     constexpr u32 each = 2 * field_words(TYPE), ahead = groups_ahead(TYPE, MATRICES, WORDS);
-    const Run run = run_of_warp(groups);
 #pragma unroll
     for (u32 a = 0; a < ahead; a++)
         for (u32 i = 0; i < MATRICES; i++)
-            if (run.begin + a < run.end) read_group<TYPE>(m[i], tile, run.begin + a, words + (a * MATRICES + i) * each);
+            if (begin + a < end) read_group<TYPE>(m[i], tile, begin + a, words + (a * MATRICES + i) * each);
 }
 
-// A warp's groups of a tile of one or two matrices against `TILES` times eight rows of activations.
-template <u32 TYPE, u32 TILES, u32 MATRICES, u32 WORDS>
-__device__ __forceinline__ void multiply(const Matrix* m, u32 tile, u32 groups, const Columns& x,
-                                         u32 words[AHEAD_WORDS], float sums[MATRICES][TILES][4]) {
-    constexpr u32 each = 2 * field_words(TYPE), ahead = groups_ahead(TYPE, MATRICES, WORDS);
-    const Run run = run_of_warp(groups);
+// A warp's run of a tile, groups `begin` to `end`, against `TILES` times eight rows of activations.
+template <u32 TYPE, u32 TILES, u32 WORDS>
+__device__ __forceinline__ void multiply(const Matrix& m, u32 tile, u32 begin, u32 end, const Columns& x,
+                                         u32 words[WORDS], float sums[TILES][4]) {
+    constexpr u32 each = 2 * field_words(TYPE), ahead = groups_ahead(TYPE, 1, WORDS);
     const u32 used = (x.n - x.first + 7) / 8;
-    for (u32 start = run.begin; start < run.end; start += ahead) {
+    for (u32 start = begin; start < end; start += ahead) {
 #pragma unroll
         for (u32 a = 0; a < ahead; a++) {
             const u32 group = start + a;
-            if (group >= run.end) break;
-            Fragments f[MATRICES];
-            for (u32 i = 0; i < MATRICES; i++) {
-                u32* from = words + (a * MATRICES + i) * each;
-                f[i] = unpack<TYPE>(from, group);
-                if (group + ahead < run.end) read_group<TYPE>(m[i], tile, group + ahead, from);
-            }
-            for (u32 c = 0; c < TILES; c++) {
-                if (c >= used) break;
-                u32 b[2][2];
-                read_columns<TYPE>(x, c, group, b);
-                for (u32 i = 0; i < MATRICES; i++) add_products<TYPE>(f[i], b, x, c, group, sums[i][c]);
+            if (group >= end) break;
+            const Fragments f = unpack<TYPE>(words + a * each, group);
+            if (group + ahead < end) read_group<TYPE>(m, tile, group + ahead, words + a * each);
+            // Some activations at once, for they too come late.
+            constexpr u32 some = TILES < 4 ? TILES : 4;
+#pragma unroll
+            for (u32 start = 0; start < TILES; start += some) {
+                u32 b[some][2][2];
+#pragma unroll
+                for (u32 c = 0; c < some; c++) read_columns<TYPE>(x, start + c, group, b[c]);
+#pragma unroll
+                for (u32 c = 0; c < some; c++)
+                    if (start + c < used) add_products<TYPE>(f, b[c], x, start + c, group, sums[start + c]);
             }
         }
     }
@@ -229,96 +226,176 @@ __device__ __forceinline__ void add_warps(const float sums[TILES][4], float* par
 
 #endif
 
-// Where a product of row `row` of a matrix and activations `c` is written or added.
-__device__ __forceinline__ float* element(const Matrix& m, const View& view, u32 row, u32 c) {
-    const u32 to = m.by_slot ? view.slots[c] : c;
-    return m.out + static_cast<u64>(to) * m.out_stride + row;
+// Where the product of row `row` of a matrix and a row of activations is written or added.
+__device__ __forceinline__ float* element(const Matrix& m, u32 row, u32 c, u32 slot) {
+    return m.out + static_cast<u64>(m.by_slot ? slot : c) * m.out_stride + row;
 }
 
 // Makes a lone row ready in shared memory: floats, halves, sums.
-__device__ __forceinline__ float make_lone_row(const ProductParams& p, float* shared, Place& place) {
+__device__ __forceinline__ float make_lone_row(const ProductParams& p, u32 slot, float* shared, Place& place) {
     const u32 stride = p.input.stride;
     u16* halves = reinterpret_cast<u16*>(shared + stride);
     place = {shared, halves, reinterpret_cast<float*>(halves + stride)};
-    const float scale = make_row(p.source, 0, p.view.slots[0], p.input.columns, stride, place);
+    const float scale = make_row(p.source, 0, slot, p.input.columns, stride, place);
     __syncthreads();
     return scale;
 }
 
 #ifdef MOR_TENSOR_CORES
-// One matrix of several, or two that are the gate and what it lets through.
-template <u32 TILES, u32 MATRICES, bool LONE>
+// Rows that are ready.
+template <u32 TILES>
 __device__ __forceinline__ void product_by_tensor_cores(const ProductParams& p) {
-    // Fewer words where the sums take many registers.
-    constexpr u32 WORDS = TILES > 1 ? AHEAD_WORDS / 4 : AHEAD_WORDS;
-    __shared__ float parts[WARPS * 8 * TILES * COLUMN_STRIDE];
-    MOR_DYNAMIC_SHARED(float, shared);
+    // Few words, for the sums and the activations take many registers.
+    constexpr u32 WORDS = TILES > 1 ? 8 : AHEAD_WORDS;
+    __shared__ float parts[RUNS * 8 * TILES * COLUMN_STRIDE];
     let_next_begin();
     u32 tile = blockIdx.x;
-    const Matrix* m = p.matrices;
-    if constexpr (MATRICES == 1) m += matrix_of(p, tile);
-    u32 words[AHEAD_WORDS];
+    const Matrix& m = p.matrices[matrix_of(p, tile)];
+    const u32 each = groups_of_run(p.groups), begin = warp_index() * each;
+    const u32 end = begin + each < p.groups ? begin + each : p.groups;
+    u32 words[WORDS > 16 ? WORDS : 16];
 #define MOR_AHEAD(TYPE) \
-    if constexpr (TYPE != F32) read_ahead<TYPE, MATRICES, WORDS>(m, tile, p.groups, words)
-    MOR_FOR_TYPE(m->type, MOR_AHEAD)
+    if constexpr (TYPE != F32) read_ahead<TYPE, 1, WORDS>(&m, tile, begin, end, words)
+    MOR_FOR_TYPE(m.type, MOR_AHEAD)
 #undef MOR_AHEAD
     wait_for_previous();
     const u32 n = *p.view.count, first = blockIdx.y * 8 * TILES;
     if (first >= n) return;
-    Columns x = {p.input.halves, p.input.sums, p.input.stride, first, LONE ? 1 : n};
-    float scale = 0;
-    if constexpr (LONE) {
-        Place place;
-        scale = make_lone_row(p, shared, place);
-        x.halves = place.halves;
-        x.sums = place.sums;
-    }
-    float sums[MATRICES][TILES][4] = {};
+    const Columns x = {p.input.halves, p.input.sums, p.input.stride, first, n};
+    float sums[TILES][4] = {};
 #define MOR_MULTIPLY(TYPE) \
-    if constexpr (TYPE != F32) multiply<TYPE, TILES, MATRICES, WORDS>(m, tile, p.groups, x, words, sums)
-    MOR_FOR_TYPE(m->type, MOR_MULTIPLY)
+    if constexpr (TYPE != F32) multiply<TYPE, TILES, WORDS>(m, tile, begin, end, x, words, sums)
+    MOR_FOR_TYPE(m.type, MOR_MULTIPLY)
 #undef MOR_MULTIPLY
     constexpr u32 mine = (TILES + 1) / 2;
-    float out[MATRICES][mine];
-    for (u32 i = 0; i < MATRICES; i++) {
-        if (i > 0) __syncthreads();
-        add_warps<TILES>(sums[i], parts, out[i]);
-    }
+    float out[mine];
+    add_warps<TILES>(sums, parts, out);
     for (u32 k = 0; k < mine; k++) {
         const u32 i = threadIdx.x + k * BLOCK;
         const u32 row = tile * TILE_ROWS + i % TILE_ROWS, c = first + i / TILE_ROWS;
-        if (i >= TILE_ROWS * 8 * TILES || row >= m->rows || c >= x.n) continue;
-        if constexpr (!LONE) scale = p.input.scales[c];
-        float value = out[0][k] * scale;
-        if (m->bias) value += m->bias[row];
-        if constexpr (MATRICES == 2) {
-            float up = out[1][k] * scale;
-            if (m[1].bias) up += m[1].bias[row];
-            value = swiglu(value, up);
-        }
-        float* to = element(*m, p.view, row, c);
-        *to = m->add ? *to + value : value;
+        if (i >= TILE_ROWS * 8 * TILES || row >= m.rows || c >= n) continue;
+        float value = out[k] * p.input.scales[c];
+        if (m.bias) value += m.bias[row];
+        float* to = element(m, row, c, m.by_slot ? p.view.slots[c] : 0);
+        *to = m.add ? *to + value : value;
     }
+}
+
+// A warp's runs of a tile of one or two matrices against a lone row; `parts` [MATRICES][RUNS][TILE_ROWS] of
+// this tile gets the sums.
+template <u32 TYPE, u32 MATRICES>
+__device__ __forceinline__ void multiply_lone(const Matrix* m, u32 tile, u32 groups, u32 first_run, u32 runs,
+                                              const Columns& x, u32 words[AHEAD_WORDS], float* parts) {
+    constexpr u32 words_each = 2 * field_words(TYPE), ahead = groups_ahead(TYPE, MATRICES, AHEAD_WORDS);
+    const u32 each = groups_of_run(groups), begin = first_run * each;
+    const u32 end = begin + runs * each < groups ? begin + runs * each : groups;
+    const u32 g = lane_index() / 4;
+    float sums[MATRICES][4] = {};
+    u32 run = first_run, next = begin + each;
+    const auto finish_run = [&] {
+        for (u32 i = 0; i < MATRICES; i++) {
+            float* to = parts + (i * RUNS + run) * TILE_ROWS;
+            // The first of eight columns is the row's.
+            if (lane_index() % 4 == 0) to[g] = sums[i][0], to[g + 8] = sums[i][2];
+            for (u32 k = 0; k < 4; k++) sums[i][k] = 0;
+        }
+        run++;
+    };
+    for (u32 start = begin; start < end; start += ahead) {
+#pragma unroll
+        for (u32 a = 0; a < ahead; a++) {
+            const u32 group = start + a;
+            if (group >= end) break;
+            if (group == next) {
+                finish_run();
+                next += each;
+            }
+            u32 b[2][2];
+            read_columns<TYPE>(x, 0, group, b);
+            for (u32 i = 0; i < MATRICES; i++) {
+                u32* from = words + (a * MATRICES + i) * words_each;
+                const Fragments f = unpack<TYPE>(from, group);
+                if (group + ahead < end) read_group<TYPE>(m[i], tile, group + ahead, from);
+                add_products<TYPE>(f, b, x, 0, group, sums[i]);
+            }
+        }
+    }
+    while (run < first_run + runs) finish_run();
+}
+
+// A lone row with one matrix of several, or with two that are a gate and what it lets through.
+template <u32 MATRICES>
+__device__ __forceinline__ void lone_product(const ProductParams& p) {
+    __shared__ float parts[WARPS * MATRICES * RUNS * TILE_ROWS];
+    MOR_DYNAMIC_SHARED(float, shared);
+    let_next_begin();
+    // `runs` runs are a warp's, so that as many tiles are the block's.
+    const u32 runs = p.tiles_of_block, warps = WARPS / runs, place_of_tile = warp_index() / warps;
+    const u32 first_run = warp_index() % warps * runs, each = groups_of_run(p.groups), begin = first_run * each;
+    const u32 end = begin + runs * each < p.groups ? begin + runs * each : p.groups;
+    u32 tile = blockIdx.x * runs + place_of_tile;
+    const bool has_tile = tile < p.tiles;
+    const Matrix* m = p.matrices;
+    if constexpr (MATRICES == 1) m += matrix_of(p, tile);
+    u32 words[AHEAD_WORDS];
+    if (has_tile) {
+#define MOR_AHEAD(TYPE) \
+    if constexpr (TYPE != F32) read_ahead<TYPE, MATRICES, AHEAD_WORDS>(m, tile, begin, end, words)
+        MOR_FOR_TYPE(m->type, MOR_AHEAD)
+#undef MOR_AHEAD
+    }
+    prefetch_source(p.source, p.input.columns);
+    wait_for_previous();
+    const u32 n = *p.view.count, slot = p.view.slots[0];
+    if (n == 0) return;
+    Place place;
+    const float scale = make_lone_row(p, slot, shared, place);
+    const Columns x = {place.halves, place.sums, p.input.stride, 0, 1};
+    // The element of thread i: row i % 16 of tile i / 16.
+    u32 my_tile = blockIdx.x * runs + threadIdx.x / TILE_ROWS;
+    const bool has_element = threadIdx.x < runs * TILE_ROWS && my_tile < p.tiles;
+    const Matrix& mine = p.matrices[MATRICES == 1 ? matrix_of(p, my_tile) : 0];
+    const u32 row = my_tile * TILE_ROWS + threadIdx.x % TILE_ROWS;
+    const bool writes = has_element && row < mine.rows;
+    float* to = element(mine, writes ? row : 0, 0, slot);
+    const float before = writes && mine.add ? *to : 0;
+    if (has_tile) {
+        float* sums = parts + place_of_tile * (MATRICES * RUNS * TILE_ROWS);
+#define MOR_MULTIPLY(TYPE) \
+    if constexpr (TYPE != F32) multiply_lone<TYPE, MATRICES>(m, tile, p.groups, first_run, runs, x, words, sums)
+        MOR_FOR_TYPE(m->type, MOR_MULTIPLY)
+#undef MOR_MULTIPLY
+    }
+    __syncthreads();
+    if (!writes) return;
+    float value[MATRICES];
+    for (u32 i = 0; i < MATRICES; i++) {
+        const float* sums = parts + (threadIdx.x / TILE_ROWS * MATRICES + i) * (RUNS * TILE_ROWS) + threadIdx.x % TILE_ROWS;
+        float sum = 0;
+        for (u32 r = 0; r < RUNS; r++) sum += sums[r * TILE_ROWS];
+        const float* bias = (&mine)[i].bias;
+        value[i] = sum * scale + (bias ? bias[row] : 0);
+    }
+    if constexpr (MATRICES == 2) value[0] = swiglu(value[0], value[1]);
+    *to = mine.add ? before + value[0] : value[0];
 }
 #endif
 
 // Kernels by tensor cores: for a lone row, which they make ready, `product` for each matrix and `swiglu` for
-// the first two together; for 8 and for 64 rows a block. grid: (tiles of the matrices, rows / 1, 8, 64);
-// dynamic shared memory for a lone row: its floats, halves and sums.
+// the first two together, grid: (tiles / tiles of a block), dynamic shared memory for the row's floats,
+// halves and sums; for 8 and for 64 rows a block, grid: (tiles of the matrices, rows / 8 or 64).
 #ifdef MOR_TENSOR_CORES
-#define MOR_PRODUCT(name, TILES, MATRICES, LONE)                                                   \
-    extern "C" __global__ void __launch_bounds__(BLOCK, 2) name(const ProductParams p) {           \
-        product_by_tensor_cores<TILES, MATRICES, LONE>(p);                                         \
-    }                                                                                              \
+#define MOR_PRODUCT(name, CALL)                                                                     \
+    extern "C" __global__ void __launch_bounds__(BLOCK, 2) name(const ProductParams p) { CALL(p); } \
     MOR_KERNEL(name)
 #else
-#define MOR_PRODUCT(name, TILES, MATRICES, LONE) \
+#define MOR_PRODUCT(name, CALL) \
     extern "C" __global__ void __launch_bounds__(BLOCK) name(const ProductParams p) {}
 #endif
-MOR_PRODUCT(mor_lone_product, 1, 1, true)
-MOR_PRODUCT(mor_lone_swiglu, 1, 2, true)
-MOR_PRODUCT(mor_few_product, 1, 1, false)
-MOR_PRODUCT(mor_many_product, MANY / 8, 1, false)
+MOR_PRODUCT(mor_lone_product, lone_product<1>)
+MOR_PRODUCT(mor_lone_swiglu, lone_product<2>)
+MOR_PRODUCT(mor_few_product, product_by_tensor_cores<1>)
+MOR_PRODUCT(mor_many_product, product_by_tensor_cores<MANY / 8>)
 #undef MOR_PRODUCT
 
 // ---- In single precision
@@ -328,8 +405,9 @@ template <u32 TYPE, u32 COLUMNS>
 __device__ __forceinline__ void tile_by_fma(const Matrix& m, u32 groups, const float* floats, u32 stride, u32 tile,
                                             u32 first, u32 n, float sums[2][COLUMNS]) {
     const u32 g = lane_index() / 4, t = lane_index() % 4;
-    const Run run = run_of_warp(groups);
-    for (u32 group = run.begin; group < run.end; group++) {
+    const u32 each = groups_of_run(groups), begin = warp_index() * each;
+    const u32 end = begin + each < groups ? begin + each : groups;
+    for (u32 group = begin; group < end; group++) {
         float w[2][8];
         for (u32 upper = 0; upper < 2; upper++)
             decode<TYPE>(m, tile * TILE_ROWS + g + 8 * upper, group, t, w[upper]);
@@ -368,7 +446,7 @@ __device__ __forceinline__ void product_by_fma(const ProductParams& p) {
     const float* floats = p.input.floats;
     if constexpr (LONE) {
         Place place;
-        make_lone_row(p, shared, place);
+        make_lone_row(p, p.view.slots[0], shared, place);
         floats = place.floats;
     }
     const u32 columns = LONE ? 1 : n;
@@ -392,7 +470,7 @@ __device__ __forceinline__ void product_by_fma(const ProductParams& p) {
     float value = 0;
     for (u32 w = 0; w < WARPS; w++) value += parts[(w * TILE_ROWS + threadIdx.x % TILE_ROWS) * COLUMNS + c];
     if (m.bias) value += m.bias[row];
-    float* to = element(m, p.view, row, first + c);
+    float* to = element(m, row, first + c, m.by_slot ? p.view.slots[first + c] : 0);
     *to = m.add ? *to + value : value;
 }
 
