@@ -35,6 +35,7 @@ pub(super) struct Kernels {
     decide: Function<DecideParams>,
     merge: Function<MergeParams>,
     leave: Function<LeaveParams>,
+    candidates: Function<CandidatesParams>,
     sample: Function<SampleParams>,
     /// Where the driver has conditional nodes.
     condition: Option<Function<ConditionParams>>,
@@ -59,6 +60,7 @@ impl Kernels {
             decide: module.function(c"mor_decide")?,
             merge: module.function(c"mor_merge")?,
             leave: module.function(c"mor_leave")?,
+            candidates: module.function(c"mor_candidates")?,
             sample: module.function(c"mor_sample")?,
             condition: match conditional {
                 Some(module) => Some(module.function(c"mor_condition")?),
@@ -356,17 +358,28 @@ impl<'a> Writer<'a> {
         let logits = self.at(self.plan.logits);
         let output = self.output(&model.output(), logits)?;
         self.product(&[output], wanted);
-        let params = SampleParams {
+        let vocab = h.vocab_size as u32;
+        let params = CandidatesParams {
             view: wanted,
             rows: self.at(self.plan.rows),
             draws: self.at(self.plan.input.draws),
             logits,
-            penalized: self.at(self.plan.penalized),
+            candidates: self.at(self.plan.candidates),
             tokens: self.at(self.plan.tokens),
-            drawn: self.at_output(self.plan.output.drawn),
             report: self.report(0),
-            vocab: h.vocab_size as u32,
+            vocab,
             context: self.plan.sizes.context as u32,
+        };
+        let grid = [self.rows as u32, vocab.div_ceil(CHUNK), 1];
+        self.launch(self.kernels.candidates, grid, 0, &params);
+        let params = SampleParams {
+            view: wanted,
+            rows: self.at(self.plan.rows),
+            draws: self.at(self.plan.input.draws),
+            candidates: self.at(self.plan.candidates),
+            drawn: self.at_output(self.plan.output.drawn),
+            vocab,
+            unused: 0,
         };
         self.launch(self.kernels.sample, [self.rows as u32, 1, 1], 0, &params);
         self.rows = rows;
