@@ -71,7 +71,11 @@ impl Kernels {
 
     /// Bytes of shared memory that attention takes besides what it declares.
     pub(super) fn attention_shared(head_dim: usize) -> usize {
-        4 * (HEADS_TOGETHER as usize * (head_dim + PART as usize) + BLOCK as usize)
+        /// Elements of a head that a warp takes at a time.
+        const ELEMENTS: usize = 64;
+        let warps = BLOCK as usize / 32;
+        let queries = head_dim.next_multiple_of(ELEMENTS);
+        4 * HEADS_TOGETHER as usize * (queries + PART as usize + warps * ELEMENTS)
     }
 
     /// Lets the kernels have what a model needs.
