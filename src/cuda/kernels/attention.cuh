@@ -418,33 +418,61 @@ struct CombineParams {
     u32 parts;
 };
 
+// Parts of the context of the row in a slot.
+__device__ __forceinline__ u32 parts_of(const CombineParams& p, u32 slot) {
+    const Row row = p.rows[slot];
+    const u32 r = p.planes.recursion == ANY ? row.recursion : p.planes.recursion;
+    const u32 visible = (p.planes.keys[r] == KEPT_TOKENS ? p.states[slot].entry : row.position) + 1;
+    return (visible + PART - 1) / PART;
+}
+
+// Element `element` of head `head` of row `c`, whose context has `parts` parts.
+__device__ __forceinline__ float combined(const CombineParams& p, u32 c, u32 parts, u32 head, u32 element) {
+    const u64 at = (static_cast<u64>(c) * p.heads + head) * p.parts;
+    const float2* scales = p.partial_scales + at;
+    const float* partial = p.partial + at * p.head_dim + element;
+    // As below, where the one weight is 1.
+    if (parts == 1) return *partial / scales->y;
+    float max = scales[0].x;
+    for (u32 k = 1; k < parts; k++) max = fmaxf(max, scales[k].x);
+    float sum = 0, total = 0;
+    for (u32 k = 0; k < parts; k++) {
+        const float weight = expf(scales[k].x - max);
+        sum += weight * partial[static_cast<u64>(k) * p.head_dim];
+        total += weight * scales[k].y;
+    }
+    return sum / total;
+}
+
+// Writes row `c` and returns the largest magnitude among this thread's. ONE: there is one part.
+template <bool ONE>
+__device__ __forceinline__ float combine_row(const CombineParams& p, u32 c, u32 parts) {
+    // Elements that a thread reads before it writes any, so that it waits once for all of them.
+    constexpr u32 TOGETHER = ONE ? 4 : 1;
+    float* y = p.out.floats + static_cast<u64>(c) * p.out.stride;
+    float largest = 0;
+    for (u32 start = threadIdx.x; start < p.out.columns; start += TOGETHER * BLOCK) {
+        float values[TOGETHER];
+#pragma unroll
+        for (u32 j = 0; j < TOGETHER; j++) {
+            const u32 i = start + j * BLOCK;
+            values[j] = i < p.out.columns ? combined(p, c, ONE ? 1 : parts, i / p.head_dim, i % p.head_dim) : 0;
+        }
+#pragma unroll
+        for (u32 j = 0; j < TOGETHER; j++) {
+            const u32 i = start + j * BLOCK;
+            if (i < p.out.columns) y[i] = values[j];
+            largest = fmaxf(largest, fabsf(values[j]));
+        }
+    }
+    return largest;
+}
+
 // Puts the parts of each head together, ready for the output projection. A block a row.
 extern "C" __global__ void __launch_bounds__(BLOCK) mor_combine(const CombineParams p) {
     const u32 c = blockIdx.x;
     if (c >= *p.view.count) return;
-    const u32 slot = p.view.slots[c];
-    const Row row = p.rows[slot];
-    const u32 r = p.planes.recursion == ANY ? row.recursion : p.planes.recursion;
-    const u32 visible = (p.planes.keys[r] == KEPT_TOKENS ? p.states[slot].entry : row.position) + 1;
-    const u32 parts = (visible + PART - 1) / PART;
-    float* y = p.out.floats + static_cast<u64>(c) * p.out.stride;
-    float largest = 0;
-    for (u32 i = threadIdx.x; i < p.out.columns; i += BLOCK) {
-        const u64 head = static_cast<u64>(c) * p.heads + i / p.head_dim;
-        const float2* scales = p.partial_scales + head * p.parts;
-        const float* partial = p.partial + head * p.parts * p.head_dim + i % p.head_dim;
-        float max = scales[0].x;
-        for (u32 k = 1; k < parts; k++) max = fmaxf(max, scales[k].x);
-        float sum = 0, total = 0;
-        for (u32 k = 0; k < parts; k++) {
-            const float weight = expf(scales[k].x - max);
-            sum += weight * partial[static_cast<u64>(k) * p.head_dim];
-            total += weight * scales[k].y;
-        }
-        const float v = sum / total;
-        y[i] = v;
-        largest = fmaxf(largest, fabsf(v));
-    }
-    finish_row(p.out, c, largest);
+    const u32 parts = parts_of(p, p.view.slots[c]);
+    finish_row(p.out, c, parts == 1 ? combine_row<true>(p, c, 1) : combine_row<false>(p, c, parts));
 }
 MOR_KERNEL(mor_combine)
