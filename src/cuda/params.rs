@@ -90,8 +90,7 @@ structs! {
         report: Address, cache: Cache, planes: Planes, heads: u32, pairs: u32, neighbours: u32,
     }
     struct AttentionParams {
-        view: View, rows: Address, states: Address, q: Address, partial: Address,
-        partial_scales: Address, cache: Cache, planes: Planes, heads: u32, parts: u32, unused: u32,
+        input: StoreParams, partial: Address, partial_scales: Address, parts: u32, stores: u32,
     }
     struct CombineParams {
         view: View, rows: Address, states: Address, partial: Address, partial_scales: Address,

@@ -60,13 +60,15 @@ __device__ __forceinline__ Seat seat_of(const Cache& cache, const Planes& planes
     return seat;
 }
 
+// What is stored of rows, and where.
 struct StoreParams {
     View view;
     const Row* rows;
     const State* states;
     const float2* rope;
+    // [rows][heads][head_dim]; rotated in place.
     float* q;
-    // Rotated in place, then stored.
+    // [rows][key heads][head_dim]; rotated in place, then stored.
     float* k;
     const float* v;
     Report* report;
@@ -78,17 +80,25 @@ struct StoreParams {
     u32 neighbours;
 };
 
-__device__ __forceinline__ void rotate(float* row, u32 heads, u32 head_dim, u32 pairs, u32 neighbours,
-                                       const float2* angles) {
-    for (u32 i = threadIdx.x; i < heads * pairs; i += BLOCK) {
-        float* head = row + i / pairs * head_dim;
-        u32 pair = i % pairs;
-        float* a = head + (neighbours ? 2 * pair : pair);
-        float* b = head + (neighbours ? 2 * pair + 1 : pair + pairs);
-        float2 angle = angles[pair];
-        float x = *a, y = *b;
-        *a = x * angle.x - y * angle.y;
-        *b = y * angle.x + x * angle.y;
+// Rotates heads; `to` may be `from`.
+__device__ __forceinline__ void rotate(const StoreParams& p, u32 slot, const float* from, float* to,
+                                       u32 heads) {
+    const u32 hd = p.cache.head_dim, rest = hd - 2 * p.pairs;
+    const float2* angles = p.rope + static_cast<u64>(slot) * p.pairs;
+    for (u32 i = threadIdx.x; i < heads * p.pairs; i += BLOCK) {
+        const u32 pair = i % p.pairs, head = i / p.pairs * hd;
+        const u32 a = head + (p.neighbours ? 2 * pair : pair);
+        const u32 b = head + (p.neighbours ? 2 * pair + 1 : pair + p.pairs);
+        const float2 angle = angles[pair];
+        const float x = from[a], y = from[b];
+        // Rounded as written, whichever kernel it stands in.
+        to[a] = fmaf(x, angle.x, -__fmul_rn(y, angle.y));
+        to[b] = fmaf(y, angle.x, __fmul_rn(x, angle.y));
+    }
+    if (to == from) return;
+    for (u32 i = threadIdx.x; i < heads * rest; i += BLOCK) {
+        const u32 e = i / rest * hd + 2 * p.pairs + i % rest;
+        to[e] = from[e];
     }
 }
 
@@ -101,30 +111,20 @@ __device__ __forceinline__ u16 quantize_q8(float value, signed char* code) {
     return float_to_half(scale);
 }
 
-// Rotates queries and keys, and stores keys and values. A block a row.
-extern "C" __global__ void __launch_bounds__(BLOCK) mor_store(const StoreParams p) {
-    const u32 c = blockIdx.x;
-    if (c >= *p.view.count) return;
-    const u32 slot = p.view.slots[c];
-    const Row row = p.rows[slot];
+// Stores keys and values, [heads][head_dim] each, of some key heads of a row's own entry, which is the last
+// that it sees.
+__device__ __forceinline__ void store_entry(const StoreParams& p, u32 slot, const Seat& seat, const float* k,
+                                            const float* v, u32 first_head, u32 heads) {
     const Cache& cache = p.cache;
-    const u32 hd = cache.head_dim, width = cache.kv_heads * hd;
-    const float2* angles = p.rope + static_cast<u64>(slot) * p.pairs;
-    rotate(p.q + static_cast<u64>(c) * p.heads * hd, p.heads, hd, p.pairs, p.neighbours, angles);
-    const Seat seat = seat_of(cache, p.planes, row, p.states[slot]);
-    if (!seat.own) return;
-    float* k = p.k + static_cast<u64>(c) * width;
-    rotate(k, cache.kv_heads, hd, p.pairs, p.neighbours, angles);
-    __syncthreads();
-    const u32 at = seat.visible - 1, entry = at % PAGE_TOKENS;
+    const u32 hd = cache.head_dim, width = heads * hd, at = seat.visible - 1, entry = at % PAGE_TOKENS;
     u8* page = cache.pages + static_cast<u64>(seat.table[at / PAGE_TOKENS]) * cache.page_bytes;
     bool bad = false;
     // A warp takes 32 elements of keys and values at a time; a head of Q8_0 is a multiple of 32.
     for (u32 i = threadIdx.x; i < (width + WARP - 1) / WARP * WARP; i += BLOCK) {
         const bool inside = i < width;
-        const u32 head = inside ? i / hd : 0, e = inside ? i % hd : 0;
+        const u32 head = first_head + (inside ? i / hd : 0), e = inside ? i % hd : 0;
         const float key = inside ? k[i] : 0;
-        const float value = inside ? p.v[static_cast<u64>(c) * width + i] : 0;
+        const float value = inside ? v[i] : 0;
         bad |= !is_finite(key) || !is_finite(value);
         u8* keys = page + static_cast<u64>(head) * PAGE_TOKENS * cache.key_bytes;
         u8* values = page + static_cast<u64>(cache.kv_heads) * PAGE_TOKENS * cache.key_bytes +
@@ -153,6 +153,21 @@ extern "C" __global__ void __launch_bounds__(BLOCK) mor_store(const StoreParams 
         }
     }
     if (bad) report_error(p.report, KEY_NOT_FINITE, slot);
+}
+
+// Rotates queries and keys, and stores keys and values. A block a row.
+extern "C" __global__ void __launch_bounds__(BLOCK) mor_store(const StoreParams p) {
+    const u32 c = blockIdx.x;
+    if (c >= *p.view.count) return;
+    const u32 slot = p.view.slots[c], width = p.cache.kv_heads * p.cache.head_dim;
+    float* q = p.q + static_cast<u64>(c) * p.heads * p.cache.head_dim;
+    rotate(p, slot, q, q, p.heads);
+    const Seat seat = seat_of(p.cache, p.planes, p.rows[slot], p.states[slot]);
+    if (!seat.own) return;
+    float* k = p.k + static_cast<u64>(c) * width;
+    rotate(p, slot, k, k, p.cache.kv_heads);
+    __syncthreads();
+    store_entry(p, slot, seat, k, p.v + static_cast<u64>(c) * width, 0, p.cache.kv_heads);
 }
 MOR_KERNEL(mor_store)
 
@@ -222,20 +237,14 @@ __device__ __forceinline__ Room room_of(float4* shared, u32 head_dim) {
 }
 
 struct AttentionParams {
-    View view;
-    const Row* rows;
-    const State* states;
-    // [rows][heads][head_dim]
-    const float* q;
+    // What is attended to, and with `stores` the work of mor_store too.
+    StoreParams input;
     // [rows][heads][parts][head_dim], and of each the largest score and the sum: [rows][heads][parts].
     float* partial;
     float2* partial_scales;
-    Cache cache;
-    Planes planes;
-    u32 heads;
     // Parts of the longest context.
     u32 parts;
-    u32 unused;
+    u32 stores;
 };
 
 // A warp scores a page's entries: lane l takes entries 2 (l mod 8) and the next, and of each head the
@@ -313,7 +322,7 @@ __device__ __forceinline__ void attend(const AttentionParams& p, const Room& roo
                                        const Seat& seat, u32 kv_head, u32 first_head, u32 heads, u32 begin,
                                        u32 count) {
     static_assert(PART == PAGE_TOKENS * WARP, "a lane for each page of a part");
-    const Cache& cache = p.cache;
+    const Cache& cache = p.input.cache;
     const u32 hd = cache.head_dim, w = warp_index(), lane = lane_index(), part = begin / PART;
     const u32 pages = (count + PAGE_TOKENS - 1) / PAGE_TOKENS;
     const u32 page_of_lane = lane < pages ? seat.table[begin / PAGE_TOKENS + lane] : 0;
@@ -329,7 +338,7 @@ __device__ __forceinline__ void attend(const AttentionParams& p, const Room& roo
         score_page<TYPE>(keys, room, hd, page * PAGE_TOKENS, count);
     }
     __syncthreads();
-    const u64 head = static_cast<u64>(c) * p.heads + first_head;
+    const u64 head = static_cast<u64>(c) * p.input.heads + first_head;
     if (w < heads) {
         const float2 scales = softmax(room.scores + w, count);
         if (lane == 0) p.partial_scales[(head + w) * p.parts + part] = scales;
@@ -380,25 +389,49 @@ __device__ __forceinline__ void attend(const AttentionParams& p, const Room& roo
     }
 }
 
+// The row's own queries, rotated here, and where this part has its own entry that too is made and stored.
+// Nothing is written that another block reads: the blocks of a key head store the same bytes, each for
+// itself. `own` has room for the queries and a key.
+__device__ __forceinline__ void store_own(const StoreParams& p, float* own, u32 c, u32 slot, const Seat& seat,
+                                          u32 kv_head, u32 first_head, u32 heads, bool newest) {
+    const u32 hd = p.cache.head_dim;
+    rotate(p, slot, p.q + (static_cast<u64>(c) * p.heads + first_head) * hd, own, heads);
+    if (seat.own && newest) {
+        const u64 at = (static_cast<u64>(c) * p.cache.kv_heads + kv_head) * hd;
+        float* key = own + heads * hd;
+        rotate(p, slot, p.k + at, key, 1);
+        __syncthreads();
+        store_entry(p, slot, seat, key, p.v + at, kv_head, 1);
+    }
+    __syncthreads();
+}
+
 // grid: (rows, key heads · groups of query heads, parts); dynamic shared memory as `room_of` cuts it.
 extern "C" __global__ void __launch_bounds__(BLOCK) mor_attention(const AttentionParams p) {
-    const u32 c = blockIdx.x, part = blockIdx.z;
-    if (c >= *p.view.count) return;
-    const u32 slot = p.view.slots[c];
-    const Seat seat = seat_of(p.cache, p.planes, p.rows[slot], p.states[slot]);
-    const u32 begin = part * PART;
+    MOR_DYNAMIC_SHARED(float4, shared);
+    const StoreParams& in = p.input;
+    const Cache& cache = in.cache;
+    const u32 c = blockIdx.x, begin = blockIdx.z * PART;
+    if (c >= *in.view.count) return;
+    const u32 slot = in.view.slots[c];
+    const Seat seat = seat_of(cache, in.planes, in.rows[slot], in.states[slot]);
     if (begin >= seat.visible) return;
-    const u32 count = begin + PART < seat.visible ? PART : seat.visible - begin;
-    const u32 per_key = p.heads / p.cache.kv_heads, groups = (per_key + HEADS_TOGETHER - 1) / HEADS_TOGETHER;
+    const u32 left = seat.visible - begin, count = left < PART ? left : PART;
+    const u32 per_key = in.heads / cache.kv_heads, groups = (per_key + HEADS_TOGETHER - 1) / HEADS_TOGETHER;
     const u32 kv_head = blockIdx.y / groups, within = blockIdx.y % groups * HEADS_TOGETHER;
     const u32 heads = per_key - within < HEADS_TOGETHER ? per_key - within : HEADS_TOGETHER;
     const u32 first = kv_head * per_key + within;
-    MOR_DYNAMIC_SHARED(float4, shared);
-    const Room room = room_of(shared, p.cache.head_dim);
-    const float* queries = p.q + (static_cast<u64>(c) * p.heads + first) * p.cache.head_dim;
-    if (p.cache.type == F16)
+    const Room room = room_of(shared, cache.head_dim);
+    const float* queries = in.q + (static_cast<u64>(c) * in.heads + first) * cache.head_dim;
+    if (p.stores) {
+        // Free until there are scores.
+        float* own = room.scores;
+        store_own(in, own, c, slot, seat, kv_head, first, heads, count == left);
+        queries = own;
+    }
+    if (cache.type == F16)
         attend<F16>(p, room, queries, c, seat, kv_head, first, heads, begin, count);
-    else if (p.cache.type == Q8_0)
+    else if (cache.type == Q8_0)
         attend<Q8_0>(p, room, queries, c, seat, kv_head, first, heads, begin, count);
     else
         attend<F32>(p, room, queries, c, seat, kv_head, first, heads, begin, count);
