@@ -10,7 +10,7 @@ mod common;
 
 use common::cases::gguf_bytes;
 use mor::convert::{ConvertOptions, Silent, SynthOptions, SynthShape, convert, synth};
-use mor::gguf::{Gguf, GgufWriter, TensorInfo, TensorPlan};
+use mor::gguf::{Gguf, GgufWriter, Metadata, TensorInfo, TensorPlan};
 use mor::quant::TensorType;
 use mor::{Batch, Device, Error, KvType, Model, Request, SamplerParams, Session, SessionParams};
 use std::ffi::{CString, c_char};
@@ -289,17 +289,87 @@ fn long_passes_change_no_bit() {
     }
 }
 
+/// A small model whose vocabulary of 1,024 tokens comes again and again, up to `vocab`: no token is the only
+/// one with its logit.
+fn repeated_vocabulary(vocab: usize) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let (from, to) = (folder.path().join("a.gguf"), folder.path().join("b.gguf"));
+    let options = SynthOptions {
+        shape: SynthShape::parse("tiny").unwrap(),
+        layers: Some(2),
+        ty: TensorType::F32,
+        seed: 5,
+        mean_depth: None,
+    };
+    synth(&from, &options, &mut Silent).unwrap();
+    let file = std::fs::read(&from).unwrap();
+    let gguf = Gguf::parse(&file).unwrap();
+    let plans: Vec<TensorPlan> = gguf
+        .tensors()
+        .iter()
+        .map(|t| {
+            let mut dims = t.dims.clone();
+            if t.name == "token_embd.weight" {
+                dims[1] = vocab as _;
+            }
+            TensorPlan {
+                name: t.name.to_string(),
+                ty: t.ty,
+                dims,
+            }
+        })
+        .collect();
+    let mut metadata = Metadata::new();
+    for (key, value) in gguf.metadata.iter() {
+        if !key.starts_with("tokenizer.") {
+            metadata.insert(key, value.clone());
+        }
+    }
+    let arch = metadata.str("general.architecture").unwrap().unwrap();
+    metadata.insert(format!("{arch}.vocab_size"), vocab as u32);
+    let mut writer = GgufWriter::create(&to, &metadata, &plans).unwrap();
+    for (t, plan) in gguf.tensors().iter().zip(&plans) {
+        let bytes = &file[t.offset..][..t.bytes];
+        let rows = plan
+            .dims
+            .iter()
+            .skip(1)
+            .map(|d| *d as usize)
+            .product::<usize>();
+        for row in 0..rows {
+            let row_bytes = t.bytes / t.rows();
+            let at = row % t.rows() * row_bytes;
+            writer
+                .write_tensor_bytes(&bytes[at..][..row_bytes])
+                .unwrap();
+        }
+        writer.next_tensor().unwrap();
+    }
+    writer.finish().unwrap();
+    std::fs::read(&to).unwrap()
+}
+
 /// The device draws what the host draws from the device's logits.
 #[test]
 fn the_device_draws_as_the_host() {
     let Some(_alone) = device() else { return };
-    let model = gpu("expert_middle_cycle", TensorType::F32).unwrap();
+    draw_on_both(&gpu("expert_middle_cycle", TensorType::F32).unwrap(), 20);
+    let several_chunks = repeated_vocabulary(2050);
+    draw_on_both(
+        &Model::from_bytes_on(several_chunks, Device::Cuda(0)).unwrap(),
+        5,
+    );
+}
+
+fn draw_on_both(model: &Model, draws: usize) {
     for (temperature, top_k, top_p, min_p, penalty) in [
         (0.0, 40, 1.0, 0.0, 1.0),
         (0.0, 40, 1.0, 0.0, 1.5),
         (0.8, 40, 0.95, 0.05, 1.0),
         (1.5, 7, 0.5, 0.0, 1.3),
         (1.0, 256, 1.0, 0.01, 1.0),
+        (1.0, 1, 0.9, 0.1, 1.2),
+        (3.0, 250, 0.99, 0.0, 1.1),
         (1.0, 0, 0.9, 0.0, 1.0),
     ] {
         let sampler = SamplerParams {
@@ -312,10 +382,10 @@ fn the_device_draws_as_the_host() {
             ..Default::default()
         };
         let run = |ask_for_logits: bool| {
-            let mut session = Session::new(&model, &params()).unwrap();
+            let mut session = Session::new(model, &params()).unwrap();
             session.set_sampler(sampler.clone()).unwrap();
             session.prefill(&[1, 2, 3, 4, 5]).unwrap();
-            for _ in 0..20 {
+            for _ in 0..draws {
                 if ask_for_logits {
                     session.logits().unwrap();
                 }

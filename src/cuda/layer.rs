@@ -95,22 +95,21 @@ impl<'a> Writer<'a> {
             pairs: (h.rope.dims / 2) as u32,
             neighbours: u32::from(h.rope.pairing == RopePairing::Norm),
         };
-        self.launch(self.kernels.store, [rows, 1, 1], 0, &store);
+        // One row's blocks store its entry themselves; with more rows, a row may look at an entry that
+        // another one stores.
+        let alone = rows == 1;
+        if !alone {
+            self.launch(self.kernels.store, [rows, 1, 1], 0, &store);
+        }
         let (partial, partial_scales) = (self.plan.partial, self.plan.partial_scales);
         let parts = self.plan.parts as u32;
         let attention = AttentionParams {
-            view,
-            rows: self.at(self.plan.rows),
-            states: self.states(),
-            q,
+            input: store,
             partial: self.at(partial),
             partial_scales: self.at(partial_scales),
             visible: self.at(self.plan.visible),
-            cache,
-            planes: *planes,
-            heads,
             parts,
-            unused: 0,
+            stores: u32::from(alone),
         };
         let groups = (heads / cache.kv_heads).div_ceil(HEADS_TOGETHER);
         let grid = [rows, cache.kv_heads * groups, parts];

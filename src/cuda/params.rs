@@ -15,6 +15,8 @@ pub(super) const FEW: u32 = 8;
 pub(super) const PART: u32 = 512;
 pub(super) const HEADS_TOGETHER: u32 = 4;
 pub(super) const MAX_CANDIDATES: usize = 256;
+/// Tokens of which a block finds the candidates.
+pub(super) const CHUNK: u32 = 1024;
 
 /// Structs that are copied to the device.
 ///
@@ -90,9 +92,8 @@ structs! {
         report: Address, cache: Cache, planes: Planes, heads: u32, pairs: u32, neighbours: u32,
     }
     struct AttentionParams {
-        view: View, rows: Address, states: Address, q: Address, partial: Address,
-        partial_scales: Address, visible: Address, cache: Cache, planes: Planes, heads: u32,
-        parts: u32, unused: u32,
+        input: StoreParams, partial: Address, partial_scales: Address, visible: Address,
+        parts: u32, stores: u32,
     }
     struct SeatsParams {
         active: Address, rows: Address, states: Address, kept: Address, running: Address,
@@ -121,9 +122,13 @@ structs! {
         random: f64, repeat_penalty: f32, repeat_last_n: u32, candidates: u32, top_p: f32, min_p: f32,
         temperature: f32,
     }
+    struct CandidatesParams {
+        view: View, rows: Address, draws: Address, logits: Address, candidates: Address,
+        tokens: Address, report: Address, vocab: u32, context: u32,
+    }
     struct SampleParams {
-        view: View, rows: Address, draws: Address, logits: Address, penalized: Address,
-        tokens: Address, drawn: Address, report: Address, vocab: u32, context: u32,
+        view: View, rows: Address, draws: Address, candidates: Address, drawn: Address, vocab: u32,
+        unused: u32,
     }
 }
 

@@ -70,7 +70,8 @@ pub(crate) struct DevicePlan {
     pub flags: Region,
     pub tokens: Region,
     pub logits: Region,
-    pub penalized: Region,
+    /// Of each chunk of the vocabulary.
+    pub candidates: Region,
     pub tables: Region,
     pub pages: Region,
 }
@@ -133,6 +134,7 @@ impl DevicePlan {
         // Logits are computed from prepared rows too.
         let prepared = n.max(logit_rows);
         let parts = context.div_ceil(PART as usize);
+        let chunks = h.vocab_size.div_ceil(CHUNK as usize);
         let (q, kv_size) = (h.query_size(), h.kv_size());
         let lists = sequences.saturating_mul(kv.planes);
         Ok(DevicePlan {
@@ -174,7 +176,7 @@ impl DevicePlan {
             flags: layout.add_items(4, &[slots])?,
             tokens: layout.add_items(4, &[sequences, context])?,
             logits: layout.add_items(4, &[logit_rows, h.vocab_size])?,
-            penalized: layout.add_items(4, &[logit_rows, h.vocab_size])?,
+            candidates: layout.add_items(8, &[logit_rows, chunks, MAX_CANDIDATES])?,
             tables: layout.add_items(4, &[lists, kv.table_pages])?,
             pages: layout.add_items(1, &[kv.pages, kv.page_bytes()])?,
             bytes: layout.bytes,

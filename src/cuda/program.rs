@@ -34,6 +34,7 @@ pub(super) struct Kernels {
     decide: Function<DecideParams>,
     merge: Function<MergeParams>,
     leave: Function<LeaveParams>,
+    candidates: Function<CandidatesParams>,
     sample: Function<SampleParams>,
     /// Where the driver has conditional nodes.
     condition: Option<Function<ConditionParams>>,
@@ -85,6 +86,7 @@ impl Kernels {
             decide: module.function(c"mor_decide")?,
             merge: module.function(c"mor_merge")?,
             leave: module.function(c"mor_leave")?,
+            candidates: module.function(c"mor_candidates")?,
             sample: module.function(c"mor_sample")?,
             condition: match conditional {
                 Some(module) => Some(module.function(c"mor_condition")?),
@@ -95,7 +97,11 @@ impl Kernels {
 
     /// Bytes of shared memory that attention takes besides what it declares.
     pub(super) fn attention_shared(head_dim: usize) -> usize {
-        4 * (HEADS_TOGETHER as usize * (head_dim + PART as usize) + BLOCK as usize)
+        /// Elements of a head that a warp takes at a time.
+        const ELEMENTS: usize = 64;
+        let warps = BLOCK as usize / 32;
+        let queries = head_dim.next_multiple_of(ELEMENTS);
+        4 * HEADS_TOGETHER as usize * (queries + PART as usize + warps * ELEMENTS)
     }
 
     /// Bytes of shared memory in which a row of `stride` elements is made ready: floats, halves, and a sum
@@ -392,17 +398,28 @@ impl<'a> Writer<'a> {
         let logits = self.at(self.plan.logits);
         let output = self.output(&model.output(), logits)?;
         self.product(source, &[output], wanted);
-        let params = SampleParams {
+        let vocab = h.vocab_size as u32;
+        let params = CandidatesParams {
             view: wanted,
             rows: self.at(self.plan.rows),
             draws: self.at(self.plan.input.draws),
             logits,
-            penalized: self.at(self.plan.penalized),
+            candidates: self.at(self.plan.candidates),
             tokens: self.at(self.plan.tokens),
-            drawn: self.at_output(self.plan.output.drawn),
             report: self.report(0),
-            vocab: h.vocab_size as u32,
+            vocab,
             context: self.plan.sizes.context as u32,
+        };
+        let grid = [self.rows as u32, vocab.div_ceil(CHUNK), 1];
+        self.launch(self.kernels.candidates, grid, 0, &params);
+        let params = SampleParams {
+            view: wanted,
+            rows: self.at(self.plan.rows),
+            draws: self.at(self.plan.input.draws),
+            candidates: self.at(self.plan.candidates),
+            drawn: self.at_output(self.plan.output.drawn),
+            vocab,
+            unused: 0,
         };
         self.launch(self.kernels.sample, [self.rows as u32, 1, 1], 0, &params);
         self.rows = rows;

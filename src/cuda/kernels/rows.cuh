@@ -251,6 +251,8 @@ __device__ __forceinline__ float attended(const Source& s, u32 c, u32 columns, u
     const float2* scales = s.part_scales + head * s.parts;
     const float* partial = s.a + head * s.parts * s.head_dim + i % s.head_dim;
     const u32 parts = (s.visible[c] + PART - 1) / PART;
+    // As below, where the one weight is 1.
+    if (parts == 1) return *partial / scales->y;
     float max = scales[0].x;
     for (u32 k = 1; k < parts; k++) max = fmaxf(max, scales[k].x);
     float sum = 0, total = 0;

@@ -19,181 +19,268 @@ struct Draw {
     float temperature;
 };
 
-struct SampleParams {
+// Tokens of which a block of `mor_candidates` finds the best.
+constexpr u32 CHUNK = 1024;
+
+struct CandidatesParams {
     View view;
     const Row* rows;
     // [sequences]
     const Draw* draws;
     // [rows][vocab]
     const float* logits;
-    // [rows][vocab] scratch, for penalties.
-    float* penalized;
+    // [rows][chunks · MAX_CANDIDATES], of which the first are written: the best of each chunk.
+    u64* candidates;
     // [sequences][context]
     const u32* tokens;
-    // By slot.
-    u32* drawn;
     Report* report;
     u32 vocab;
     u32 context;
 };
 
-// Greater for greater numbers.
-__device__ __forceinline__ u32 key_of(float value) {
-    const u32 bits = __float_as_uint(value);
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+struct SampleParams {
+    View view;
+    const Row* rows;
+    const Draw* draws;
+    const u64* candidates;
+    // By slot.
+    u32* drawn;
+    u32 vocab;
+    u32 unused;
+};
+
+// A token with its logit as one number: greater for greater logits, of equals for the earlier token. No
+// two tokens have the same, and none has 0, which stands for no token.
+__device__ __forceinline__ u64 candidate_of(u32 token, float logit) {
+    const u32 bits = __float_as_uint(logit);
+    const u32 order = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+    return static_cast<u64>(order) << 32 | static_cast<u32>(~token);
 }
 
-// Calls each thread's part of `logits`.
-#define MOR_FOR_LOGITS(i, vocab) for (u32 i = threadIdx.x; i < (vocab); i += BLOCK)
+__device__ __forceinline__ u32 token_of(u64 candidate) { return ~static_cast<u32>(candidate); }
 
-// The key of the `count`-th greatest, and how many are greater.
-__device__ __forceinline__ u32 nth_key(const float* logits, u32 vocab, u32 count, u32* greater) {
-    __shared__ u32 histogram[256];
-    __shared__ u32 found[2];
-    u32 prefix = 0, above = 0;
-    for (u32 shift = 24;; shift -= 8) {
-        histogram[threadIdx.x] = 0;
-        __syncthreads();
-        MOR_FOR_LOGITS(i, vocab) {
-            const u32 key = key_of(logits[i]);
-            if (shift == 24 || key >> (shift + 8) == prefix) atomicAdd(&histogram[key >> shift & 255], 1u);
-        }
-        __syncthreads();
-        if (threadIdx.x == 0) {
-            u32 sum = above, digit = 255;
-            while (sum + histogram[digit] < count) sum += histogram[digit--];
-            found[0] = digit;
-            found[1] = sum;
-        }
-        __syncthreads();
-        prefix = prefix << 8 | found[0];
-        above = found[1];
-        if (shift == 0) break;
+__device__ __forceinline__ float logit_of(u64 candidate) {
+    const u32 order = static_cast<u32>(candidate >> 32);
+    return __uint_as_float(order & 0x80000000u ? order & 0x7fffffffu : ~order);
+}
+
+// The greatest number that `each` has, for all threads of the block. `each` calls what it is given with
+// every number of its thread.
+template <class Each>
+__device__ __forceinline__ u64 greatest(Each each) {
+    __shared__ u64 room[WARPS];
+    u64 most = 0;
+    each([&](u64 candidate) { most = candidate > most ? candidate : most; });
+    for (u32 distance = WARP / 2; distance > 0; distance /= 2) {
+        const u64 other = __shfl_xor_sync(ALL_LANES, most, distance);
+        most = other > most ? other : most;
     }
-    *greater = above;
-    return prefix;
+    if (lane_index() == 0) room[warp_index()] = most;
+    __syncthreads();
+    for (u32 w = 0; w < WARPS; w++) most = room[w] > most ? room[w] : most;
+    return most;
 }
 
-// A block a row.
+// A number that exactly `count` of those that `each` has reach; no two are equal, and there are as many.
+// Digit by digit from the top: how many there are of each decides the digit of the last that is wanted.
+template <class Each>
+__device__ __forceinline__ u64 least_of(u32 count, Each each) {
+    // Three, so that a barrier a digit is enough: one is counted in while warps that are late may still
+    // read the one before, and the one after is cleared.
+    __shared__ u32 histograms[3][256];
+    static_assert(BLOCK == 256, "a thread a digit");
+    const u32 lane = lane_index();
+    u64 prefix = 0;
+    histograms[0][threadIdx.x] = 0;
+    __syncthreads();
+    for (u32 round = 0, shift = 56;; round++, shift -= 8) {
+        u32* histogram = histograms[round % 3];
+        each([&](u64 candidate) {
+            if (candidate >> shift >> 8 == prefix) atomicAdd(&histogram[candidate >> shift & 255], 1u);
+        });
+        histograms[(round + 1) % 3][threadIdx.x] = 0;
+        __syncthreads();
+        // Every warp looks for itself. A lane has eight digits, the first lane the greatest.
+        u32 counts[8], sum = 0;
+        for (u32 i = 0; i < 8; i++) sum += counts[i] = histogram[255 - 8 * lane - i];
+        u32 above = sum;
+        for (u32 distance = 1; distance < WARP; distance *= 2) {
+            const u32 before = __shfl_up_sync(ALL_LANES, above, distance);
+            if (lane >= distance) above += before;
+        }
+        above -= sum;
+        // The digit with which `count` is reached, how many have it, and how many of them are wanted.
+        u32 digit = 0, have = 0, wanted = 0;
+        for (u32 i = 0; i < 8; i++) {
+            if (above < count && count <= above + counts[i]) {
+                digit = 255 - 8 * lane - i;
+                have = counts[i];
+                wanted = count - above;
+            }
+            above += counts[i];
+        }
+        const u32 finder = __ffs(__ballot_sync(ALL_LANES, have > 0)) - 1;
+        prefix = prefix << 8 | __shfl_sync(ALL_LANES, digit, finder);
+        have = __shfl_sync(ALL_LANES, have, finder);
+        count = __shfl_sync(ALL_LANES, wanted, finder);
+        // At the last digit at the latest, for all are different.
+        if (have == count) return prefix << shift;
+    }
+}
+
+// What a thread has of a chunk, in registers. (NVRTC would take a generic lambda for a function of the host.)
+struct OfChunk {
+    static constexpr u32 EACH = CHUNK / BLOCK;
+    u64 candidates[EACH];
+
+    template <class See>
+    __device__ __forceinline__ void operator()(See see) const {
+        for (u32 i = 0; i < EACH; i++)
+            if (candidates[i] != 0) see(candidates[i]);
+    }
+};
+
+// What a thread has of a list in memory.
+struct OfList {
+    const u64* list;
+    u32 length;
+
+    template <class See>
+    __device__ __forceinline__ void operator()(See see) const {
+        // Several loads at a time, for there may be thousands.
+        constexpr u32 TOGETHER = 8;
+        for (u32 start = threadIdx.x; start < length; start += TOGETHER * BLOCK) {
+            u64 some[TOGETHER];
+            for (u32 i = 0; i < TOGETHER; i++)
+                some[i] = start + i * BLOCK < length ? list[start + i * BLOCK] : 0;
+            for (u32 i = 0; i < TOGETHER; i++)
+                if (some[i] != 0) see(some[i]);
+        }
+    }
+};
+
+// Finds the candidates of a part of the vocabulary: its best, in any order.
+// grid: (rows, chunks)
+extern "C" __global__ void __launch_bounds__(BLOCK) mor_candidates(const CandidatesParams p) {
+    enter();
+    constexpr u32 EACH = OfChunk::EACH;
+    const u32 c = blockIdx.x, first = blockIdx.y * CHUNK;
+    if (c >= *p.view.count) return;
+    __shared__ u32 penalized[CHUNK / WARP];
+    __shared__ u32 collected;
+    const float* logits = p.logits + static_cast<u64>(c) * p.vocab;
+    float values[EACH];
+    bool bad = false;
+    for (u32 i = 0; i < EACH; i++) {
+        const u32 token = first + i * BLOCK + threadIdx.x;
+        values[i] = token < p.vocab ? logits[token] : 0;
+        bad |= !is_finite(values[i]);
+    }
+    const u32 slot = p.view.slots[c];
+    const Row row = p.rows[slot];
+    const Draw draw = p.draws[row.sequence];
+    if (threadIdx.x < CHUNK / WARP) penalized[threadIdx.x] = 0;
+    if (threadIdx.x == 0) collected = 0;
+    if (__syncthreads_or(bad) && threadIdx.x == 0) report_error(p.report, LOGIT_NOT_FINITE, slot);
+    if (draw.candidates == 0) return;
+    if (draw.repeat_penalty != 1.0f) {
+        const u32 known = row.position + 1, last = known < draw.repeat_last_n ? known : draw.repeat_last_n;
+        const u32* recent = p.tokens + static_cast<u64>(row.sequence) * p.context + known - last;
+        // Each token once, however often it came: a bit each.
+        for (u32 i = threadIdx.x; i < last; i += BLOCK) {
+            const u32 at = recent[i] - first;
+            if (at < CHUNK) atomicOr(&penalized[at / WARP], 1u << at % WARP);
+        }
+        __syncthreads();
+        for (u32 i = 0; i < EACH; i++)
+            if (penalized[i * WARPS + warp_index()] >> lane_index() & 1)
+                values[i] *= values[i] > 0 ? 1.0f / draw.repeat_penalty : draw.repeat_penalty;
+    }
+    OfChunk each;
+    for (u32 i = 0; i < EACH; i++) {
+        const u32 token = first + i * BLOCK + threadIdx.x;
+        each.candidates[i] = token < p.vocab ? candidate_of(token, values[i]) : 0;
+    }
+    const u32 most = p.vocab - first < CHUNK ? p.vocab - first : CHUNK;
+    const u32 count = draw.candidates < most ? draw.candidates : most;
+    u64* list = p.candidates + static_cast<u64>(c) * gridDim.y * MAX_CANDIDATES + blockIdx.y * draw.candidates;
+    if (count == 1) {
+        const u64 best = greatest(each);
+        if (threadIdx.x == 0) list[0] = best;
+        return;
+    }
+    const u64 least = least_of(count, each);
+    each([&](u64 candidate) {
+        if (candidate >= least) list[atomicAdd(&collected, 1u)] = candidate;
+    });
+}
+MOR_KERNEL(mor_candidates)
+
+// Draws from the candidates. A block a row.
 extern "C" __global__ void __launch_bounds__(BLOCK) mor_sample(const SampleParams p) {
     enter();
     static_assert(MAX_CANDIDATES == BLOCK, "a thread a candidate");
     const u32 c = blockIdx.x;
     if (c >= *p.view.count) return;
-    __shared__ u32 collected;
-    __shared__ u32 tokens[MAX_CANDIDATES], ordered[MAX_CANDIDATES];
-    __shared__ float values[MAX_CANDIDATES];
-    __shared__ float sorted[MAX_CANDIDATES];
-    __shared__ double weights[MAX_CANDIDATES], tempered[MAX_CANDIDATES];
-    __shared__ u32 room[WARPS];
+    __shared__ u32 collected, left;
+    __shared__ u64 found[MAX_CANDIDATES], ordered[MAX_CANDIDATES];
+    __shared__ double weights[MAX_CANDIDATES], tempered[MAX_CANDIDATES], sums[2][MAX_CANDIDATES];
     const u32 slot = p.view.slots[c];
-    const Row row = p.rows[slot];
-    const float* logits = p.logits + static_cast<u64>(c) * p.vocab;
-    bool bad = false;
-    MOR_FOR_LOGITS(i, p.vocab) bad |= !is_finite(logits[i]);
-    if (__syncthreads_or(bad)) {
-        if (threadIdx.x == 0) report_error(p.report, LOGIT_NOT_FINITE, slot);
-        return;
-    }
-    const Draw draw = p.draws[row.sequence];
+    const Draw draw = p.draws[p.rows[slot].sequence];
     if (draw.candidates == 0) return;
-    if (draw.repeat_penalty != 1.0f) {
-        float* penalized = p.penalized + static_cast<u64>(c) * p.vocab;
-        MOR_FOR_LOGITS(i, p.vocab) penalized[i] = logits[i];
-        __syncthreads();
-        const u32 known = row.position + 1, last = known < draw.repeat_last_n ? known : draw.repeat_last_n;
-        const u32* recent = p.tokens + static_cast<u64>(row.sequence) * p.context + known - last;
-        // A token that came twice is written twice with the same value.
-        for (u32 i = threadIdx.x; i < last; i += BLOCK) {
-            const float logit = logits[recent[i]];
-            penalized[recent[i]] = logit * (logit > 0 ? 1.0f / draw.repeat_penalty : draw.repeat_penalty);
-        }
-        __syncthreads();
-        logits = penalized;
-    }
+    const u32 chunks = (p.vocab + CHUNK - 1) / CHUNK, rest_of_vocab = p.vocab - (chunks - 1) * CHUNK;
+    const u32 of_last = draw.candidates < rest_of_vocab ? draw.candidates : rest_of_vocab;
+    const OfList each{p.candidates + static_cast<u64>(c) * chunks * MAX_CANDIDATES,
+                      (chunks - 1) * draw.candidates + of_last};
     const u32 count = draw.candidates < p.vocab ? draw.candidates : p.vocab;
-    u32 greater;
-    const u32 least = nth_key(logits, p.vocab, count, &greater);
-    if (threadIdx.x == 0) collected = 0;
-    __syncthreads();
-    MOR_FOR_LOGITS(i, p.vocab)
-        if (key_of(logits[i]) > least) {
-            const u32 at = atomicAdd(&collected, 1u);
-            tokens[at] = i;
-            values[at] = logits[i];
-        }
-    __syncthreads();
-    // Of those that equal the last the earliest.
-    u32 taken = greater;
-    for (u32 start = 0; start < p.vocab && taken < count; start += BLOCK) {
-        const u32 i = start + threadIdx.x;
-        const bool equal = i < p.vocab && key_of(logits[i]) == least;
-        const u32 votes = __ballot_sync(ALL_LANES, equal);
-        if (lane_index() == 0) room[warp_index()] = __popc(votes);
-        __syncthreads();
-        u32 at = taken, total = 0;
-        for (u32 w = 0; w < WARPS; w++) {
-            if (w == warp_index()) at += total;
-            total += room[w];
-        }
-        at += __popc(votes & ((1u << lane_index()) - 1));
-        if (equal && at < count) {
-            tokens[at] = i;
-            values[at] = logits[i];
-        }
-        taken += total;
-        __syncthreads();
-    }
-    if (threadIdx.x < count) {
-        const u32 token = tokens[threadIdx.x];
-        const u32 key = key_of(values[threadIdx.x]);
-        u32 rank = 0;
-        for (u32 j = 0; j < count; j++) {
-            const u32 other = key_of(values[j]);
-            rank += other > key || (other == key && tokens[j] < token);
-        }
-        ordered[rank] = token;
-        sorted[rank] = values[threadIdx.x];
-    }
-    __syncthreads();
-    if (draw.temperature == 0.0f) {
-        if (threadIdx.x == 0) p.drawn[slot] = ordered[0];
+    if (count == 1) {
+        const u64 best = greatest(each);
+        if (threadIdx.x == 0) p.drawn[slot] = token_of(best);
         return;
     }
-    if (threadIdx.x < count) {
-        const float below = sorted[threadIdx.x] - sorted[0];
-        weights[threadIdx.x] = exp(static_cast<double>(below));
-        tempered[threadIdx.x] = exp(static_cast<double>(below / draw.temperature));
+    if (threadIdx.x == 0) {
+        collected = 0;
+        left = count;
+    }
+    const u64 least = least_of(count, each);
+    each([&](u64 candidate) {
+        if (candidate >= least) found[atomicAdd(&collected, 1u)] = candidate;
+    });
+    __syncthreads();
+    const u32 t = threadIdx.x;
+    if (t < count) {
+        u32 rank = 0;
+        for (u32 j = 0; j < count; j++) rank += found[j] > found[t];
+        ordered[rank] = found[t];
     }
     __syncthreads();
-    if (threadIdx.x != 0) return;
-    u32 left = count;
-    if (draw.top_p < 1.0f) {
-        double total = 0, sum = 0;
-        for (u32 j = 0; j < count; j++) total += weights[j];
-        const double enough = total * static_cast<double>(draw.top_p);
-        for (u32 j = 0; j < count; j++) {
-            sum += weights[j];
-            if (sum >= enough) {
-                left = j + 1;
-                break;
-            }
-        }
+    if (t < count) {
+        const float below = logit_of(ordered[t]) - logit_of(ordered[0]);
+        weights[t] = exp(static_cast<double>(below));
+        tempered[t] = exp(static_cast<double>(below / draw.temperature));
     }
-    if (draw.min_p > 0.0f) {
-        u32 likely = 0;
-        while (likely < count && weights[likely] >= static_cast<double>(draw.min_p)) likely++;
-        if (likely < left) left = likely;
+    __syncthreads();
+    // Sums up to each candidate, one after the other as the host adds them; a warp for each of the two.
+    if (t == 0 || t == WARP) {
+        const double* terms = t == 0 ? weights : tempered;
+        double sum = 0;
+        for (u32 j = 0; j < count; j++) sums[t / WARP][j] = sum += terms[j];
     }
-    if (left < 1) left = 1;
-    double total = 0;
-    for (u32 j = 0; j < left; j++) total += tempered[j];
-    double rest = draw.random * total;
-    u32 token = ordered[left - 1];
-    for (u32 j = 0; j < left; j++) {
+    __syncthreads();
+    if (t < count) {
+        if (draw.top_p < 1.0f && sums[0][t] >= sums[0][count - 1] * static_cast<double>(draw.top_p))
+            atomicMin(&left, t + 1);
+        if (draw.min_p > 0.0f && !(weights[t] >= static_cast<double>(draw.min_p))) atomicMin(&left, t);
+    }
+    __syncthreads();
+    if (t != 0) return;
+    const u32 kept = left < 1 ? 1 : left;
+    double rest = draw.random * sums[1][kept - 1];
+    u32 token = token_of(ordered[kept - 1]);
+    for (u32 j = 0; j < kept; j++) {
         rest -= tempered[j];
         if (rest < 0) {
-            token = ordered[j];
+            token = token_of(ordered[j]);
             break;
         }
     }
