@@ -135,7 +135,7 @@ class Peers:
             time_ = self.attempt(what, lambda: self.seconds(run, 128, capture=way != "reduce-overhead"), 30)
             if time_:
                 rate = model.batch / time_
-                print(f"  {what}: {rate:.1f} tokens/s, {1e3 * time_:.3f} ms a step, compiled in {compiling:.1f} s", flush=True)
+                print(f"  {what}: {rate:.1f} tokens/s, {1e3 * time_:.3f} ms a step, compiled in {compiling:.1f} s")
             return time_
 
     def model(self, name, batch, **options):
