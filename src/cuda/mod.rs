@@ -417,7 +417,7 @@ impl Gpu {
 
 /// Passes of few rows have a program of their own, whose products are made for them.
 fn program_sizes(rows: usize) -> impl Iterator<Item = usize> {
-    [1, FEW as usize, MANY as usize]
+    [1, FEW as usize, 64]
         .into_iter()
         .filter(move |size| *size < rows)
         .chain([rows])

@@ -9,7 +9,7 @@ pub(super) const BLOCK: u32 = 256;
 pub(super) const TILE_ROWS: u32 = 16;
 pub(super) const GROUP: u32 = 32;
 /// Rows of activations that a block of a product takes, at most.
-pub(super) const MANY: u32 = 64;
+pub(super) const MANY: u32 = 32;
 pub(super) const FEW: u32 = 8;
 /// Entries of a part of a context, and query heads that go together.
 pub(super) const PART: u32 = 512;

@@ -148,6 +148,15 @@ __device__ __forceinline__ void wait_for_previous() {
 #endif
 }
 
+// Has memory brought nearer that will be read soon.
+__device__ __forceinline__ void prefetch(const void* place) {
+#ifdef MOR_EMULATED
+    (void)place;
+#else
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(place));
+#endif
+}
+
 // For kernels that read nothing ahead.
 __device__ __forceinline__ void enter() {
     let_next_begin();

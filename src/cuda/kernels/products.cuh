@@ -20,7 +20,7 @@ struct ProductParams {
 };
 
 // Columns of activations that a block takes at most: with tensor cores, without.
-constexpr u32 MANY = 64;
+constexpr u32 MANY = 32;
 constexpr u32 FEW = 8;
 
 // A run: an eighth of the columns.
@@ -246,14 +246,14 @@ __device__ __forceinline__ float make_lone_row(const ProductParams& p, u32 slot,
 template <u32 TILES>
 __device__ __forceinline__ void product_by_tensor_cores(const ProductParams& p) {
     // Few words, for the sums and the activations take many registers.
-    constexpr u32 WORDS = TILES > 1 ? 8 : AHEAD_WORDS;
+    constexpr u32 WORDS = TILES > 1 ? 16 : AHEAD_WORDS;
     __shared__ float parts[RUNS * 8 * TILES * COLUMN_STRIDE];
     let_next_begin();
     u32 tile = blockIdx.x;
     const Matrix& m = p.matrices[matrix_of(p, tile)];
     const u32 each = groups_of_run(p.groups), begin = warp_index() * each;
     const u32 end = begin + each < p.groups ? begin + each : p.groups;
-    u32 words[WORDS > 16 ? WORDS : 16];
+    u32 words[WORDS];
 #define MOR_AHEAD(TYPE) \
     if constexpr (TYPE != F32) read_ahead<TYPE, 1, WORDS>(&m, tile, begin, end, words)
     MOR_FOR_TYPE(m.type, MOR_AHEAD)
@@ -327,7 +327,7 @@ __device__ __forceinline__ void multiply_lone(const Matrix* m, u32 tile, u32 gro
 template <u32 MATRICES>
 __device__ __forceinline__ void lone_product(const ProductParams& p) {
     __shared__ float parts[WARPS * MATRICES * RUNS * TILE_ROWS];
-    MOR_DYNAMIC_SHARED(float, shared);
+    MOR_DYNAMIC_SHARED(float, row_room);
     let_next_begin();
     // `runs` runs are a warp's, so that as many tiles are the block's.
     const u32 runs = p.tiles_of_block, warps = WARPS / runs, place_of_tile = warp_index() / warps;
@@ -349,7 +349,7 @@ __device__ __forceinline__ void lone_product(const ProductParams& p) {
     const u32 n = *p.view.count, slot = p.view.slots[0];
     if (n == 0) return;
     Place place;
-    const float scale = make_lone_row(p, slot, shared, place);
+    const float scale = make_lone_row(p, slot, row_room, place);
     const Columns x = {place.halves, place.sums, p.input.stride, 0, 1};
     // The element of thread i: row i % 16 of tile i / 16.
     u32 my_tile = blockIdx.x * runs + threadIdx.x / TILE_ROWS;
@@ -383,7 +383,7 @@ __device__ __forceinline__ void lone_product(const ProductParams& p) {
 
 // Kernels by tensor cores: for a lone row, which they make ready, `product` for each matrix and `swiglu` for
 // the first two together, grid: (tiles / tiles of a block), dynamic shared memory for the row's floats,
-// halves and sums; for 8 and for 64 rows a block, grid: (tiles of the matrices, rows / 8 or 64).
+// halves and sums; for 8 and for 32 rows a block, grid: (tiles of the matrices, rows / 8 or 32).
 #ifdef MOR_TENSOR_CORES
 #define MOR_PRODUCT(name, CALL)                                                                     \
     extern "C" __global__ void __launch_bounds__(BLOCK, 2) name(const ProductParams p) { CALL(p); } \
@@ -438,7 +438,7 @@ __device__ __forceinline__ void product_by_fma(const ProductParams& p) {
     enter();
     constexpr u32 COLUMNS = LONE ? 1 : FEW;
     __shared__ float parts[WARPS * TILE_ROWS * COLUMNS];
-    MOR_DYNAMIC_SHARED(float, shared);
+    MOR_DYNAMIC_SHARED(float, row_room);
     const u32 n = *p.view.count, first = blockIdx.y * FEW;
     if (first >= n) return;
     u32 tile = blockIdx.x;
@@ -446,7 +446,7 @@ __device__ __forceinline__ void product_by_fma(const ProductParams& p) {
     const float* floats = p.input.floats;
     if constexpr (LONE) {
         Place place;
-        make_lone_row(p, p.view.slots[0], shared, place);
+        make_lone_row(p, p.view.slots[0], row_room, place);
         floats = place.floats;
     }
     const u32 columns = LONE ? 1 : n;

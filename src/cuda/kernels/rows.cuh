@@ -337,11 +337,9 @@ __device__ __forceinline__ float make_row(const Source& s, u32 c, u32 slot, u32 
 
 // Has the norm's weights brought near while a kernel waits for the one before.
 __device__ __forceinline__ void prefetch_source(const Source& s, u32 columns) {
-#if __CUDA_ARCH__ >= 800
+    // Floats that come together.
     constexpr u32 line = 32;
-    if (s.make == NORM && threadIdx.x * line < columns)
-        asm volatile("prefetch.global.L2 [%0];" ::"l"(s.b + threadIdx.x * line));
-#endif
+    if (s.make == NORM && threadIdx.x * line < columns) prefetch(s.b + threadIdx.x * line);
 }
 
 struct ReadyParams {
@@ -358,12 +356,12 @@ extern "C" __global__ void __launch_bounds__(BLOCK) mor_ready(const ReadyParams 
     let_next_begin();
     prefetch_source(p.source, p.out.columns);
     wait_for_previous();
-    MOR_DYNAMIC_SHARED(float, shared);
+    MOR_DYNAMIC_SHARED(float, row_room);
     const u32 c = blockIdx.x, slot = p.view.slots[c];
     if (c >= *p.view.count) return;
     const Prepared& out = p.out;
     const u64 row = static_cast<u64>(c) * out.stride;
-    const Place place = {p.floats ? out.floats + row : shared, out.halves + row, out.sums + row / GROUP};
+    const Place place = {p.floats ? out.floats + row : row_room, out.halves + row, out.sums + row / GROUP};
     const float scale = make_row(p.source, c, slot, out.columns, out.stride, place);
     if (threadIdx.x == 0) out.scales[c] = scale;
 }
