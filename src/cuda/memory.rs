@@ -55,7 +55,8 @@ impl Buffer {
                 bytes.len(),
             )
         };
-        self.device.check("cuMemcpyHtoD", status)
+        self.device.check("cuMemcpyHtoD", status)?;
+        self.wait()
     }
 
     /// Copies the bytes from `offset` on out of the device.
@@ -73,7 +74,7 @@ impl Buffer {
         self.device.check("cuMemcpyDtoH", status)
     }
 
-    /// Copies within the buffer; the ranges must not overlap.
+    /// Copies within the buffer and waits for it; the ranges must not overlap.
     pub fn copy_within(&mut self, from: usize, to: usize, bytes: usize) -> Result<()> {
         self.check_range(from, bytes)?;
         self.check_range(to, bytes)?;
@@ -81,7 +82,17 @@ impl Buffer {
         // SAFETY: both ranges exist.
         let status =
             unsafe { (self.device.functions.cuMemcpyDtoD_v2)(self.at(to), self.at(from), bytes) };
-        self.device.check("cuMemcpyDtoD", status)
+        self.device.check("cuMemcpyDtoD", status)?;
+        self.wait()
+    }
+
+    /// The driver may return before a copy within the device, or the last piece of one to it, is made. Both
+    /// go by the default stream, for which programs do not wait: theirs are of the kind that waits for
+    /// nobody.
+    fn wait(&self) -> Result<()> {
+        // SAFETY: the default stream of the context that the caller has entered.
+        let status = unsafe { (self.device.functions.cuStreamSynchronize)(null_mut()) };
+        self.device.check("cuStreamSynchronize", status)
     }
 
     fn check_range(&self, offset: usize, length: usize) -> Result<()> {

@@ -404,19 +404,30 @@ FAKE CUresult cuMemHostGetDevicePointer_v2(CUdeviceptr *out, void *pointer, unsi
     return CUDA_SUCCESS;
 }
 
-// Copies that return when they are done. They go by the default stream, which waits for the work of
-// blocking streams and not for that of others.
+// Copies by the default stream, which waits for the work of blocking streams and not for that of
+// others. What comes to the host, or leaves its pinned memory, has come and left when they return. But
+// what leaves pageable memory may still be on its way then, and a copy within the device not begun.
 
 static void wait_default() { run_stream(driver.default_streams.at(current_device()), ALL); }
+
+/** Reads pageable memory now, as the real driver does, so that the caller may change it. */
+static void push_pageable(Stream &stream, const char *name, CUdeviceptr to, const void *from,
+                          size_t bytes) {
+    const auto *source = static_cast<const unsigned char *>(from);
+    auto kept = std::make_shared<std::vector<unsigned char>>(source, source + bytes);
+    push(stream, name, [=] { copy_bytes(to, address_of(kept->data()), bytes); });
+}
 
 FAKE CUresult cuMemcpyHtoD_v2(CUdeviceptr to, const void *from, size_t bytes) {
     FAKE_ENTER(cuMemcpyHtoD_v2, Context);
     if (!bytes) return CUDA_SUCCESS;
     if (const CUresult code = need(self, to, bytes)) return code;
     if (const CUresult code = need_host(self, address_of(from), bytes)) return code;
-    push(driver.default_streams.at(current_device()), self,
-         [=] { copy_bytes(to, address_of(from), bytes); });
     wait_default();
+    if (is_pageable(address_of(from), bytes))
+        push_pageable(driver.default_streams.at(current_device()), self, to, from, bytes);
+    else
+        copy_bytes(to, address_of(from), bytes);
     return CUDA_SUCCESS;
 }
 
@@ -451,14 +462,10 @@ FAKE CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t byte
     if (!bytes) return CUDA_SUCCESS;
     if (const CUresult code = need(self, to, bytes)) return code;
     if (const CUresult code = need_host(self, address_of(from), bytes)) return code;
-    if (is_pageable(address_of(from), bytes)) {
-        // Read now, as the real driver does, so that the caller may change it.
-        const auto *source = static_cast<const unsigned char *>(from);
-        auto kept = std::make_shared<std::vector<unsigned char>>(source, source + bytes);
-        push(*stream, self, [=] { copy_bytes(to, address_of(kept->data()), bytes); });
-    } else {
+    if (is_pageable(address_of(from), bytes))
+        push_pageable(*stream, self, to, from, bytes);
+    else
         push(*stream, self, [=] { copy_bytes(to, address_of(from), bytes); });
-    }
     return CUDA_SUCCESS;
 }
 

@@ -75,6 +75,7 @@ CUresult cuDeviceTotalMem_v2(size_t *, CUdevice);
 CUresult cuCtxGetCurrent(CUcontext *);
 CUresult cuCtxPushCurrent_v2(CUcontext);
 CUresult cuCtxPopCurrent_v2(CUcontext *);
+CUresult cuMemcpyDtoD_v2(CUdeviceptr, CUdeviceptr, size_t);
 CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr, CUdeviceptr, size_t, CUstream);
 CUresult cuMemsetD8Async(CUdeviceptr, unsigned char, size_t, CUstream);
 CUresult cuFuncGetAttribute(int *, int, CUfunction);
@@ -138,6 +139,7 @@ template <class T> CUdeviceptr upload(const std::vector<T> &values) {
     CUdeviceptr address;
     OK(cuMemAlloc_v2(&address, values.size() * sizeof(T)));
     OK(cuMemcpyHtoD_v2(address, values.data(), values.size() * sizeof(T)));
+    OK(cuStreamSynchronize(nullptr)); // else it may be on its way still
     return address;
 }
 
