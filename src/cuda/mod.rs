@@ -75,7 +75,8 @@ pub(crate) struct Gpu {
     _conditional: Option<Module>,
     /// The kernels' module, and what they read.
     _weights: Shared<Weights>,
-    /// Changes of the page tables that the next launch takes along.
+    /// Changes of the page tables that the next launch takes along; after one that failed they are still
+    /// there.
     changes: usize,
     /// Room for the rows of a pass.
     new_rows: Vec<NewRow>,
@@ -290,7 +291,7 @@ impl Gpu {
             entering: entering as u32,
             flying: pass.active.len() as u32,
             waiting: pass.waiting.len() as u32,
-            changes: std::mem::take(&mut self.changes) as u32,
+            changes: self.changes as u32,
             asked: 0,
             by_capacity: u32::from(pass.routing == Routing::Capacity),
             unused: [0; 2],
@@ -305,6 +306,7 @@ impl Gpu {
             .find(fitting)
             .ok_or_else(|| Error::argument("more rows than the pass was planned for"))?;
         program.run()?;
+        self.changes = 0;
         self.check()
     }
 
@@ -314,7 +316,7 @@ impl Gpu {
             entering: 0,
             flying: 0,
             waiting: 0,
-            changes: std::mem::take(&mut self.changes) as u32,
+            changes: self.changes as u32,
             asked: slots.len() as u32,
             by_capacity: 0,
             unused: [0; 2],
@@ -324,6 +326,7 @@ impl Gpu {
             self.put(self.plan.input.new_slots, i, *slot);
         }
         self.logits.run()?;
+        self.changes = 0;
         self.check()
     }
 
