@@ -384,8 +384,24 @@ impl Gpu {
         self.buffer.read(at, bytes)
     }
 
-    pub fn write_row(&mut self, slot: u32, row: &[f32]) -> Result<()> {
+    /// As if the first sequence's last token, at `position`, had passed all layers in that slot.
+    pub fn write_row(&mut self, slot: u32, position: usize, row: &[f32]) -> Result<()> {
         let at = self.plan.x.offset + 4 * slot as usize * row.len();
+        // SAFETY: numbers as bytes.
+        let (_, bytes, _) = unsafe { row.align_to::<u8>() };
+        self.buffer.write(at, bytes)?;
+        // Who asks for its logits asks whose row it is.
+        let row = [Row {
+            sequence: 0,
+            position: position as u32,
+            token: 0,
+            recursion: 0,
+            least_score: 0.0,
+            depth_limit: 0,
+            wants_logits: 0,
+            unused: 0,
+        }];
+        let at = self.plan.rows.offset + slot as usize * size_of::<Row>();
         // SAFETY: numbers as bytes.
         let (_, bytes, _) = unsafe { row.align_to::<u8>() };
         self.buffer.write(at, bytes)
