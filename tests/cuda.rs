@@ -460,6 +460,7 @@ fn every_call_of_the_driver_may_fail() {
         ("cuMemGetInfo_v2", 1),
         ("cuMemAlloc_v2", 2),
         ("cuMemHostAlloc", 2),
+        ("cuMemsetD8_v2", 700),
         ("cuMemcpyHtoD_v2", 700),
         ("cuMemcpyDtoH_v2", 700),
         ("cuModuleLoadData", 209),

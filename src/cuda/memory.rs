@@ -43,6 +43,15 @@ impl Buffer {
         self.address + offset as Address
     }
 
+    /// Makes all of it zero and waits for it.
+    pub fn clear(&mut self) -> Result<()> {
+        let _entered = self.device.enter()?;
+        // SAFETY: the range exists.
+        let status = unsafe { (self.device.functions.cuMemsetD8_v2)(self.address, 0, self.bytes) };
+        self.device.check("cuMemsetD8", status)?;
+        self.wait()
+    }
+
     /// Copies `bytes` to `offset` and waits for it.
     pub fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<()> {
         self.check_range(offset, bytes.len())?;
@@ -86,8 +95,8 @@ impl Buffer {
         self.wait()
     }
 
-    /// The driver may return before a copy within the device, or the last piece of one to it, is made. Both
-    /// go by the default stream, for which programs do not wait: theirs are of the kind that waits for
+    /// The driver may return before memory is set, a copy within the device, or the last piece of one to it,
+    /// is made. They go by the default stream, for which programs do not wait: theirs are of the kind that waits for
     /// nobody.
     fn wait(&self) -> Result<()> {
         // SAFETY: the default stream of the context that the caller has entered.

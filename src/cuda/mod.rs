@@ -112,6 +112,8 @@ impl Gpu {
         let h = model.hyperparameters();
         kernels.prepare(&weights.module, h.head_dim)?;
         let mut buffer = Buffer::new(device, device_plan.bytes)?;
+        // Copies take the whole output and whole pages, whatever of them was written.
+        buffer.clear()?;
         if let Some(factors) = model.rope_factors() {
             let bytes = factors.bytes(model.bytes()).as_flattened();
             buffer.write(device_plan.rope_factors.offset, bytes)?;
@@ -376,7 +378,7 @@ impl Gpu {
         self.buffer.read(at, bytes)
     }
 
-    /// Copies a residual stream `[hidden]` after the last layer out, or in.
+    /// Copies a residual stream `[hidden]` after the last layer out.
     pub fn read_row(&self, slot: u32, out: &mut [f32]) -> Result<()> {
         let at = self.plan.x.offset + 4 * slot as usize * out.len();
         // SAFETY: any bytes are numbers.

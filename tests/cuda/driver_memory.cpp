@@ -452,6 +452,20 @@ FAKE CUresult cuMemcpyDtoD_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes) {
     return CUDA_SUCCESS;
 }
 
+/**
+ * Zeros that nobody may rely on: the library clears its memory only so that copies of more than was
+ * written are no reads of nothing. NaNs instead, as in all fresh memory, find whoever does.
+ */
+FAKE CUresult cuMemsetD8_v2(CUdeviceptr to, unsigned char value, size_t bytes) {
+    FAKE_ENTER(cuMemsetD8_v2, Context);
+    if (!bytes) return CUDA_SUCCESS;
+    if (const CUresult code = need(self, to, bytes)) return code;
+    const int with = driver.settings.poison && value == 0 ? 0xff : value;
+    push(driver.default_streams.at(current_device()), self,
+         [=] { std::memset(reinterpret_cast<void *>(to), with, bytes); });
+    return CUDA_SUCCESS;
+}
+
 // Copies that a stream does later.
 
 FAKE CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t bytes,

@@ -75,6 +75,10 @@ void streams_work_late() {
     OK(cuMemcpyHtoD_v2(x, &pinned[1], 4)); // made when it returns
     OK(cuMemcpyDtoHAsync_v2(&pageable, x, 4, stream));
     CHECK(pageable == 40);
+    OK(cuMemsetD8_v2(y, 0, 4)); // made later too, and nobody may rely on such zeros
+    OK(cuMemcpyDtoHAsync_v2(&pageable, y, 4, stream));
+    CHECK(pageable == 30);
+    CHECK(std::isnan(download<float>(y, 1)[0]));
     OK(cuMemFree_v2(y));
     // A blocking stream and the default stream wait for each other.
     CUstream blocking;
