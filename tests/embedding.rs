@@ -25,11 +25,7 @@ const KINDS: [&str; 8] = [
 ];
 
 fn default_model() -> Model {
-    let path = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/models/austen-mor-5m-q8_0.gguf"
-    );
-    Model::open(path).unwrap()
+    Model::open(common::root().join("models/austen-mor-5m-q8_0.gguf")).unwrap()
 }
 
 fn bits(logits: &[f32]) -> Vec<u32> {
