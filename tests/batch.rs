@@ -321,6 +321,45 @@ fn storm(case: &str, total: usize, pressure: Pressure) {
     }
 }
 
+/// Sequences that share pages go on in copies of them. Nobody's tokens may depend on when those copies
+/// are made, the parent's least of all: here it goes on too.
+#[test]
+fn forks_get_what_they_get_alone() {
+    for case in ["expert_middle_cycle", "vanilla"] {
+        let model = model(case, TensorType::Q8_0);
+        let vocab = model.hyperparameters().vocab_size as u32;
+        let mut batch = Batch::new(&model, &params(4, 16, 1, 0)).unwrap();
+        let prompt = |from: u32, length: u32| (from..from + length).map(|i| i * 29 % vocab);
+        let job = |prompt: Vec<u32>| Job {
+            prompt,
+            max_tokens: 5,
+            seed: 3,
+            cut: None,
+        };
+        let parent = job(prompt(1, 22).collect());
+        let mut all = vec![(batch.add(&parent.request()).unwrap(), parent)];
+        while batch.tokens(all[0].0).unwrap().len() < 24 {
+            batch.tick().unwrap();
+        }
+        // Within the first page and the second, and behind all that was run.
+        for length in [5, 20, 24] {
+            let mut child = job(prompt(length, 2).collect());
+            let request = child.request();
+            let id = batch.fork(all[0].0, length as usize, &request).unwrap();
+            let shared = &batch.tokens(all[0].0).unwrap()[..length as usize];
+            child.prompt = [shared, &child.prompt].concat();
+            all.push((id, child));
+        }
+        run(&mut batch);
+        let mut session = alone(&model);
+        for (id, job) in all {
+            let (tokens, depths) = job.alone(&mut session);
+            assert_eq!(batch.tokens(id).unwrap(), tokens, "{case} {job:?}");
+            assert_eq!(batch.depths(id).unwrap(), depths, "{case} {job:?}");
+        }
+    }
+}
+
 #[test]
 fn forks_share_pages() {
     let model = model("expert_middle_cycle", TensorType::F32);

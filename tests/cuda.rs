@@ -425,6 +425,59 @@ fn a_step_is_one_launch_and_takes_no_memory() {
     assert_eq!(fake.calls("cuLaunchKernel"), 0);
 }
 
+/// A place of the page tables that changes twice before a launch has the last page, in whatever order the
+/// device takes the changes; and a launch that fails loses none.
+#[test]
+fn a_page_that_changes_twice_is_the_last_one() {
+    let Some(fake) = Fake::find() else { return };
+    fn request(prompt: &[u32], max_tokens: usize) -> Request<'_> {
+        Request {
+            prompt,
+            max_tokens,
+            sampler: SamplerParams::greedy(),
+            ignore_end: true,
+            ..Default::default()
+        }
+    }
+    for order in ["forward", "reverse"] {
+        fake.reset();
+        fake.set("MOR_EMULATED_ORDER", order);
+        let model = gpu("expert_middle_cycle", TensorType::F32).unwrap();
+        let of_three = SessionParams {
+            sequences: 3,
+            ..params()
+        };
+        let mut batch = Batch::new(&model, &of_three).unwrap();
+        // Half of the second page.
+        let prompts: [Vec<u32>; 2] = [(1..25).collect(), (30..54).collect()];
+        let parents = prompts.each_ref().map(|prompt| {
+            let id = batch.add(&request(prompt, 0)).unwrap();
+            while !batch.is_idle() {
+                batch.tick().unwrap();
+            }
+            id
+        });
+        // One that never runs, and another at its place.
+        let gone = batch.fork(parents[0], 24, &request(&[7], 3)).unwrap();
+        batch.remove(gone).unwrap();
+        let id = batch.fork(parents[1], 24, &request(&[7], 3)).unwrap();
+        fake.set("MOR_FAKE_CUDA_FAIL", "cuGraphLaunch:1=719");
+        assert!(matches!(batch.tick(), Err(Error::Device(_))));
+        while !batch.is_idle() {
+            batch.tick().unwrap();
+        }
+        let mut session = Session::new(&model, &params()).unwrap();
+        session.set_sampler(SamplerParams::greedy()).unwrap();
+        session.prefill(&[&prompts[1][..], &[7]].concat()).unwrap();
+        for _ in 0..3 {
+            let token = session.sample().unwrap();
+            session.prefill(&[token]).unwrap();
+        }
+        assert_eq!(batch.tokens(id).unwrap(), session.tokens(), "{order}");
+    }
+    fake.reset();
+}
+
 /// Loads, makes a session and a batch, runs both.
 fn everything(case: &str) -> Result<Vec<u32>, Error> {
     let model = gpu(case, TensorType::F32)?;
@@ -477,6 +530,7 @@ fn every_call_of_the_driver_may_fail() {
         ("cuMemGetInfo_v2", 1),
         ("cuMemAlloc_v2", 2),
         ("cuMemHostAlloc", 2),
+        ("cuMemsetD8_v2", 700),
         ("cuMemcpyHtoD_v2", 700),
         ("cuMemcpyDtoH_v2", 700),
         ("cuModuleLoadData", 209),

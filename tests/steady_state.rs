@@ -395,10 +395,8 @@ impl Drop for Host {
 fn main() {
     // Once: asking for it allocates.
     let steps = steps();
-    let mut models = vec![format!(
-        "{}/models/austen-mor-5m-q8_0.gguf",
-        env!("CARGO_MANIFEST_DIR")
-    )];
+    let model = common::root().join("models/austen-mor-5m-q8_0.gguf");
+    let mut models = vec![model.into_os_string().into_string().unwrap()];
     // The real Llama file, where there is one (see tests/smollm2.rs).
     models.extend(std::env::var("MOR_TEST_SMOLLM2"));
     for path in models {

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::memory::Shared;
 use cudarc::driver::sys;
 use libloading::Library;
-use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, c_char, c_int, c_uchar, c_uint, c_void};
 use std::mem::ManuallyDrop;
 use std::ptr::{null, null_mut};
 
@@ -71,6 +71,7 @@ functions! {
     fn cuMemcpyHtoD_v2(Address, *const c_void, usize);
     fn cuMemcpyDtoH_v2(*mut c_void, Address, usize);
     fn cuMemcpyDtoD_v2(Address, Address, usize);
+    fn cuMemsetD8_v2(Address, c_uchar, usize);
     fn cuMemcpyHtoDAsync_v2(Address, *const c_void, usize, sys::CUstream);
     fn cuMemcpyDtoHAsync_v2(*mut c_void, Address, usize, sys::CUstream);
     fn cuModuleLoadData(*mut sys::CUmodule, *const c_void);

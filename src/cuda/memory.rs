@@ -43,6 +43,15 @@ impl Buffer {
         self.address + offset as Address
     }
 
+    /// Makes all of it zero and waits for it.
+    pub fn clear(&mut self) -> Result<()> {
+        let _entered = self.device.enter()?;
+        // SAFETY: the range exists.
+        let status = unsafe { (self.device.functions.cuMemsetD8_v2)(self.address, 0, self.bytes) };
+        self.device.check("cuMemsetD8", status)?;
+        self.wait()
+    }
+
     /// Copies `bytes` to `offset` and waits for it.
     pub fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<()> {
         self.check_range(offset, bytes.len())?;
@@ -55,7 +64,8 @@ impl Buffer {
                 bytes.len(),
             )
         };
-        self.device.check("cuMemcpyHtoD", status)
+        self.device.check("cuMemcpyHtoD", status)?;
+        self.wait()
     }
 
     /// Copies the bytes from `offset` on out of the device.
@@ -73,7 +83,7 @@ impl Buffer {
         self.device.check("cuMemcpyDtoH", status)
     }
 
-    /// Copies within the buffer; the ranges must not overlap.
+    /// Copies within the buffer and waits for it; the ranges must not overlap.
     pub fn copy_within(&mut self, from: usize, to: usize, bytes: usize) -> Result<()> {
         self.check_range(from, bytes)?;
         self.check_range(to, bytes)?;
@@ -81,7 +91,17 @@ impl Buffer {
         // SAFETY: both ranges exist.
         let status =
             unsafe { (self.device.functions.cuMemcpyDtoD_v2)(self.at(to), self.at(from), bytes) };
-        self.device.check("cuMemcpyDtoD", status)
+        self.device.check("cuMemcpyDtoD", status)?;
+        self.wait()
+    }
+
+    /// The driver may return before memory is set, a copy within the device, or the last piece of one to it,
+    /// is made. They go by the default stream, for which programs do not wait: theirs are of the kind that waits for
+    /// nobody.
+    fn wait(&self) -> Result<()> {
+        // SAFETY: the default stream of the context that the caller has entered.
+        let status = unsafe { (self.device.functions.cuStreamSynchronize)(null_mut()) };
+        self.device.check("cuStreamSynchronize", status)
     }
 
     fn check_range(&self, offset: usize, length: usize) -> Result<()> {

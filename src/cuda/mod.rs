@@ -75,7 +75,8 @@ pub(crate) struct Gpu {
     _conditional: Option<Module>,
     /// The kernels' module, and what they read.
     _weights: Shared<Weights>,
-    /// Changes of the page tables that the next launch takes along.
+    /// Changes of the page tables that the next launch takes along; after one that failed they are still
+    /// there.
     changes: usize,
     /// Room for the rows of a pass.
     new_rows: Vec<NewRow>,
@@ -111,6 +112,8 @@ impl Gpu {
         let h = model.hyperparameters();
         kernels.prepare(&weights.module, h.head_dim)?;
         let mut buffer = Buffer::new(device, device_plan.bytes)?;
+        // Copies take the whole output and whole pages, whatever of them was written.
+        buffer.clear()?;
         if let Some(factors) = model.rope_factors() {
             let bytes = factors.bytes(model.bytes()).as_flattened();
             buffer.write(device_plan.rope_factors.offset, bytes)?;
@@ -290,7 +293,7 @@ impl Gpu {
             entering: entering as u32,
             flying: pass.active.len() as u32,
             waiting: pass.waiting.len() as u32,
-            changes: std::mem::take(&mut self.changes) as u32,
+            changes: self.changes as u32,
             asked: 0,
             by_capacity: u32::from(pass.routing == Routing::Capacity),
             unused: [0; 2],
@@ -305,6 +308,7 @@ impl Gpu {
             .find(fitting)
             .ok_or_else(|| Error::argument("more rows than the pass was planned for"))?;
         program.run()?;
+        self.changes = 0;
         self.check()
     }
 
@@ -314,7 +318,7 @@ impl Gpu {
             entering: 0,
             flying: 0,
             waiting: 0,
-            changes: std::mem::take(&mut self.changes) as u32,
+            changes: self.changes as u32,
             asked: slots.len() as u32,
             by_capacity: 0,
             unused: [0; 2],
@@ -324,6 +328,7 @@ impl Gpu {
             self.put(self.plan.input.new_slots, i, *slot);
         }
         self.logits.run()?;
+        self.changes = 0;
         self.check()
     }
 
@@ -373,7 +378,7 @@ impl Gpu {
         self.buffer.read(at, bytes)
     }
 
-    /// Copies a residual stream `[hidden]` after the last layer out, or in.
+    /// Copies a residual stream `[hidden]` after the last layer out.
     pub fn read_row(&self, slot: u32, out: &mut [f32]) -> Result<()> {
         let at = self.plan.x.offset + 4 * slot as usize * out.len();
         // SAFETY: any bytes are numbers.
@@ -381,8 +386,24 @@ impl Gpu {
         self.buffer.read(at, bytes)
     }
 
-    pub fn write_row(&mut self, slot: u32, row: &[f32]) -> Result<()> {
+    /// As if the first sequence's last token, at `position`, had passed all layers in that slot.
+    pub fn write_row(&mut self, slot: u32, position: usize, row: &[f32]) -> Result<()> {
         let at = self.plan.x.offset + 4 * slot as usize * row.len();
+        // SAFETY: numbers as bytes.
+        let (_, bytes, _) = unsafe { row.align_to::<u8>() };
+        self.buffer.write(at, bytes)?;
+        // Who asks for its logits asks whose row it is.
+        let row = [Row {
+            sequence: 0,
+            position: position as u32,
+            token: 0,
+            recursion: 0,
+            least_score: 0.0,
+            depth_limit: 0,
+            wants_logits: 0,
+            unused: 0,
+        }];
+        let at = self.plan.rows.offset + slot as usize * size_of::<Row>();
         // SAFETY: numbers as bytes.
         let (_, bytes, _) = unsafe { row.align_to::<u8>() };
         self.buffer.write(at, bytes)

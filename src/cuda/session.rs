@@ -117,7 +117,7 @@ impl Gpu {
             }
         }
         self.send_tokens(0, &buffers.tokens[..length])?;
-        self.write_row(0, buffers.last_row)?;
+        self.write_row(0, length.saturating_sub(1), buffers.last_row)?;
         self.set_last_row(0);
         self.forget_drawn();
         Ok(())

@@ -4,13 +4,11 @@ use mor::convert::{ConvertOptions, Silent, convert};
 use mor::quant::TensorType;
 use mor::{Device, KvType, Model, Session, SessionParams};
 use safetensors::SafeTensors;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The folder of a case.
 pub fn case_folder(case: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/cases")
-        .join(case)
+    super::root().join("tests/cases").join(case)
 }
 
 /// The names of all cases.

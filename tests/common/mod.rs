@@ -6,11 +6,18 @@ pub mod allocator;
 pub mod cases;
 pub mod raw;
 
+use std::path::PathBuf;
+
+/// This repository: MOR_TEST_ROOT where the tests run on another machine than the one that built them
+/// (tests/cuda/device.sh).
+pub fn root() -> PathBuf {
+    let other = std::env::var_os("MOR_TEST_ROOT");
+    other.map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
+
 /// The bytes of a file under tests/data.
 pub fn data(name: &str) -> Vec<u8> {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/data")
-        .join(name);
+    let path = root().join("tests/data").join(name);
     std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 

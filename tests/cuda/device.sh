@@ -13,6 +13,9 @@ cd "$(dirname "$0")/../.."
 out=${1:-target/device}
 mkdir -p "$out"
 export MOR_TEST_DEVICE=cuda
+# Programs that were built elsewhere know that machine's folder only.
+MOR_TEST_ROOT=$(pwd)
+export MOR_TEST_ROOT
 programs=${MOR_CUDA_TESTS:-}
 if [ -z "$programs" ]; then
     programs=target/cuda-tests
@@ -49,6 +52,18 @@ for test in cuda reference session batch embedding; do
         --skip the_plan_is_what >"$out/$test.log" 2>&1 || { tail -n 30 "$out/$test.log"; exit 1; }
     grep "test result" "$out/$test.log"
 done
+
+echo "=== two processes on one GPU"
+"$programs/reference" >"$out/first.log" 2>&1 &
+first=$!
+"$programs/reference" >"$out/second.log" 2>&1 &
+second=$!
+ended() { # ended PROCESS LOG
+    wait "$1" || { tail -n 30 "$2"; exit 1; }
+    grep "test result" "$2"
+}
+ended "$first" "$out/first.log"
+ended "$second" "$out/second.log"
 
 sanitizer=$(command -v compute-sanitizer || echo "${MOR_COMPUTE_SANITIZER:-}")
 if [ -n "$sanitizer" ]; then

@@ -404,19 +404,30 @@ FAKE CUresult cuMemHostGetDevicePointer_v2(CUdeviceptr *out, void *pointer, unsi
     return CUDA_SUCCESS;
 }
 
-// Copies that return when they are done. They go by the default stream, which waits for the work of
-// blocking streams and not for that of others.
+// Copies by the default stream, which waits for the work of blocking streams and not for that of
+// others. What comes to the host, or leaves its pinned memory, has come and left when they return. But
+// what leaves pageable memory may still be on its way then, and a copy within the device not begun.
 
 static void wait_default() { run_stream(driver.default_streams.at(current_device()), ALL); }
+
+/** Reads pageable memory now, as the real driver does, so that the caller may change it. */
+static void push_pageable(Stream &stream, const char *name, CUdeviceptr to, const void *from,
+                          size_t bytes) {
+    const auto *source = static_cast<const unsigned char *>(from);
+    auto kept = std::make_shared<std::vector<unsigned char>>(source, source + bytes);
+    push(stream, name, [=] { copy_bytes(to, address_of(kept->data()), bytes); });
+}
 
 FAKE CUresult cuMemcpyHtoD_v2(CUdeviceptr to, const void *from, size_t bytes) {
     FAKE_ENTER(cuMemcpyHtoD_v2, Context);
     if (!bytes) return CUDA_SUCCESS;
     if (const CUresult code = need(self, to, bytes)) return code;
     if (const CUresult code = need_host(self, address_of(from), bytes)) return code;
-    push(driver.default_streams.at(current_device()), self,
-         [=] { copy_bytes(to, address_of(from), bytes); });
     wait_default();
+    if (is_pageable(address_of(from), bytes))
+        push_pageable(driver.default_streams.at(current_device()), self, to, from, bytes);
+    else
+        copy_bytes(to, address_of(from), bytes);
     return CUDA_SUCCESS;
 }
 
@@ -441,6 +452,20 @@ FAKE CUresult cuMemcpyDtoD_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes) {
     return CUDA_SUCCESS;
 }
 
+/**
+ * Zeros that nobody may rely on: the library clears its memory only so that copies of more than was
+ * written are no reads of nothing. NaNs instead, as in all fresh memory, find whoever does.
+ */
+FAKE CUresult cuMemsetD8_v2(CUdeviceptr to, unsigned char value, size_t bytes) {
+    FAKE_ENTER(cuMemsetD8_v2, Context);
+    if (!bytes) return CUDA_SUCCESS;
+    if (const CUresult code = need(self, to, bytes)) return code;
+    const int with = driver.settings.poison && value == 0 ? 0xff : value;
+    push(driver.default_streams.at(current_device()), self,
+         [=] { std::memset(reinterpret_cast<void *>(to), with, bytes); });
+    return CUDA_SUCCESS;
+}
+
 // Copies that a stream does later.
 
 FAKE CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t bytes,
@@ -451,14 +476,10 @@ FAKE CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t byte
     if (!bytes) return CUDA_SUCCESS;
     if (const CUresult code = need(self, to, bytes)) return code;
     if (const CUresult code = need_host(self, address_of(from), bytes)) return code;
-    if (is_pageable(address_of(from), bytes)) {
-        // Read now, as the real driver does, so that the caller may change it.
-        const auto *source = static_cast<const unsigned char *>(from);
-        auto kept = std::make_shared<std::vector<unsigned char>>(source, source + bytes);
-        push(*stream, self, [=] { copy_bytes(to, address_of(kept->data()), bytes); });
-    } else {
+    if (is_pageable(address_of(from), bytes))
+        push_pageable(*stream, self, to, from, bytes);
+    else
         push(*stream, self, [=] { copy_bytes(to, address_of(from), bytes); });
-    }
     return CUDA_SUCCESS;
 }
 

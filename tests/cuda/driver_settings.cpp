@@ -9,7 +9,8 @@
  *   MOR_FAKE_CUDA_VERSION=12060  MOR_FAKE_CUDA_ARCH=90  MOR_FAKE_CUDA_DEVICES=1
  *   MOR_FAKE_CUDA_MEMORY=bytes  MOR_FAKE_CUDA_INTEGRATED=0|1
  *   MOR_FAKE_CUDA_ATTRIBUTE="99=0,113=0"  device attributes by their numbers
- *   MOR_FAKE_CUDA_POISON=0  leaves the destinations of pending copies as they are
+ *   MOR_FAKE_CUDA_POISON=0  leaves the destinations of pending copies as they are, and lets
+ *       cuMemsetD8_v2 write zeros, not NaNs
  *   MOR_EMULATED_ORDER=forward|reverse|shuffled:SEED
  */
 #include "driver.h"

@@ -75,7 +75,9 @@ CUresult cuDeviceTotalMem_v2(size_t *, CUdevice);
 CUresult cuCtxGetCurrent(CUcontext *);
 CUresult cuCtxPushCurrent_v2(CUcontext);
 CUresult cuCtxPopCurrent_v2(CUcontext *);
+CUresult cuMemcpyDtoD_v2(CUdeviceptr, CUdeviceptr, size_t);
 CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr, CUdeviceptr, size_t, CUstream);
+CUresult cuMemsetD8_v2(CUdeviceptr, unsigned char, size_t);
 CUresult cuMemsetD8Async(CUdeviceptr, unsigned char, size_t, CUstream);
 CUresult cuFuncGetAttribute(int *, int, CUfunction);
 CUresult cuGetProcAddress_v2(const char *, void **, int, uint64_t, int *);
@@ -138,6 +140,7 @@ template <class T> CUdeviceptr upload(const std::vector<T> &values) {
     CUdeviceptr address;
     OK(cuMemAlloc_v2(&address, values.size() * sizeof(T)));
     OK(cuMemcpyHtoD_v2(address, values.data(), values.size() * sizeof(T)));
+    OK(cuStreamSynchronize(nullptr)); // else it may be on its way still
     return address;
 }
 

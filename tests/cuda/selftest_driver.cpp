@@ -61,6 +61,25 @@ void streams_work_late() {
     pinned[1] = 21;
     OK(cuMemcpyDtoHAsync_v2(&pageable, x, 4, stream)); // returns when it is done
     CHECK(pageable == 21);
+    // Copies that do not come to the host may be made after they return; this stream does not wait.
+    const CUdeviceptr y = upload(std::vector<float>(1, 1));
+    pageable = 30;
+    OK(cuMemcpyHtoD_v2(x, &pageable, 4));
+    OK(cuMemcpyDtoD_v2(y, x, 4));
+    pageable = 31; // read before
+    OK(launch("add", 1, 32, Add{(float *)y, 1, 1, 1}));
+    OK(cuStreamSynchronize(stream));
+    OK(cuStreamSynchronize(nullptr));
+    CHECK(download<float>(y, 1)[0] == 30);
+    pinned[1] = 40;
+    OK(cuMemcpyHtoD_v2(x, &pinned[1], 4)); // made when it returns
+    OK(cuMemcpyDtoHAsync_v2(&pageable, x, 4, stream));
+    CHECK(pageable == 40);
+    OK(cuMemsetD8_v2(y, 0, 4)); // made later too, and nobody may rely on such zeros
+    OK(cuMemcpyDtoHAsync_v2(&pageable, y, 4, stream));
+    CHECK(pageable == 30);
+    CHECK(std::isnan(download<float>(y, 1)[0]));
+    OK(cuMemFree_v2(y));
     // A blocking stream and the default stream wait for each other.
     CUstream blocking;
     OK(cuStreamCreate(&blocking, 0));
