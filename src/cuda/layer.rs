@@ -147,7 +147,7 @@ impl<'a> Writer<'a> {
         };
         let params = self.product_params(source, matrices, view, tiles);
         let (rows, stride) = (self.rows as u32, params.input.stride as usize);
-        if self.is_lone(stride) {
+        if self.is_lone(&params) {
             let blocks = match by_tensor_cores {
                 true => tiles.div_ceil(params.tiles_of_block),
                 false => tiles,
@@ -165,6 +165,14 @@ impl<'a> Writer<'a> {
         };
         let shared = if floats { 0 } else { 4 * stride as u32 };
         self.launch(self.kernels.ready, [rows, 1, 1], shared, &ready);
+        let wide = [tiles.div_ceil(WIDE_TILES), rows.div_ceil(WIDE), 1];
+        let enough = self.weights.device.multiprocessors / 2;
+        if let Some(kernel) = kernels
+            .wide
+            .filter(|_| rows > WIDE && wide[0] * wide[1] >= enough)
+        {
+            return self.launch(kernel, wide, 0, &params);
+        }
         let (kernel, each) = match rows <= FEW {
             true => (kernels.few, FEW),
             false => (kernels.many, kernels.most),
@@ -179,7 +187,7 @@ impl<'a> Writer<'a> {
         let tiles = gate.rows.div_ceil(TILE_ROWS);
         let params = self.product_params(source, &both, view, tiles);
         let stride = params.input.stride as usize;
-        if self.is_lone(stride) && gate.ty == up.ty && self.by_tensor_cores(&both) {
+        if self.is_lone(&params) && gate.ty == up.ty && self.by_tensor_cores(&both) {
             let grid = [tiles.div_ceil(params.tiles_of_block), 1, 1];
             let shared = Kernels::row_shared(stride) as u32;
             self.launch(self.kernels.lone_swiglu, grid, shared, &params);
@@ -192,8 +200,11 @@ impl<'a> Writer<'a> {
         }
     }
 
-    fn is_lone(&self, stride: usize) -> bool {
-        self.rows == 1 && Kernels::row_shared(stride) <= MOST_SHARED
+    /// Whether a product makes its input ready itself. With GELU, of a router's hidden layer, it would take
+    /// too many registers.
+    fn is_lone(&self, params: &ProductParams) -> bool {
+        let shared = Kernels::row_shared(params.input.stride as usize);
+        self.rows == 1 && shared <= MOST_SHARED && params.source.make != make::GELU
     }
 
     fn by_tensor_cores(&self, matrices: &[Matrix]) -> bool {

@@ -11,6 +11,9 @@ pub(super) const GROUP: u32 = 32;
 /// Rows of activations that a block of a product takes, at most.
 pub(super) const MANY: u32 = 32;
 pub(super) const FEW: u32 = 8;
+/// The same with four tiles a block.
+pub(super) const WIDE: u32 = 64;
+pub(super) const WIDE_TILES: u32 = 4;
 /// Entries of a part of a context, and query heads that go together.
 pub(super) const PART: u32 = 512;
 pub(super) const HEADS_TOGETHER: u32 = 4;

@@ -49,6 +49,8 @@ pub(super) struct Products {
     pub few: Function<ProductParams>,
     pub many: Function<ProductParams>,
     pub most: u32,
+    /// For `WIDE` rows and `WIDE_TILES` tiles a block, where so many blocks are enough.
+    pub wide: Option<Function<ProductParams>>,
     /// They read floats.
     pub floats: bool,
 }
@@ -69,6 +71,7 @@ impl Kernels {
                 few: module.function(c"mor_few_product")?,
                 many: module.function(c"mor_many_product")?,
                 most: MANY,
+                wide: Some(module.function(c"mor_wide_product")?),
                 floats: false,
             },
             lone_swiglu: module.function(c"mor_lone_swiglu")?,
@@ -77,6 +80,7 @@ impl Kernels {
                 few: module.function(c"mor_exact")?,
                 many: module.function(c"mor_exact")?,
                 most: FEW,
+                wide: None,
                 floats: true,
             },
             store: module.function(c"mor_store")?,

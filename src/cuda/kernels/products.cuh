@@ -26,9 +26,10 @@ constexpr u32 FEW = 8;
 // A run: an eighth of the columns.
 constexpr u32 RUNS = WARPS;
 
-// Words of weights that a lane reads ahead: with two blocks on a multiprocessor some 90 KiB are on their
-// way, several times what it takes to keep the memory of an H100 busy; with one block it is enough.
-constexpr u32 AHEAD_WORDS = 48;
+// Words of weights that a lane reads ahead: one block alone on a multiprocessor keeps some 40 KiB on their
+// way, about what the memory of an H100 needs to be busy. For two matrices registers allow fewer.
+constexpr u32 AHEAD_WORDS = 40;
+constexpr u32 AHEAD_WORDS_OF_TWO = 32;
 
 __device__ __forceinline__ u32 groups_of_run(u32 groups) { return (groups + RUNS - 1) / RUNS; }
 
@@ -51,25 +52,58 @@ __device__ constexpr u32 groups_ahead(u32 type, u32 matrices, u32 words) {
     return words / each > 0 ? words / each : 1;
 }
 
-// A lane's part of a group of a tile: rows g and g + 8 of the fragment.
+// Reads a lane's parts of a tile's groups, rows g and g + 8 of the fragment. It stands at a group, so that
+// those behind it have fixed distances.
 template <u32 TYPE>
-__device__ __forceinline__ void read_group(const Matrix& m, u32 tile, u32 group, u32 words[2 * field_words(TYPE)]) {
-    const u32 g = lane_index() / 4, t = lane_index() % 4;
-    const u8* data = m.data + static_cast<u64>(tile) * TILE_ROWS * m.row_bytes;
-    for (u32 upper = 0; upper < 2; upper++) {
-        const u32 row = g + 8 * upper;
-        u32* to = words + upper * field_words(TYPE);
+struct Reader {
+    // Plain: of the two rows the lane's eight columns of the group. Else the group's block.
+    const u8* from[2];
+    // The group's number in its block.
+    u32 g;
+
+    static constexpr u32 groups = block_columns(TYPE) == 1 ? 1 : block_columns(TYPE) / GROUP;
+
+    __device__ __forceinline__ Reader(const Matrix& m, u32 tile, u32 group) {
+        const u8* data = m.data + static_cast<u64>(tile) * TILE_ROWS * m.row_bytes;
         if constexpr (block_columns(TYPE) == 1) {
-            uint4 bits = make_uint4(0, 0, 0, 0);
-            if (tile * TILE_ROWS + row < m.rows)
-                bits = *reinterpret_cast<const uint4*>(data + static_cast<u64>(row) * m.row_bytes + 2 * (GROUP * group + 8 * t));
-            to[0] = bits.x, to[1] = bits.y, to[2] = bits.z, to[3] = bits.w;
+            for (u32 upper = 0; upper < 2; upper++) {
+                // Beyond the last row that again: what comes of it is not written.
+                const u32 row = tile * TILE_ROWS + lane_index() / 4 + 8 * upper, last = m.rows - 1;
+                from[upper] = m.data + static_cast<u64>(row < last ? row : last) * m.row_bytes +
+                              2 * (GROUP * group + 8 * (lane_index() % 4));
+            }
         } else {
-            const Fields<TYPE> f = read_fields<TYPE>(data, group, row, t);
-            for (u32 i = 0; i < field_words(TYPE); i++) to[i] = f.words[i];
+            from[0] = from[1] = data + static_cast<u64>(group / groups) * (TILE_ROWS * block_bytes(TYPE));
+        }
+        g = group % groups;
+    }
+
+    // The group `distance` behind that at which it stands.
+    __device__ __forceinline__ void read(u32 distance, u32 words[2 * field_words(TYPE)]) const {
+        for (u32 upper = 0; upper < 2; upper++) {
+            u32* to = words + upper * field_words(TYPE);
+            if constexpr (block_columns(TYPE) == 1) {
+                const uint4 bits = *reinterpret_cast<const uint4*>(from[upper] + 2 * GROUP * distance);
+                to[0] = bits.x, to[1] = bits.y, to[2] = bits.z, to[3] = bits.w;
+            } else {
+                const u32 at = g + distance;
+                const u8* block = from[0] + at / groups * (TILE_ROWS * block_bytes(TYPE));
+                const Fields<TYPE> f =
+                    read_fields<TYPE>(block, at % groups, lane_index() / 4 + 8 * upper, lane_index() % 4);
+                for (u32 i = 0; i < field_words(TYPE); i++) to[i] = f.words[i];
+            }
         }
     }
-}
+
+    __device__ __forceinline__ void advance(u32 distance) {
+        if constexpr (block_columns(TYPE) == 1) {
+            for (u32 upper = 0; upper < 2; upper++) from[upper] += 2 * GROUP * distance;
+        } else {
+            from[0] += (g + distance) / groups * (TILE_ROWS * block_bytes(TYPE));
+            g = (g + distance) % groups;
+        }
+    }
+};
 
 // Fragments of two steps of sixteen columns, and by what their products are multiplied.
 struct Fragments {
@@ -77,8 +111,9 @@ struct Fragments {
     float scales[2][2], mins[2];
 };
 
+// `g`: the group's number in its block.
 template <u32 TYPE>
-__device__ __forceinline__ Fragments unpack(const u32 words[2 * field_words(TYPE)], u32 group) {
+__device__ __forceinline__ Fragments unpack(const u32 words[2 * field_words(TYPE)], u32 g) {
     Fragments f;
     for (u32 upper = 0; upper < 2; upper++) {
         const u32* from = words + upper * field_words(TYPE);
@@ -95,7 +130,7 @@ __device__ __forceinline__ Fragments unpack(const u32 words[2 * field_words(TYPE
         } else {
             Fields<TYPE> fields;
             for (u32 i = 0; i < field_words(TYPE); i++) fields.words[i] = from[i];
-            const Codes w = codes<TYPE>(fields, group, lane_index() % 4);
+            const Codes w = codes<TYPE>(fields, g, lane_index() % 4);
             u32 halves[2];
             bytes_to_halves<code_offset(TYPE)>(w.low, halves);
             f.a[0][upper] = halves[0];
@@ -111,35 +146,26 @@ __device__ __forceinline__ Fragments unpack(const u32 words[2 * field_words(TYPE
     return f;
 }
 
-// Prepared rows of activations of which a block takes those from `first` on.
-struct Columns {
-    const u16* halves;
-    const float* sums;
-    u32 stride;
-    u32 first;
-    u32 n;
-};
-
-// Eight rows of activations, from the `c`th eight on, for a group.
+// The lane's part of a row of activations for a group: as `Reader` and `codes` order the columns.
 template <u32 TYPE>
-__device__ __forceinline__ void read_columns(const Columns& x, u32 c, u32 group, u32 b[2][2]) {
-    const u32 column = x.first + 8 * c + lane_index() / 4, t = lane_index() % 4;
-    for (u32 step = 0; step < 2; step++) b[step][0] = b[step][1] = 0;
-    if (column >= x.n) return;
-    const u16* from = x.halves + static_cast<u64>(column) * x.stride + GROUP * group;
+__device__ __forceinline__ void read_activations(const u16* group, u32 b[2][2]) {
+    const u32 t = lane_index() % 4;
+    if constexpr (block_columns(TYPE) == 1) {
+        const uint4 bits = *reinterpret_cast<const uint4*>(group + 8 * t);
+        b[0][0] = bits.x, b[0][1] = bits.y, b[1][0] = bits.z, b[1][1] = bits.w;
+        return;
+    }
     for (u32 step = 0; step < 2; step++) {
-        // As `read_group` and `codes` order the columns.
-        const u32 at = block_columns(TYPE) == 1 ? 8 * t + 4 * step : 4 * t + 16 * step;
-        const uint2 bits = *reinterpret_cast<const uint2*>(from + at);
-        b[step][0] = bits.x;
-        b[step][1] = bits.y;
+        const uint2 bits = *reinterpret_cast<const uint2*>(group + 4 * t + 16 * step);
+        b[step][0] = bits.x, b[step][1] = bits.y;
     }
 }
 
-// Adds a group's products to `sums`, 16 × 8.
+// Adds a group's products to `sums`, 16 × 8; `x0` and `x1` are the group's sums of the activations of the
+// lane's two columns.
 template <u32 TYPE>
-__device__ __forceinline__ void add_products(const Fragments& f, const u32 b[2][2], const Columns& x, u32 c,
-                                             u32 group, float sums[4]) {
+__device__ __forceinline__ void add_products(const Fragments& f, const u32 b[2][2], float x0, float x1,
+                                             float sums[4]) {
     if constexpr (block_columns(TYPE) == 1) {
         multiply_add(sums, f.a[0], b[0]);
         multiply_add(sums, f.a[1], b[1]);
@@ -147,60 +173,86 @@ __device__ __forceinline__ void add_products(const Fragments& f, const u32 b[2][
         float low[4] = {0, 0, 0, 0}, high[4] = {0, 0, 0, 0};
         multiply_add(low, f.a[0], b[0]);
         multiply_add(high, f.a[1], b[1]);
-        for (u32 i = 0; i < 4; i++) sums[i] += low[i] * f.scales[0][i / 2] + high[i] * f.scales[1][i / 2];
+        for (u32 i = 0; i < 4; i++)
+            sums[i] = fmaf(high[i], f.scales[1][i / 2], fmaf(low[i], f.scales[0][i / 2], sums[i]));
     } else {
         float both[4] = {0, 0, 0, 0};
         multiply_add(both, f.a[0], b[0]);
         multiply_add(both, f.a[1], b[1]);
-        for (u32 i = 0; i < 4; i++) sums[i] += both[i] * f.scales[0][i / 2];
-        if constexpr (has_min(TYPE)) {
-            const u32 pair = x.first + 8 * c + 2 * (lane_index() % 4);
-            for (u32 i = 0; i < 2; i++) {
-                if (pair + i >= x.n) break;
-                const float sum = x.sums[static_cast<u64>(pair + i) * (x.stride / GROUP) + group];
-                sums[i] -= f.mins[0] * sum;
-                sums[2 + i] -= f.mins[1] * sum;
-            }
+        for (u32 i = 0; i < 4; i++) {
+            sums[i] = fmaf(both[i], f.scales[0][i / 2], sums[i]);
+            if constexpr (has_min(TYPE)) sums[i] = fmaf(-f.mins[i / 2], i % 2 ? x1 : x0, sums[i]);
         }
     }
 }
 
-// What a warp reads ahead of its first groups, before it waits for its input.
+// What a warp reads ahead of its first groups, `begin` to `end`, before it waits for its input.
 template <u32 TYPE, u32 MATRICES, u32 WORDS>
 __device__ __forceinline__ void read_ahead(const Matrix* m, u32 tile, u32 begin, u32 end, u32 words[WORDS]) {
     constexpr u32 each = 2 * field_words(TYPE), ahead = groups_ahead(TYPE, MATRICES, WORDS);
+    for (u32 i = 0; i < MATRICES; i++) {
+        const Reader<TYPE> reader(m[i], tile, begin);
 #pragma unroll
-    for (u32 a = 0; a < ahead; a++)
-        for (u32 i = 0; i < MATRICES; i++)
-            if (begin + a < end) read_group<TYPE>(m[i], tile, begin + a, words + (a * MATRICES + i) * each);
+        for (u32 a = 0; a < ahead; a++)
+            if (begin + a < end) reader.read(a, words + (a * MATRICES + i) * each);
+    }
 }
 
-// A warp's run of a tile, groups `begin` to `end`, against `TILES` times eight rows of activations.
-template <u32 TYPE, u32 TILES, u32 WORDS>
-__device__ __forceinline__ void multiply(const Matrix& m, u32 tile, u32 begin, u32 end, const Columns& x,
-                                         u32 words[WORDS], float sums[TILES][4]) {
-    constexpr u32 each = 2 * field_words(TYPE), ahead = groups_ahead(TYPE, 1, WORDS);
-    const u32 used = (x.n - x.first + 7) / 8;
+// A warp's groups of a tile, `begin` to `end`, against rows `first` to `n` of `x`, at most `TILES` times eight.
+// `sums` gets them run by run, of `each` groups; ALL: all runs are the warp's.
+template <u32 TYPE, u32 TILES, u32 WORDS, bool ALL>
+__device__ __forceinline__ void multiply(const Matrix& m, u32 tile, u32 begin, u32 end, u32 each, const Prepared& x,
+                                         u32 first, u32 n, u32 words[WORDS], float sums[TILES][4]) {
+    constexpr u32 words_each = 2 * field_words(TYPE), ahead = groups_ahead(TYPE, 1, WORDS);
+    const u32 used = (n - first + 7) / 8;
+    Reader<TYPE> reader(m, tile, begin);
+    // Beyond the last row that again: what comes of it is not written.
+    const u16* rows[TILES];
+#pragma unroll
+    for (u32 c = 0; c < TILES; c++) {
+        const u32 row = first + 8 * c + lane_index() / 4;
+        rows[c] = x.halves + static_cast<u64>(row < n ? row : n - 1) * x.stride + GROUP * begin;
+    }
+    float run[TILES][4] = {};
+    u32 next = begin + each;
+    const auto finish_run = [&] {
+#pragma unroll
+        for (u32 c = 0; c < TILES; c++)
+            for (u32 i = 0; i < 4; i++) {
+                sums[c][i] += run[c][i];
+                run[c][i] = 0;
+            }
+        next += each;
+    };
     for (u32 start = begin; start < end; start += ahead) {
 #pragma unroll
         for (u32 a = 0; a < ahead; a++) {
             const u32 group = start + a;
             if (group >= end) break;
-            const Fragments f = unpack<TYPE>(words + a * each, group);
-            if (group + ahead < end) read_group<TYPE>(m, tile, group + ahead, words + a * each);
-            // Some activations at once, for they too come late.
-            constexpr u32 some = TILES < 4 ? TILES : 4;
+            if (ALL && group == next) finish_run();
+            // All activations at once, for they too come late.
+            u32 b[TILES][2][2];
 #pragma unroll
-            for (u32 start = 0; start < TILES; start += some) {
-                u32 b[some][2][2];
+            for (u32 c = 0; c < TILES; c++) read_activations<TYPE>(rows[c] + GROUP * a, b[c]);
+            const Fragments f = unpack<TYPE>(words + a * words_each, (reader.g + a) % Reader<TYPE>::groups);
+            if (group + ahead < end) reader.read(ahead + a, words + a * words_each);
 #pragma unroll
-                for (u32 c = 0; c < some; c++) read_columns<TYPE>(x, start + c, group, b[c]);
-#pragma unroll
-                for (u32 c = 0; c < some; c++)
-                    if (start + c < used) add_products<TYPE>(f, b[c], x, start + c, group, sums[start + c]);
+            for (u32 c = 0; c < TILES; c++) {
+                if (c >= used) continue;
+                float of_columns[2] = {0, 0};
+                if constexpr (has_min(TYPE))
+                    for (u32 i = 0; i < 2; i++) {
+                        const u32 row = first + 8 * c + 2 * (lane_index() % 4) + i;
+                        of_columns[i] = x.sums[static_cast<u64>(row < n ? row : n - 1) * (x.stride / GROUP) + group];
+                    }
+                add_products<TYPE>(f, b[c], of_columns[0], of_columns[1], run[c]);
             }
         }
+        reader.advance(ahead);
+#pragma unroll
+        for (u32 c = 0; c < TILES; c++) rows[c] += GROUP * ahead;
     }
+    finish_run();
 }
 
 // Floats from one column of a warp's sums to the next, so that a warp's writes meet all banks.
@@ -231,12 +283,12 @@ __device__ __forceinline__ float* element(const Matrix& m, u32 row, u32 c, u32 s
     return m.out + static_cast<u64>(m.by_slot ? slot : c) * m.out_stride + row;
 }
 
-// Makes a lone row ready in shared memory: floats, halves, sums.
+// Makes a lone row ready in shared memory: floats, halves, sums. GELU is not asked for.
 __device__ __forceinline__ float make_lone_row(const ProductParams& p, u32 slot, float* shared, Place& place) {
     const u32 stride = p.input.stride;
     u16* halves = reinterpret_cast<u16*>(shared + stride);
     place = {shared, halves, reinterpret_cast<float*>(halves + stride)};
-    const float scale = make_row(p.source, 0, slot, p.input.columns, stride, place);
+    const float scale = make_row<false>(p.source, 0, slot, p.input.columns, stride, place);
     __syncthreads();
     return scale;
 }
@@ -261,10 +313,9 @@ __device__ __forceinline__ void product_by_tensor_cores(const ProductParams& p) 
     wait_for_previous();
     const u32 n = *p.view.count, first = blockIdx.y * 8 * TILES;
     if (first >= n) return;
-    const Columns x = {p.input.halves, p.input.sums, p.input.stride, first, n};
     float sums[TILES][4] = {};
 #define MOR_MULTIPLY(TYPE) \
-    if constexpr (TYPE != F32) multiply<TYPE, TILES, WORDS>(m, tile, begin, end, x, words, sums)
+    if constexpr (TYPE != F32) multiply<TYPE, TILES, WORDS, false>(m, tile, begin, end, each, p.input, first, n, words, sums)
     MOR_FOR_TYPE(m.type, MOR_MULTIPLY)
 #undef MOR_MULTIPLY
     constexpr u32 mine = (TILES + 1) / 2;
@@ -281,26 +332,63 @@ __device__ __forceinline__ void product_by_tensor_cores(const ProductParams& p) 
     }
 }
 
+// Tiles and rows of activations that a block of `wide_product` takes: each of its warps a tile and half the
+// rows.
+constexpr u32 WIDE_TILES = WARPS / 2;
+constexpr u32 WIDE = 64;
+
+// Many rows that are ready: enough blocks come together without sharing a tile's columns among the warps, and
+// the warps of a block read the same activations.
+__device__ __forceinline__ void wide_product(const ProductParams& p) {
+    constexpr u32 TILES = WIDE / 2 / 8, WORDS = 16;
+    enter();
+    const u32 n = *p.view.count, first = blockIdx.y * WIDE + warp_index() / WIDE_TILES * (WIDE / 2);
+    u32 tile = blockIdx.x * WIDE_TILES + warp_index() % WIDE_TILES;
+    if (first >= n || tile >= p.tiles) return;
+    const Matrix& m = p.matrices[matrix_of(p, tile)];
+    u32 words[WORDS];
+    float sums[TILES][4] = {};
+#define MOR_MULTIPLY(TYPE)                                                                                          \
+    if constexpr (TYPE != F32) {                                                                                    \
+        read_ahead<TYPE, 1, WORDS>(&m, tile, 0, p.groups, words);                                                   \
+        multiply<TYPE, TILES, WORDS, true>(m, tile, 0, p.groups, groups_of_run(p.groups), p.input, first, n, words, \
+                                           sums);                                                                   \
+    }
+    MOR_FOR_TYPE(m.type, MOR_MULTIPLY)
+#undef MOR_MULTIPLY
+    for (u32 c = 0; c < TILES; c++)
+        for (u32 i = 0; i < 4; i++) {
+            const u32 row = tile * TILE_ROWS + lane_index() / 4 + i / 2 * 8;
+            const u32 column = first + 8 * c + 2 * (lane_index() % 4) + i % 2;
+            if (row >= m.rows || column >= n) continue;
+            float value = sums[c][i] * p.input.scales[column];
+            if (m.bias) value += m.bias[row];
+            float* to = element(m, row, column, m.by_slot ? p.view.slots[column] : 0);
+            *to = m.add ? *to + value : value;
+        }
+}
+
 // A warp's runs of a tile of one or two matrices against a lone row; `parts` [MATRICES][RUNS][TILE_ROWS] of
 // this tile gets the sums.
-template <u32 TYPE, u32 MATRICES>
+template <u32 TYPE, u32 MATRICES, u32 WORDS>
 __device__ __forceinline__ void multiply_lone(const Matrix* m, u32 tile, u32 groups, u32 first_run, u32 runs,
-                                              const Columns& x, u32 words[AHEAD_WORDS], float* parts) {
-    constexpr u32 words_each = 2 * field_words(TYPE), ahead = groups_ahead(TYPE, MATRICES, AHEAD_WORDS);
+                                              const Place& x, u32 words[WORDS], float* parts) {
+    constexpr u32 words_each = 2 * field_words(TYPE), ahead = groups_ahead(TYPE, MATRICES, WORDS);
     const u32 each = groups_of_run(groups), begin = first_run * each;
     const u32 end = begin + runs * each < groups ? begin + runs * each : groups;
-    const u32 g = lane_index() / 4;
+    Reader<TYPE> readers[2] = {Reader<TYPE>(m[0], tile, begin), Reader<TYPE>(m[MATRICES - 1], tile, begin)};
     float sums[MATRICES][4] = {};
     u32 run = first_run, next = begin + each;
     const auto finish_run = [&] {
         for (u32 i = 0; i < MATRICES; i++) {
-            float* to = parts + (i * RUNS + run) * TILE_ROWS;
-            // The first of eight columns is the row's.
-            if (lane_index() % 4 == 0) to[g] = sums[i][0], to[g + 8] = sums[i][2];
+            float* to = parts + (i * RUNS + run) * TILE_ROWS + lane_index() / 4;
+            // All eight columns are the row's.
+            if (lane_index() % 4 == 0) to[0] = sums[i][0], to[8] = sums[i][2];
             for (u32 k = 0; k < 4; k++) sums[i][k] = 0;
         }
         run++;
     };
+    const u16* row = x.halves + GROUP * begin;
     for (u32 start = begin; start < end; start += ahead) {
 #pragma unroll
         for (u32 a = 0; a < ahead; a++) {
@@ -311,14 +399,17 @@ __device__ __forceinline__ void multiply_lone(const Matrix* m, u32 tile, u32 gro
                 next += each;
             }
             u32 b[2][2];
-            read_columns<TYPE>(x, 0, group, b);
+            read_activations<TYPE>(row + GROUP * a, b);
+            const float of_columns = has_min(TYPE) ? x.sums[group] : 0;
             for (u32 i = 0; i < MATRICES; i++) {
                 u32* from = words + (a * MATRICES + i) * words_each;
-                const Fragments f = unpack<TYPE>(from, group);
-                if (group + ahead < end) read_group<TYPE>(m[i], tile, group + ahead, from);
-                add_products<TYPE>(f, b, x, 0, group, sums[i]);
+                const Fragments f = unpack<TYPE>(from, (readers[i].g + a) % Reader<TYPE>::groups);
+                if (group + ahead < end) readers[i].read(ahead + a, from);
+                add_products<TYPE>(f, b, of_columns, of_columns, sums[i]);
             }
         }
+        for (u32 i = 0; i < MATRICES; i++) readers[i].advance(ahead);
+        row += GROUP * ahead;
     }
     while (run < first_run + runs) finish_run();
 }
@@ -326,6 +417,7 @@ __device__ __forceinline__ void multiply_lone(const Matrix* m, u32 tile, u32 gro
 // A lone row with one matrix of several, or with two that are a gate and what it lets through.
 template <u32 MATRICES>
 __device__ __forceinline__ void lone_product(const ProductParams& p) {
+    constexpr u32 WORDS = MATRICES == 1 ? AHEAD_WORDS : AHEAD_WORDS_OF_TWO;
     __shared__ float parts[WARPS * MATRICES * RUNS * TILE_ROWS];
     MOR_DYNAMIC_SHARED(float, row_room);
     let_next_begin();
@@ -337,10 +429,10 @@ __device__ __forceinline__ void lone_product(const ProductParams& p) {
     const bool has_tile = tile < p.tiles;
     const Matrix* m = p.matrices;
     if constexpr (MATRICES == 1) m += matrix_of(p, tile);
-    u32 words[AHEAD_WORDS];
+    u32 words[WORDS];
     if (has_tile) {
 #define MOR_AHEAD(TYPE) \
-    if constexpr (TYPE != F32) read_ahead<TYPE, MATRICES, AHEAD_WORDS>(m, tile, begin, end, words)
+    if constexpr (TYPE != F32) read_ahead<TYPE, MATRICES, WORDS>(m, tile, begin, end, words)
         MOR_FOR_TYPE(m->type, MOR_AHEAD)
 #undef MOR_AHEAD
     }
@@ -350,7 +442,6 @@ __device__ __forceinline__ void lone_product(const ProductParams& p) {
     if (n == 0) return;
     Place place;
     const float scale = make_lone_row(p, slot, row_room, place);
-    const Columns x = {place.halves, place.sums, p.input.stride, 0, 1};
     // The element of thread i: row i % 16 of tile i / 16.
     u32 my_tile = blockIdx.x * runs + threadIdx.x / TILE_ROWS;
     const bool has_element = threadIdx.x < runs * TILE_ROWS && my_tile < p.tiles;
@@ -362,7 +453,7 @@ __device__ __forceinline__ void lone_product(const ProductParams& p) {
     if (has_tile) {
         float* sums = parts + place_of_tile * (MATRICES * RUNS * TILE_ROWS);
 #define MOR_MULTIPLY(TYPE) \
-    if constexpr (TYPE != F32) multiply_lone<TYPE, MATRICES>(m, tile, p.groups, first_run, runs, x, words, sums)
+    if constexpr (TYPE != F32) multiply_lone<TYPE, MATRICES, WORDS>(m, tile, p.groups, first_run, runs, place, words, sums)
         MOR_FOR_TYPE(m->type, MOR_MULTIPLY)
 #undef MOR_MULTIPLY
     }
@@ -383,7 +474,8 @@ __device__ __forceinline__ void lone_product(const ProductParams& p) {
 
 // Kernels by tensor cores: for a lone row, which they make ready, `product` for each matrix and `swiglu` for
 // the first two together, grid: (tiles / tiles of a block), dynamic shared memory for the row's floats,
-// halves and sums; for 8 and for 32 rows a block, grid: (tiles of the matrices, rows / 8 or 32).
+// halves and sums; for 8 and for 32 rows a block, grid: (tiles of the matrices, rows / 8 or 32); for 64 rows and
+// four tiles a block, grid: (tiles / 4, rows / 64).
 #ifdef MOR_TENSOR_CORES
 #define MOR_PRODUCT(name, CALL)                                                                     \
     extern "C" __global__ void __launch_bounds__(BLOCK, 2) name(const ProductParams p) { CALL(p); } \
@@ -396,6 +488,7 @@ MOR_PRODUCT(mor_lone_product, lone_product<1>)
 MOR_PRODUCT(mor_lone_swiglu, lone_product<2>)
 MOR_PRODUCT(mor_few_product, product_by_tensor_cores<1>)
 MOR_PRODUCT(mor_many_product, product_by_tensor_cores<MANY / 8>)
+MOR_PRODUCT(mor_wide_product, wide_product)
 #undef MOR_PRODUCT
 
 // ---- In single precision

@@ -264,6 +264,8 @@ __device__ __forceinline__ float attended(const Source& s, u32 c, u32 columns, u
     return sum / total;
 }
 
+// GELUS: GELU is among what may be asked for; it takes many registers.
+template <bool GELUS>
 __device__ __forceinline__ void source_four(const Source& s, u32 c, u32 slot, u32 columns, u32 i, float v[4]) {
     if (s.make == ATTENTION) {
         for (u32 k = 0; k < 4; k++) v[k] = i + k < columns ? attended(s, c, columns, i + k) : 0;
@@ -273,29 +275,43 @@ __device__ __forceinline__ void source_four(const Source& s, u32 c, u32 slot, u3
     read_four(s.a + row, i, columns, v);
     if (s.make == SCALED) {
         for (u32 k = 0; k < 4; k++) v[k] /= s.number;
-    } else if (s.make == GELU) {
-        // The exact form: x Φ(x) (Hendrycks and Gimpel, 2016).
-        for (u32 k = 0; k < 4; k++) v[k] = static_cast<float>(0.5 * v[k] * (1.0 + erf(v[k] / 1.4142135623730951)));
     } else if (s.make == SWIGLU) {
         float up[4];
         read_four(s.b + row, i, columns, up);
         for (u32 k = 0; k < 4; k++) v[k] = swiglu(v[k], up[k]);
     }
+    if constexpr (GELUS) {
+        // The exact form: x Φ(x) (Hendrycks and Gimpel, 2016).
+        if (s.make == GELU)
+            for (u32 k = 0; k < 4; k++) v[k] = static_cast<float>(0.5 * v[k] * (1.0 + erf(v[k] / 1.4142135623730951)));
+    }
 }
 
 // Makes row `c`, whose slot is `slot`, ready, and returns its scale. A thread takes the quads of elements
 // thread, thread + BLOCK, … throughout; others may look after a barrier.
+template <bool GELUS>
 __device__ __forceinline__ float make_row(const Source& s, u32 c, u32 slot, u32 columns, u32 stride, const Place& to) {
     __shared__ float squares_room[WARPS], largest_room[WARPS];
     float squares = 0, largest = 0;
-    for (u32 i = 4 * threadIdx.x; i < stride; i += 4 * BLOCK) {
-        float v[4];
-        source_four(s, c, slot, columns, i, v);
-        for (u32 k = 0; k < 4; k++) {
-            squares = fmaf(v[k], v[k], squares);
-            largest = fmaxf(largest, fabsf(v[k]));
+    // Some quads at once, so that a thread waits once for all of them.
+    constexpr u32 some = 2;
+    for (u32 start = 4 * threadIdx.x; start < stride; start += some * 4 * BLOCK) {
+        float v[some][4];
+#pragma unroll
+        for (u32 q = 0; q < some; q++) {
+            const u32 i = start + q * 4 * BLOCK;
+            if (i < stride) source_four<GELUS>(s, c, slot, columns, i, v[q]);
         }
-        *reinterpret_cast<float4*>(to.floats + i) = make_float4(v[0], v[1], v[2], v[3]);
+#pragma unroll
+        for (u32 q = 0; q < some; q++) {
+            const u32 i = start + q * 4 * BLOCK;
+            if (i >= stride) continue;
+            for (u32 k = 0; k < 4; k++) {
+                squares = fmaf(v[q][k], v[q][k], squares);
+                largest = fmaxf(largest, fabsf(v[q][k]));
+            }
+            *reinterpret_cast<float4*>(to.floats + i) = make_float4(v[q][0], v[q][1], v[q][2], v[q][3]);
+        }
     }
     if (s.make == NORM) {
         // RMSNorm (Zhang and Sennrich, 2019): y = x / sqrt(mean(x²) + ε) · w.
@@ -362,7 +378,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) mor_ready(const ReadyParams 
     const Prepared& out = p.out;
     const u64 row = static_cast<u64>(c) * out.stride;
     const Place place = {p.floats ? out.floats + row : row_room, out.halves + row, out.sums + row / GROUP};
-    const float scale = make_row(p.source, c, slot, out.columns, out.stride, place);
+    const float scale = make_row<true>(p.source, c, slot, out.columns, out.stride, place);
     if (threadIdx.x == 0) out.scales[c] = scale;
 }
 MOR_KERNEL(mor_ready)

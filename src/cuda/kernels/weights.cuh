@@ -62,12 +62,10 @@ struct Fields {
     u32 words[field_words(TYPE)];
 };
 
-// Part `t` of group `group` of row `row` of a tile.
+// Part `t` of a group of row `row`: `block` begins the tile's block, of whose groups it is number `g`.
 template <u32 TYPE>
-__device__ __forceinline__ Fields<TYPE> read_fields(const u8* tile, u32 group, u32 row, u32 t) {
+__device__ __forceinline__ Fields<TYPE> read_fields(const u8* block, u32 g, u32 row, u32 t) {
     Fields<TYPE> f;
-    constexpr u32 groups = block_columns(TYPE) / GROUP;
-    const u8* block = tile + static_cast<u64>(group / groups) * (TILE_ROWS * block_bytes(TYPE));
     // The scale, and the minimum's above it.
     u32 scale = half_field(block, TYPE == Q6_K ? 208 : 0, row);
     if constexpr (has_min(TYPE)) scale |= half_field(block, 2, row) << 16;
@@ -82,7 +80,7 @@ __device__ __forceinline__ Fields<TYPE> read_fields(const u8* tile, u32 group, u
         f.words[1] = field(block, fifth_bits + 4 + 4 * t, row);
         f.words[2] = field(block, fifth_bits, row);
     } else if constexpr (TYPE == Q4_K || TYPE == Q5_K) {
-        const u32 nibbles = (TYPE == Q4_K ? 16 : 48) + 32 * (group % 8 / 2) + 4 * t;
+        const u32 nibbles = (TYPE == Q4_K ? 16 : 48) + 32 * (g / 2) + 4 * t;
         for (u32 i = 0; i < 3; i++) f.words[1 + i] = field(block, 4 + 4 * i, row);
         f.words[4] = field(block, nibbles, row);
         f.words[5] = field(block, nibbles + 16, row);
@@ -91,13 +89,13 @@ __device__ __forceinline__ Fields<TYPE> read_fields(const u8* tile, u32 group, u
             f.words[7] = field(block, 32 + 4 * t, row);
         }
     } else if constexpr (TYPE == Q6_K) {
-        const u32 run = group % 8, half = run / 4;
-        const u32 low = 64 * half + 32 * (run % 2) + 4 * t, high = 128 + 32 * half + 4 * t;
+        const u32 half = g / 4;
+        const u32 low = 64 * half + 32 * (g % 2) + 4 * t, high = 128 + 32 * half + 4 * t;
         f.words[1] = field(block, low, row);
         f.words[2] = field(block, low + 16, row);
         f.words[3] = field(block, high, row);
         f.words[4] = field(block, high + 16, row);
-        f.words[5] = field(block, 192 + run / 2 * 4, row);
+        f.words[5] = field(block, 192 + g / 2 * 4, row);
     }
     return f;
 }
@@ -120,8 +118,9 @@ __device__ __forceinline__ void scale_and_min(const u32 s[3], u32 g, float* scal
     }
 }
 
+// The same of what was read; `g` is the group's number in its block.
 template <u32 TYPE>
-__device__ __forceinline__ Codes codes(const Fields<TYPE>& f, u32 group, u32 t) {
+__device__ __forceinline__ Codes codes(const Fields<TYPE>& f, u32 g, u32 t) {
     Codes w;
     w.min = 0;
     const float d = half_to_float(static_cast<u16>(f.words[0]));
@@ -140,7 +139,7 @@ __device__ __forceinline__ Codes codes(const Fields<TYPE>& f, u32 group, u32 t) 
         }
         if constexpr (has_min(TYPE)) w.min = -min;
     } else if constexpr (TYPE == Q4_K || TYPE == Q5_K) {
-        const u32 g = group % 8, shift = 4 * (g % 2);
+        const u32 shift = 4 * (g % 2);
         w.low = f.words[4] >> shift & 0x0f0f0f0fu;
         w.high = f.words[5] >> shift & 0x0f0f0f0fu;
         if constexpr (TYPE == Q5_K) {
@@ -152,10 +151,10 @@ __device__ __forceinline__ Codes codes(const Fields<TYPE>& f, u32 group, u32 t) 
         w.low_scale = w.high_scale = d * scale;
         w.min = min * group_min;
     } else if constexpr (TYPE == Q6_K) {
-        const u32 run = group % 8, r = run % 4, shift = 4 * (r / 2);
+        const u32 r = g % 4, shift = 4 * (r / 2);
         w.low = (f.words[1] >> shift & 0x0f0f0f0fu) | (f.words[3] >> (2 * r) & 0x03030303u) << 4;
         w.high = (f.words[2] >> shift & 0x0f0f0f0fu) | (f.words[4] >> (2 * r) & 0x03030303u) << 4;
-        const u32 scales = f.words[5] >> (16 * (run % 2));
+        const u32 scales = f.words[5] >> (16 * (g % 2));
         w.low_scale = d * static_cast<float>(static_cast<signed char>(scales & 255));
         w.high_scale = d * static_cast<float>(static_cast<signed char>(scales >> 8 & 255));
     }
@@ -204,7 +203,9 @@ __device__ __forceinline__ void decode(const Matrix& m, u32 row, u32 group, u32 
             out[i] = row < m.rows ? plain_weight<TYPE>(data, column_of(group, t, i), m.columns) : 0;
     } else {
         const u8* tile = m.data + static_cast<u64>(row / TILE_ROWS) * TILE_ROWS * m.row_bytes;
-        const Codes w = codes<TYPE>(read_fields<TYPE>(tile, group, row % TILE_ROWS, t), group, t);
+        constexpr u32 groups = block_columns(TYPE) / GROUP;
+        const u8* block = tile + static_cast<u64>(group / groups) * (TILE_ROWS * block_bytes(TYPE));
+        const Codes w = codes<TYPE>(read_fields<TYPE>(block, group % groups, row % TILE_ROWS, t), group % groups, t);
         constexpr float offset = static_cast<float>(code_offset(TYPE));
         for (u32 i = 0; i < 4; i++) {
             out[i] = (static_cast<float>(w.low >> (8 * i) & 255) - offset) * w.low_scale - w.min;
