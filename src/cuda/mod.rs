@@ -75,9 +75,8 @@ pub(crate) struct Gpu {
     _conditional: Option<Module>,
     /// The kernels' module, and what they read.
     _weights: Shared<Weights>,
-    /// Changes of the page tables that the next launch takes along; after one that failed they are still
-    /// there.
-    changes: usize,
+    /// Places of the page tables that the next launch changes; after one that failed they are still there.
+    changed: Vec<u32>,
     /// Room for the rows of a pass.
     new_rows: Vec<NewRow>,
     vocab: usize,
@@ -159,7 +158,7 @@ impl Gpu {
             plan: device_plan.clone(),
             _conditional: conditional,
             _weights: weights.clone(),
-            changes: 0,
+            changed: reserved(device_plan.changes)?,
             new_rows: reserved(device_plan.sizes.rows)?,
             vocab: h.vocab_size,
             last_row: 0,
@@ -223,23 +222,21 @@ impl Gpu {
     fn change(&mut self, change: Change) -> Result<()> {
         // A place that changed before, in a pass that never ran, changes once: the device applies all at
         // the same time.
-        let waiting = 0..self.changes;
-        let same = waiting.rev().find(|i| self.queued(*i) == change.index);
-        let at = same.unwrap_or(self.changes);
-        if at < plan::CHANGES {
+        let same = self
+            .changed
+            .iter()
+            .rposition(|place| *place == change.index);
+        if let Some(at) = same {
             self.put(self.plan.input.changes, at, change);
-            self.changes = self.changes.max(at + 1);
+            return Ok(());
+        }
+        if self.changed.len() < self.plan.changes {
+            self.put(self.plan.input.changes, self.changed.len(), change);
+            self.changed.push(change.index);
             return Ok(());
         }
         let at = self.plan.tables.offset + 4 * change.index as usize;
         self.buffer.write(at, &change.page.to_le_bytes())
-    }
-
-    /// The place in the page tables that a change is about.
-    fn queued(&self, change: usize) -> u32 {
-        let at = self.plan.input.changes.offset + change * size_of::<Change>();
-        let bytes = &self.input.bytes()[at..];
-        u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
     }
 
     /// Gives the device a list's pages, which it has from elsewhere (a fork, a restored state).
@@ -293,7 +290,7 @@ impl Gpu {
             entering: entering as u32,
             flying: pass.active.len() as u32,
             waiting: pass.waiting.len() as u32,
-            changes: self.changes as u32,
+            changes: self.changed.len() as u32,
             asked: 0,
             by_capacity: u32::from(pass.routing == Routing::Capacity),
             unused: [0; 2],
@@ -308,7 +305,7 @@ impl Gpu {
             .find(fitting)
             .ok_or_else(|| Error::argument("more rows than the pass was planned for"))?;
         program.run()?;
-        self.changes = 0;
+        self.changed.clear();
         self.check()
     }
 
@@ -318,7 +315,7 @@ impl Gpu {
             entering: 0,
             flying: 0,
             waiting: 0,
-            changes: self.changes as u32,
+            changes: self.changed.len() as u32,
             asked: slots.len() as u32,
             by_capacity: 0,
             unused: [0; 2],
@@ -328,7 +325,7 @@ impl Gpu {
             self.put(self.plan.input.new_slots, i, *slot);
         }
         self.logits.run()?;
-        self.changes = 0;
+        self.changed.clear();
         self.check()
     }
 

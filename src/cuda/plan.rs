@@ -2,15 +2,12 @@
 
 use super::params::*;
 use crate::error::Result;
-use crate::kv::KvShape;
+use crate::kv::{KvShape, PAGE_TOKENS};
 use crate::model::Model;
 use crate::plan::{Layout, Region, too_large};
 
 /// Parts begin at multiples of this: what the widest loads want, and copies like.
 const ALIGNMENT: usize = 256;
-
-/// Changes of page tables that a launch takes along; more are written one by one before it.
-pub(super) const CHANGES: usize = 512;
 
 /// Sizes of the parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +27,8 @@ pub(crate) struct Sizes {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct DevicePlan {
     pub sizes: Sizes,
+    /// Changes of page tables that a launch takes along; more are written one by one before it.
+    pub changes: usize,
     pub input: InputPlan,
     pub output: OutputPlan,
     pub input_bytes: usize,
@@ -109,6 +108,11 @@ impl DevicePlan {
             context,
             logit_rows,
         } = sizes;
+        // As many new pages as a pass takes: each sequence some rows, the last page of each begun.
+        let lists = sequences.saturating_mul(kv.planes);
+        let pages = n.div_ceil(PAGE_TOKENS).saturating_add(sequences);
+        let changes = kv.planes.saturating_mul(pages);
+        let changes = changes.min(lists.saturating_mul(kv.table_pages));
         let mut layout = Layout::<ALIGNMENT> { bytes: 0 };
         let input = InputPlan {
             head: layout.add_items(size_of::<Input>(), &[1])?,
@@ -118,7 +122,7 @@ impl DevicePlan {
             old_waiting: layout.add_items(4, &[slots])?,
             kept: layout.add_items(4, &[sequences, h.recursions])?,
             draws: layout.add_items(size_of::<Draw>(), &[sequences])?,
-            changes: layout.add_items(size_of::<Change>(), &[CHANGES])?,
+            changes: layout.add_items(size_of::<Change>(), &[changes])?,
         };
         let input_bytes = layout.bytes;
         let start = input_bytes;
@@ -136,9 +140,9 @@ impl DevicePlan {
         let parts = context.div_ceil(PART as usize);
         let chunks = h.vocab_size.div_ceil(CHUNK as usize);
         let (q, kv_size) = (h.query_size(), h.kv_size());
-        let lists = sequences.saturating_mul(kv.planes);
         Ok(DevicePlan {
             sizes,
+            changes,
             input,
             output,
             input_bytes,

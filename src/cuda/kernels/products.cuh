@@ -46,10 +46,11 @@ __device__ __forceinline__ u32 matrix_of(const ProductParams& p, u32& tile) {
 }
 
 #ifdef MOR_TENSOR_CORES
-// Groups that a lane reads ahead of `MATRICES` matrices with `words` words.
+// Groups that a lane reads ahead of `MATRICES` matrices with `words` words: a power of two, which runs are
+// often multiples of.
 __device__ constexpr u32 groups_ahead(u32 type, u32 matrices, u32 words) {
     const u32 each = 2 * matrices * field_words(type);
-    return words / each > 0 ? words / each : 1;
+    return words >= 8 * each ? 8 : words >= 4 * each ? 4 : words >= 2 * each ? 2 : 1;
 }
 
 // Reads a lane's parts of a tile's groups, rows g and g + 8 of the fragment. It stands at a group, so that
@@ -198,11 +199,21 @@ __device__ __forceinline__ void read_ahead(const Matrix* m, u32 tile, u32 begin,
     }
 }
 
-// A warp's groups of a tile, `begin` to `end`, against rows `first` to `n` of `x`, at most `TILES` times eight.
-// `sums` gets them run by run, of `each` groups; ALL: all runs are the warp's.
-template <u32 TYPE, u32 TILES, u32 WORDS, bool ALL>
-__device__ __forceinline__ void multiply(const Matrix& m, u32 tile, u32 begin, u32 end, u32 each, const Prepared& x,
-                                         u32 first, u32 n, u32 words[WORDS], float sums[TILES][4]) {
+// The group's sums of the activations of a lane's two columns, the first of them row `row`.
+template <u32 TYPE>
+__device__ __forceinline__ float2 sums_of_columns(const Prepared& x, u32 row, u32 n, u32 group) {
+    if constexpr (!has_min(TYPE)) return make_float2(0, 0);
+    const u32 each = x.stride / GROUP, last = n - 1;
+    const float* sums = x.sums + group;
+    return make_float2(sums[static_cast<u64>(row < last ? row : last) * each],
+                       sums[static_cast<u64>(row + 1 < last ? row + 1 : last) * each]);
+}
+
+// A warp's run of a tile, groups `begin` to `end`, against rows `first` to `n` of `x`, at most `TILES` times
+// eight.
+template <u32 TYPE, u32 TILES, u32 WORDS>
+__device__ __forceinline__ void multiply(const Matrix& m, u32 tile, u32 begin, u32 end, const Prepared& x, u32 first,
+                                         u32 n, u32 words[WORDS], float sums[TILES][4]) {
     constexpr u32 words_each = 2 * field_words(TYPE), ahead = groups_ahead(TYPE, 1, WORDS);
     const u32 used = (n - first + 7) / 8;
     Reader<TYPE> reader(m, tile, begin);
@@ -213,23 +224,11 @@ __device__ __forceinline__ void multiply(const Matrix& m, u32 tile, u32 begin, u
         const u32 row = first + 8 * c + lane_index() / 4;
         rows[c] = x.halves + static_cast<u64>(row < n ? row : n - 1) * x.stride + GROUP * begin;
     }
-    float run[TILES][4] = {};
-    u32 next = begin + each;
-    const auto finish_run = [&] {
-#pragma unroll
-        for (u32 c = 0; c < TILES; c++)
-            for (u32 i = 0; i < 4; i++) {
-                sums[c][i] += run[c][i];
-                run[c][i] = 0;
-            }
-        next += each;
-    };
     for (u32 start = begin; start < end; start += ahead) {
 #pragma unroll
         for (u32 a = 0; a < ahead; a++) {
             const u32 group = start + a;
             if (group >= end) break;
-            if (ALL && group == next) finish_run();
             // All activations at once, for they too come late.
             u32 b[TILES][2][2];
 #pragma unroll
@@ -239,20 +238,14 @@ __device__ __forceinline__ void multiply(const Matrix& m, u32 tile, u32 begin, u
 #pragma unroll
             for (u32 c = 0; c < TILES; c++) {
                 if (c >= used) continue;
-                float of_columns[2] = {0, 0};
-                if constexpr (has_min(TYPE))
-                    for (u32 i = 0; i < 2; i++) {
-                        const u32 row = first + 8 * c + 2 * (lane_index() % 4) + i;
-                        of_columns[i] = x.sums[static_cast<u64>(row < n ? row : n - 1) * (x.stride / GROUP) + group];
-                    }
-                add_products<TYPE>(f, b[c], of_columns[0], of_columns[1], run[c]);
+                const float2 of = sums_of_columns<TYPE>(x, first + 8 * c + 2 * (lane_index() % 4), n, group);
+                add_products<TYPE>(f, b[c], of.x, of.y, sums[c]);
             }
         }
         reader.advance(ahead);
 #pragma unroll
         for (u32 c = 0; c < TILES; c++) rows[c] += GROUP * ahead;
     }
-    finish_run();
 }
 
 // Floats from one column of a warp's sums to the next, so that a warp's writes meet all banks.
@@ -315,7 +308,7 @@ __device__ __forceinline__ void product_by_tensor_cores(const ProductParams& p) 
     if (first >= n) return;
     float sums[TILES][4] = {};
 #define MOR_MULTIPLY(TYPE) \
-    if constexpr (TYPE != F32) multiply<TYPE, TILES, WORDS, false>(m, tile, begin, end, each, p.input, first, n, words, sums)
+    if constexpr (TYPE != F32) multiply<TYPE, TILES, WORDS>(m, tile, begin, end, p.input, first, n, words, sums)
     MOR_FOR_TYPE(m.type, MOR_MULTIPLY)
 #undef MOR_MULTIPLY
     constexpr u32 mine = (TILES + 1) / 2;
@@ -336,26 +329,106 @@ __device__ __forceinline__ void product_by_tensor_cores(const ProductParams& p) 
 // rows.
 constexpr u32 WIDE_TILES = WARPS / 2;
 constexpr u32 WIDE = 64;
+// Groups of activations that stand in shared memory together, and halves from one row to the next, such that
+// eight lanes which read sixteen bytes each meet all banks.
+constexpr u32 WIDE_CHUNK = 4;
+constexpr u32 WIDE_STRIDE = WIDE_CHUNK * GROUP + 32;
 
-// Many rows that are ready: enough blocks come together without sharing a tile's columns among the warps, and
-// the warps of a block read the same activations.
-__device__ __forceinline__ void wide_product(const ProductParams& p) {
-    constexpr u32 TILES = WIDE / 2 / 8, WORDS = 16;
-    enter();
-    const u32 n = *p.view.count, first = blockIdx.y * WIDE + warp_index() / WIDE_TILES * (WIDE / 2);
-    u32 tile = blockIdx.x * WIDE_TILES + warp_index() % WIDE_TILES;
-    if (first >= n || tile >= p.tiles) return;
-    const Matrix& m = p.matrices[matrix_of(p, tile)];
-    u32 words[WORDS];
-    float sums[TILES][4] = {};
-#define MOR_MULTIPLY(TYPE)                                                                                          \
-    if constexpr (TYPE != F32) {                                                                                    \
-        read_ahead<TYPE, 1, WORDS>(&m, tile, 0, p.groups, words);                                                   \
-        multiply<TYPE, TILES, WORDS, true>(m, tile, 0, p.groups, groups_of_run(p.groups), p.input, first, n, words, \
-                                           sums);                                                                   \
+// Brings activations of a block through registers into shared memory: a thread four times eight halves of a
+// row, so that those of the next chunk come while this one is used.
+struct Loader {
+    uint4 quads[WIDE_CHUNK];
+
+    __device__ __forceinline__ void read(const Prepared& x, u32 first, u32 n, u32 group) {
+        const u32 row = first + threadIdx.x / 4;
+        const u16* from = x.halves + static_cast<u64>(row < n ? row : n - 1) * x.stride + 8 * (threadIdx.x % 4);
+#pragma unroll
+        for (u32 i = 0; i < WIDE_CHUNK; i++)
+            if (GROUP * (group + i) < x.stride)
+                quads[i] = *reinterpret_cast<const uint4*>(from + GROUP * (group + i));
     }
+
+    __device__ __forceinline__ void write(u16* chunk) const {
+        u16* to = chunk + threadIdx.x / 4 * WIDE_STRIDE + 8 * (threadIdx.x % 4);
+#pragma unroll
+        for (u32 i = 0; i < WIDE_CHUNK; i++) *reinterpret_cast<uint4*>(to + GROUP * i) = quads[i];
+    }
+};
+
+// All groups of a warp's tile against rows `first` to `n` of `x`, of which those of the block begin at
+// `first_of_block`. `sums` gets them run by run.
+template <u32 TYPE, u32 TILES>
+__device__ __forceinline__ void multiply_wide(const Matrix& m, u32 tile, u32 groups, const Prepared& x,
+                                              u32 first_of_block, u32 first, u32 n, u16* chunks,
+                                              float sums[TILES][4]) {
+    constexpr u32 WORDS = 16, words_each = 2 * field_words(TYPE), ahead = groups_ahead(TYPE, 1, WORDS);
+    static_assert(WIDE_CHUNK % ahead == 0, "the words of a group have a fixed place");
+    u32 words[WORDS];
+    read_ahead<TYPE, 1, WORDS>(&m, tile, 0, groups, words);
+    Reader<TYPE> reader(m, tile, 0);
+    Loader loader = {};
+    loader.read(x, first_of_block, n, 0);
+    float run[TILES][4] = {};
+    const u32 each = groups_of_run(groups);
+    u32 next = each;
+    const auto finish_run = [&] {
+#pragma unroll
+        for (u32 c = 0; c < TILES; c++)
+            for (u32 i = 0; i < 4; i++) {
+                sums[c][i] += run[c][i];
+                run[c][i] = 0;
+            }
+        next += each;
+    };
+    const u32 row = (first - first_of_block + lane_index() / 4) * WIDE_STRIDE;
+    for (u32 start = 0, turn = 0; start < groups; start += WIDE_CHUNK, turn ^= 1) {
+        u16* chunk = chunks + turn * (WIDE * WIDE_STRIDE);
+        loader.write(chunk);
+        __syncthreads();
+        if (start + WIDE_CHUNK < groups) loader.read(x, first_of_block, n, start + WIDE_CHUNK);
+#pragma unroll
+        for (u32 i = 0; i < WIDE_CHUNK; i++) {
+            const u32 group = start + i, a = i % ahead;
+            if (group >= groups) break;
+            if (group == next) finish_run();
+            u32 b[TILES][2][2];
+#pragma unroll
+            for (u32 c = 0; c < TILES; c++)
+                read_activations<TYPE>(chunk + row + 8 * c * WIDE_STRIDE + GROUP * i, b[c]);
+            const Fragments f = unpack<TYPE>(words + a * words_each, (reader.g + i) % Reader<TYPE>::groups);
+            if (group + ahead < groups) reader.read(ahead + i, words + a * words_each);
+#pragma unroll
+            for (u32 c = 0; c < TILES; c++) {
+                const float2 of = sums_of_columns<TYPE>(x, first + 8 * c + 2 * (lane_index() % 4), n, group);
+                add_products<TYPE>(f, b[c], of.x, of.y, run[c]);
+            }
+        }
+        reader.advance(WIDE_CHUNK);
+    }
+    finish_run();
+}
+
+// Many rows that are ready: blocks enough come together without sharing a tile's columns among the warps, and
+// the activations, which all warps of a block need, are read once.
+__device__ __forceinline__ void wide_product(const ProductParams& p) {
+    constexpr u32 TILES = WIDE / 2 / 8;
+    // Two chunks: while one is used by slow warps, quick ones write the other.
+    __align__(16) __shared__ u16 chunks[2 * WIDE * WIDE_STRIDE];
+    enter();
+    const u32 n = *p.view.count, first_of_block = blockIdx.y * WIDE;
+    if (first_of_block >= n) return;
+    const u32 first = first_of_block + warp_index() / WIDE_TILES * (WIDE / 2);
+    // All warps bring activations, so that those beyond the last tile do it again.
+    u32 tile = blockIdx.x * WIDE_TILES + warp_index() % WIDE_TILES;
+    const bool has_tile = tile < p.tiles;
+    if (!has_tile) tile = p.tiles - 1;
+    const Matrix& m = p.matrices[matrix_of(p, tile)];
+    float sums[TILES][4] = {};
+#define MOR_MULTIPLY(TYPE) \
+    if constexpr (TYPE != F32) multiply_wide<TYPE, TILES>(m, tile, p.groups, p.input, first_of_block, first, n, chunks, sums)
     MOR_FOR_TYPE(m.type, MOR_MULTIPLY)
 #undef MOR_MULTIPLY
+    if (!has_tile) return;
     for (u32 c = 0; c < TILES; c++)
         for (u32 i = 0; i < 4; i++) {
             const u32 row = tile * TILE_ROWS + lane_index() / 4 + i / 2 * 8;
@@ -389,27 +462,41 @@ __device__ __forceinline__ void multiply_lone(const Matrix* m, u32 tile, u32 gro
         run++;
     };
     const u16* row = x.halves + GROUP * begin;
+    // One group, number `a` of those that are ahead. `checked`: the one that takes its place may not be there.
+    const auto add_group = [&](u32 group, u32 a, bool checked) {
+        u32 b[2][2];
+        read_activations<TYPE>(row + GROUP * a, b);
+        const float of_columns = has_min(TYPE) ? x.sums[group] : 0;
+        for (u32 i = 0; i < MATRICES; i++) {
+            u32* from = words + (a * MATRICES + i) * words_each;
+            const Fragments f = unpack<TYPE>(from, (readers[i].g + a) % Reader<TYPE>::groups);
+            if (!checked || group + ahead < end) readers[i].read(ahead + a, from);
+            add_products<TYPE>(f, b, of_columns, of_columns, sums[i]);
+        }
+    };
     for (u32 start = begin; start < end; start += ahead) {
+        if (start + 2 * ahead <= end && start + ahead <= next) {
+            // Without a question in between, so that the groups' latencies overlap.
 #pragma unroll
-        for (u32 a = 0; a < ahead; a++) {
-            const u32 group = start + a;
-            if (group >= end) break;
-            if (group == next) {
-                finish_run();
-                next += each;
-            }
-            u32 b[2][2];
-            read_activations<TYPE>(row + GROUP * a, b);
-            const float of_columns = has_min(TYPE) ? x.sums[group] : 0;
-            for (u32 i = 0; i < MATRICES; i++) {
-                u32* from = words + (a * MATRICES + i) * words_each;
-                const Fragments f = unpack<TYPE>(from, (readers[i].g + a) % Reader<TYPE>::groups);
-                if (group + ahead < end) readers[i].read(ahead + a, from);
-                add_products<TYPE>(f, b, of_columns, of_columns, sums[i]);
+            for (u32 a = 0; a < ahead; a++) add_group(start + a, a, false);
+        } else {
+#pragma unroll
+            for (u32 a = 0; a < ahead; a++) {
+                const u32 group = start + a;
+                if (group >= end) break;
+                if (group == next) {
+                    finish_run();
+                    next += each;
+                }
+                add_group(group, a, true);
             }
         }
         for (u32 i = 0; i < MATRICES; i++) readers[i].advance(ahead);
         row += GROUP * ahead;
+        if (start + ahead == next && next < end) {
+            finish_run();
+            next += each;
+        }
     }
     while (run < first_run + runs) finish_run();
 }
