@@ -361,10 +361,12 @@ template <u32 TYPE, u32 TILES>
 __device__ __forceinline__ void multiply_wide(const Matrix& m, u32 tile, u32 groups, const Prepared& x,
                                               u32 first_of_block, u32 first, u32 n, u16* chunks,
                                               float sums[TILES][4]) {
-    constexpr u32 WORDS = 16, words_each = 2 * field_words(TYPE), ahead = groups_ahead(TYPE, 1, WORDS);
+    constexpr u32 WORDS = 32, words_each = 2 * field_words(TYPE);
+    // Not more than a chunk, whose groups have fixed places among the words.
+    constexpr u32 most = groups_ahead(TYPE, 1, WORDS), ahead = most < WIDE_CHUNK ? most : WIDE_CHUNK;
     static_assert(WIDE_CHUNK % ahead == 0, "the words of a group have a fixed place");
     u32 words[WORDS];
-    read_ahead<TYPE, 1, WORDS>(&m, tile, 0, groups, words);
+    read_ahead<TYPE, 1, ahead * words_each>(&m, tile, 0, groups, words);
     Reader<TYPE> reader(m, tile, 0);
     Loader loader = {};
     loader.read(x, first_of_block, n, 0);
@@ -564,18 +566,19 @@ __device__ __forceinline__ void lone_product(const ProductParams& p) {
 // halves and sums; for 8 and for 32 rows a block, grid: (tiles of the matrices, rows / 8 or 32); for 64 rows and
 // four tiles a block, grid: (tiles / 4, rows / 64).
 #ifdef MOR_TENSOR_CORES
-#define MOR_PRODUCT(name, CALL)                                                                     \
-    extern "C" __global__ void __launch_bounds__(BLOCK, 2) name(const ProductParams p) { CALL(p); } \
+#define MOR_PRODUCT(name, CALL, BLOCKS)                                                                  \
+    extern "C" __global__ void __launch_bounds__(BLOCK, BLOCKS) name(const ProductParams p) { CALL(p); } \
     MOR_KERNEL(name)
 #else
-#define MOR_PRODUCT(name, CALL) \
+#define MOR_PRODUCT(name, CALL, BLOCKS) \
     extern "C" __global__ void __launch_bounds__(BLOCK) name(const ProductParams p) {}
 #endif
-MOR_PRODUCT(mor_lone_product, lone_product<1>)
-MOR_PRODUCT(mor_lone_swiglu, lone_product<2>)
-MOR_PRODUCT(mor_few_product, product_by_tensor_cores<1>)
-MOR_PRODUCT(mor_many_product, product_by_tensor_cores<MANY / 8>)
-MOR_PRODUCT(mor_wide_product, wide_product)
+// The last number: blocks that a multiprocessor has registers for.
+MOR_PRODUCT(mor_lone_product, lone_product<1>, 2)
+MOR_PRODUCT(mor_lone_swiglu, lone_product<2>, 2)
+MOR_PRODUCT(mor_few_product, product_by_tensor_cores<1>, 2)
+MOR_PRODUCT(mor_many_product, product_by_tensor_cores<MANY / 8>, 2)
+MOR_PRODUCT(mor_wide_product, wide_product, 1)
 #undef MOR_PRODUCT
 
 // ---- In single precision
