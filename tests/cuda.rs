@@ -124,9 +124,9 @@ fn in_single_precision(bytes: &[u8]) -> Model {
 
 /// Against the same weights in single precision on the CPU, whose keys are stored alike. What differs is
 /// that the GPU rounds the inputs of products to 11 bits, 2^-12 of each at most. A logit is the end of some
-/// twenty products in a row of at most 128 terms each; were all roundings independent, their sum would
-/// deviate by sqrt(20) · 2^-12 / sqrt(3) = 6e-4 of the logits' deviation; the worst of thousands is at five
-/// of those. Routing and SwiGLU add up to threefold.
+/// twenty products in a row; were all roundings independent, their sum would deviate by
+/// sqrt(20) · 2^-12 / sqrt(3) = 6e-4 of the logits' deviation; the worst of thousands is at five of those.
+/// Routing and SwiGLU add up to threefold.
 const TOLERANCE: f32 = 0.01;
 
 /// Scores some tokens in both and returns how many rows were compared.
@@ -256,6 +256,115 @@ fn types_that_are_only_read_agree_too() {
     }
     // With weights in single precision the keys differ too little to be rounded differently often.
     compare("F32", random_blocks(TensorType::F32), KvType::Q8_0);
+}
+
+/// A model of two layers whose matrices are larger than a test of results needs: so many columns that a
+/// warp has several groups of them to read ahead, so many rows that a block takes several tiles of them.
+fn large_matrices() -> Vec<u8> {
+    const FEED_FORWARD: usize = 2048;
+    const VOCAB: usize = 17_000;
+    let folder = tempfile::tempdir().unwrap();
+    let (from, to) = (folder.path().join("a.gguf"), folder.path().join("b.gguf"));
+    let options = SynthOptions {
+        shape: SynthShape::parse("tiny").unwrap(),
+        layers: Some(2),
+        ty: TensorType::F32,
+        seed: 7,
+        mean_depth: None,
+    };
+    synth(&from, &options, &mut Silent).unwrap();
+    let file = std::fs::read(&from).unwrap();
+    let gguf = Gguf::parse(&file).unwrap();
+    let plans: Vec<TensorPlan> = gguf
+        .tensors()
+        .iter()
+        .map(|t| {
+            let mut dims = t.dims.clone();
+            if t.name == "token_embd.weight" {
+                dims[1] = VOCAB as _;
+            } else if t.name.contains("ffn_gate") || t.name.contains("ffn_up") {
+                dims[1] = FEED_FORWARD as _;
+            } else if t.name.contains("ffn_down") {
+                dims[0] = FEED_FORWARD as _;
+            }
+            TensorPlan {
+                name: t.name.to_string(),
+                ty: t.ty,
+                dims,
+            }
+        })
+        .collect();
+    let mut metadata = Metadata::new();
+    for (key, value) in gguf.metadata.iter() {
+        if !key.starts_with("tokenizer.") {
+            metadata.insert(key, value.clone());
+        }
+    }
+    let arch = metadata.str("general.architecture").unwrap().unwrap();
+    let arch = arch.to_string();
+    metadata.insert(format!("{arch}.vocab_size"), VOCAB as u32);
+    metadata.insert(format!("{arch}.feed_forward_length"), FEED_FORWARD as u32);
+    let mut writer = GgufWriter::create(&to, &metadata, &plans).unwrap();
+    let mut random = common::Random(11);
+    for (t, plan) in gguf.tensors().iter().zip(&plans) {
+        if plan.dims == t.dims {
+            writer
+                .write_tensor_bytes(&file[t.offset..][..t.bytes])
+                .unwrap();
+        } else {
+            let values = plan.dims.iter().map(|d| *d as usize).product::<usize>();
+            let size = (3.0 / plan.dims[0] as f32).sqrt();
+            let bytes: Vec<u8> = (0..values)
+                .flat_map(|_| (size * random.unit()).to_le_bytes())
+                .collect();
+            writer.write_tensor_bytes(&bytes).unwrap();
+        }
+        writer.next_tensor().unwrap();
+    }
+    writer.finish().unwrap();
+    std::fs::read(&to).unwrap()
+}
+
+/// Large matrices agree with the CPU's, and one row at a time, some and many give the same bits.
+#[test]
+fn large_matrices_agree_however_many_rows_come() {
+    let Some(_alone) = device() else { return };
+    let original = large_matrices();
+    for ty in [
+        TensorType::F16,
+        TensorType::Q8_0,
+        TensorType::Q4_0,
+        TensorType::Q4_1,
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("a.gguf"), folder.path().join("b.gguf"));
+        std::fs::write(&from, &original).unwrap();
+        let options = ConvertOptions {
+            ty: Some(ty),
+            ..Default::default()
+        };
+        convert(&from, &to, &options, &mut Silent).unwrap();
+        let bytes = std::fs::read(&to).unwrap();
+        compare(&format!("large {}", ty.name()), bytes.clone(), KvType::F16);
+        let model = Model::from_bytes_on(bytes, Device::Cuda(0)).unwrap();
+        let tokens: Vec<u32> = (0..70).map(|i| (i * i * 31 % 17_000) as u32).collect();
+        let logits = |batch: usize| {
+            let params = SessionParams {
+                context: 80,
+                batch,
+                ..params()
+            };
+            let mut session = Session::new(&model, &params).unwrap();
+            // The last row comes alone where one row is the most.
+            session.prefill(&tokens).unwrap();
+            session.logits().unwrap().to_vec()
+        };
+        let many = logits(70);
+        assert!(many.iter().all(|logit| logit.is_finite()));
+        for batch in [1, 5, 34] {
+            assert!(many == logits(batch), "{} with {batch} rows", ty.name());
+        }
+    }
 }
 
 /// More rows than a block has threads, more entries than a part of a context: the same as in small pieces,
