@@ -361,7 +361,7 @@ template <u32 TYPE, u32 TILES>
 __device__ __forceinline__ void multiply_wide(const Matrix& m, u32 tile, u32 groups, const Prepared& x,
                                               u32 first_of_block, u32 first, u32 n, u16* chunks,
                                               float sums[TILES][4]) {
-    constexpr u32 WORDS = 32, words_each = 2 * field_words(TYPE);
+    constexpr u32 WORDS = 16, words_each = 2 * field_words(TYPE);
     // Not more than a chunk, whose groups have fixed places among the words.
     constexpr u32 most = groups_ahead(TYPE, 1, WORDS), ahead = most < WIDE_CHUNK ? most : WIDE_CHUNK;
     static_assert(WIDE_CHUNK % ahead == 0, "the words of a group have a fixed place");
@@ -578,7 +578,7 @@ MOR_PRODUCT(mor_lone_product, lone_product<1>, 2)
 MOR_PRODUCT(mor_lone_swiglu, lone_product<2>, 2)
 MOR_PRODUCT(mor_few_product, product_by_tensor_cores<1>, 2)
 MOR_PRODUCT(mor_many_product, product_by_tensor_cores<MANY / 8>, 2)
-MOR_PRODUCT(mor_wide_product, wide_product, 1)
+MOR_PRODUCT(mor_wide_product, wide_product, 2)
 #undef MOR_PRODUCT
 
 // ---- In single precision
