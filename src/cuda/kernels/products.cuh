@@ -26,10 +26,9 @@ constexpr u32 FEW = 8;
 // A run: an eighth of the columns.
 constexpr u32 RUNS = WARPS;
 
-// Words of weights that a lane reads ahead: one block alone on a multiprocessor keeps some 40 KiB on their
-// way, about what the memory of an H100 needs to be busy. For two matrices registers allow fewer.
-constexpr u32 AHEAD_WORDS = 40;
-constexpr u32 AHEAD_WORDS_OF_TWO = 32;
+// Words of weights that a lane reads ahead: one block alone on a multiprocessor keeps 32 KiB of halves on
+// their way, about what the memory of an H100 needs to be busy.
+constexpr u32 AHEAD_WORDS = 32;
 
 __device__ __forceinline__ u32 groups_of_run(u32 groups) { return (groups + RUNS - 1) / RUNS; }
 
@@ -276,6 +275,13 @@ __device__ __forceinline__ float* element(const Matrix& m, u32 row, u32 c, u32 s
     return m.out + static_cast<u64>(m.by_slot ? slot : c) * m.out_stride + row;
 }
 
+// A product out of its sum. Rounded after each step in every kernel: where the compiler may fuse it might do so
+// in one and not in another.
+__device__ __forceinline__ float finished(float sum, float scale, const float* bias, u32 row) {
+    const float product = __fmul_rn(sum, scale);
+    return bias ? __fadd_rn(product, bias[row]) : product;
+}
+
 // Makes a lone row ready in shared memory: floats, halves, sums. GELU is not asked for.
 __device__ __forceinline__ float make_lone_row(const ProductParams& p, u32 slot, float* shared, Place& place) {
     const u32 stride = p.input.stride;
@@ -318,10 +324,9 @@ __device__ __forceinline__ void product_by_tensor_cores(const ProductParams& p) 
         const u32 i = threadIdx.x + k * BLOCK;
         const u32 row = tile * TILE_ROWS + i % TILE_ROWS, c = first + i / TILE_ROWS;
         if (i >= TILE_ROWS * 8 * TILES || row >= m.rows || c >= n) continue;
-        float value = out[k] * p.input.scales[c];
-        if (m.bias) value += m.bias[row];
+        const float value = finished(out[k], p.input.scales[c], m.bias, row);
         float* to = element(m, row, c, m.by_slot ? p.view.slots[c] : 0);
-        *to = m.add ? *to + value : value;
+        *to = m.add ? __fadd_rn(*to, value) : value;
     }
 }
 
@@ -361,12 +366,10 @@ template <u32 TYPE, u32 TILES>
 __device__ __forceinline__ void multiply_wide(const Matrix& m, u32 tile, u32 groups, const Prepared& x,
                                               u32 first_of_block, u32 first, u32 n, u16* chunks,
                                               float sums[TILES][4]) {
-    constexpr u32 WORDS = 16, words_each = 2 * field_words(TYPE);
-    // Not more than a chunk, whose groups have fixed places among the words.
-    constexpr u32 most = groups_ahead(TYPE, 1, WORDS), ahead = most < WIDE_CHUNK ? most : WIDE_CHUNK;
+    constexpr u32 WORDS = 16, words_each = 2 * field_words(TYPE), ahead = groups_ahead(TYPE, 1, WORDS);
     static_assert(WIDE_CHUNK % ahead == 0, "the words of a group have a fixed place");
     u32 words[WORDS];
-    read_ahead<TYPE, 1, ahead * words_each>(&m, tile, 0, groups, words);
+    read_ahead<TYPE, 1, WORDS>(&m, tile, 0, groups, words);
     Reader<TYPE> reader(m, tile, 0);
     Loader loader = {};
     loader.read(x, first_of_block, n, 0);
@@ -426,8 +429,9 @@ __device__ __forceinline__ void wide_product(const ProductParams& p) {
     if (!has_tile) tile = p.tiles - 1;
     const Matrix& m = p.matrices[matrix_of(p, tile)];
     float sums[TILES][4] = {};
-#define MOR_MULTIPLY(TYPE) \
-    if constexpr (TYPE != F32) multiply_wide<TYPE, TILES>(m, tile, p.groups, p.input, first_of_block, first, n, chunks, sums)
+#define MOR_MULTIPLY(TYPE)     \
+    if constexpr (TYPE != F32) \
+    multiply_wide<TYPE, TILES>(m, tile, p.groups, p.input, first_of_block, first, n, chunks, sums)
     MOR_FOR_TYPE(m.type, MOR_MULTIPLY)
 #undef MOR_MULTIPLY
     if (!has_tile) return;
@@ -436,19 +440,18 @@ __device__ __forceinline__ void wide_product(const ProductParams& p) {
             const u32 row = tile * TILE_ROWS + lane_index() / 4 + i / 2 * 8;
             const u32 column = first + 8 * c + 2 * (lane_index() % 4) + i % 2;
             if (row >= m.rows || column >= n) continue;
-            float value = sums[c][i] * p.input.scales[column];
-            if (m.bias) value += m.bias[row];
+            const float value = finished(sums[c][i], p.input.scales[column], m.bias, row);
             float* to = element(m, row, column, m.by_slot ? p.view.slots[column] : 0);
-            *to = m.add ? *to + value : value;
+            *to = m.add ? __fadd_rn(*to, value) : value;
         }
 }
 
 // A warp's runs of a tile of one or two matrices against a lone row; `parts` [MATRICES][RUNS][TILE_ROWS] of
 // this tile gets the sums.
-template <u32 TYPE, u32 MATRICES, u32 WORDS>
+template <u32 TYPE, u32 MATRICES>
 __device__ __forceinline__ void multiply_lone(const Matrix* m, u32 tile, u32 groups, u32 first_run, u32 runs,
-                                              const Place& x, u32 words[WORDS], float* parts) {
-    constexpr u32 words_each = 2 * field_words(TYPE), ahead = groups_ahead(TYPE, MATRICES, WORDS);
+                                              const Place& x, u32 words[AHEAD_WORDS], float* parts) {
+    constexpr u32 words_each = 2 * field_words(TYPE), ahead = groups_ahead(TYPE, MATRICES, AHEAD_WORDS);
     const u32 each = groups_of_run(groups), begin = first_run * each;
     const u32 end = begin + runs * each < groups ? begin + runs * each : groups;
     Reader<TYPE> readers[2] = {Reader<TYPE>(m[0], tile, begin), Reader<TYPE>(m[MATRICES - 1], tile, begin)};
@@ -506,7 +509,6 @@ __device__ __forceinline__ void multiply_lone(const Matrix* m, u32 tile, u32 gro
 // A lone row with one matrix of several, or with two that are a gate and what it lets through.
 template <u32 MATRICES>
 __device__ __forceinline__ void lone_product(const ProductParams& p) {
-    constexpr u32 WORDS = MATRICES == 1 ? AHEAD_WORDS : AHEAD_WORDS_OF_TWO;
     __shared__ float parts[WARPS * MATRICES * RUNS * TILE_ROWS];
     MOR_DYNAMIC_SHARED(float, row_room);
     let_next_begin();
@@ -518,10 +520,10 @@ __device__ __forceinline__ void lone_product(const ProductParams& p) {
     const bool has_tile = tile < p.tiles;
     const Matrix* m = p.matrices;
     if constexpr (MATRICES == 1) m += matrix_of(p, tile);
-    u32 words[WORDS];
+    u32 words[AHEAD_WORDS];
     if (has_tile) {
 #define MOR_AHEAD(TYPE) \
-    if constexpr (TYPE != F32) read_ahead<TYPE, MATRICES, WORDS>(m, tile, begin, end, words)
+    if constexpr (TYPE != F32) read_ahead<TYPE, MATRICES, AHEAD_WORDS>(m, tile, begin, end, words)
         MOR_FOR_TYPE(m->type, MOR_AHEAD)
 #undef MOR_AHEAD
     }
@@ -542,7 +544,7 @@ __device__ __forceinline__ void lone_product(const ProductParams& p) {
     if (has_tile) {
         float* sums = parts + place_of_tile * (MATRICES * RUNS * TILE_ROWS);
 #define MOR_MULTIPLY(TYPE) \
-    if constexpr (TYPE != F32) multiply_lone<TYPE, MATRICES, WORDS>(m, tile, p.groups, first_run, runs, place, words, sums)
+    if constexpr (TYPE != F32) multiply_lone<TYPE, MATRICES>(m, tile, p.groups, first_run, runs, place, words, sums)
         MOR_FOR_TYPE(m->type, MOR_MULTIPLY)
 #undef MOR_MULTIPLY
     }
@@ -550,14 +552,14 @@ __device__ __forceinline__ void lone_product(const ProductParams& p) {
     if (!writes) return;
     float value[MATRICES];
     for (u32 i = 0; i < MATRICES; i++) {
-        const float* sums = parts + (threadIdx.x / TILE_ROWS * MATRICES + i) * (RUNS * TILE_ROWS) + threadIdx.x % TILE_ROWS;
+        const u32 place = threadIdx.x / TILE_ROWS * MATRICES + i;
+        const float* sums = parts + place * (RUNS * TILE_ROWS) + threadIdx.x % TILE_ROWS;
         float sum = 0;
         for (u32 r = 0; r < RUNS; r++) sum += sums[r * TILE_ROWS];
-        const float* bias = (&mine)[i].bias;
-        value[i] = sum * scale + (bias ? bias[row] : 0);
+        value[i] = finished(sum, scale, (&mine)[i].bias, row);
     }
     if constexpr (MATRICES == 2) value[0] = swiglu(value[0], value[1]);
-    *to = mine.add ? before + value[0] : value[0];
+    *to = mine.add ? __fadd_rn(before, value[0]) : value[0];
 }
 #endif
 

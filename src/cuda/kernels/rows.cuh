@@ -258,15 +258,16 @@ __device__ __forceinline__ float attended(const Source& s, u32 c, u32 columns, u
     float sum = 0, total = 0;
     for (u32 k = 0; k < parts; k++) {
         const float weight = expf(scales[k].x - max);
-        sum += weight * partial[static_cast<u64>(k) * s.head_dim];
-        total += weight * scales[k].y;
+        sum = fmaf(weight, partial[static_cast<u64>(k) * s.head_dim], sum);
+        total = fmaf(weight, scales[k].y, total);
     }
     return sum / total;
 }
 
 // GELUS: GELU is among what may be asked for; it takes many registers.
 template <bool GELUS>
-__device__ __forceinline__ void source_four(const Source& s, u32 c, u32 slot, u32 columns, u32 i, float v[4]) {
+__device__ __forceinline__ void source_four(const Source& s, u32 c, u32 slot, u32 columns, u32 i,
+                                            float v[4]) {
     if (s.make == ATTENTION) {
         for (u32 k = 0; k < 4; k++) v[k] = i + k < columns ? attended(s, c, columns, i + k) : 0;
         return;
@@ -283,14 +284,16 @@ __device__ __forceinline__ void source_four(const Source& s, u32 c, u32 slot, u3
     if constexpr (GELUS) {
         // The exact form: x Φ(x) (Hendrycks and Gimpel, 2016).
         if (s.make == GELU)
-            for (u32 k = 0; k < 4; k++) v[k] = static_cast<float>(0.5 * v[k] * (1.0 + erf(v[k] / 1.4142135623730951)));
+            for (u32 k = 0; k < 4; k++)
+                v[k] = static_cast<float>(0.5 * v[k] * (1.0 + erf(v[k] / 1.4142135623730951)));
     }
 }
 
 // Makes row `c`, whose slot is `slot`, ready, and returns its scale. A thread takes the quads of elements
 // thread, thread + BLOCK, … throughout; others may look after a barrier.
 template <bool GELUS>
-__device__ __forceinline__ float make_row(const Source& s, u32 c, u32 slot, u32 columns, u32 stride, const Place& to) {
+__device__ __forceinline__ float make_row(const Source& s, u32 c, u32 slot, u32 columns, u32 stride,
+                                          const Place& to) {
     __shared__ float squares_room[WARPS], largest_room[WARPS];
     float squares = 0, largest = 0;
     // Some quads at once, so that a thread waits once for all of them.

@@ -51,8 +51,11 @@ __device__ __forceinline__ u32 half_field(const u8* tile, u32 at, u32 row) {
 
 // Words that `Fields` take of each type.
 __device__ constexpr u32 field_words(u32 type) {
-    return type == F16 || type == BF16 ? 4 : type == Q4_0 || type == Q4_1 ? 2 : type == Q8_0 || type == Q5_0 || type == Q5_1 ? 3
-         : type == Q5_K ? 8 : 6;
+    return type == Q4_0 || type == Q4_1                      ? 2
+           : type == Q8_0 || type == Q5_0 || type == Q5_1 ? 3
+           : type == F16 || type == BF16                  ? 4
+           : type == Q5_K                                 ? 8
+                                                          : 6;
 }
 
 // What a lane reads of a part of a row's group, as it lies in memory: read some groups ahead, for the
