@@ -534,20 +534,21 @@ fn a_step_is_one_launch_and_takes_no_memory() {
     assert_eq!(fake.calls("cuLaunchKernel"), 0);
 }
 
+fn request(prompt: &[u32], max_tokens: usize) -> Request<'_> {
+    Request {
+        prompt,
+        max_tokens,
+        sampler: SamplerParams::greedy(),
+        ignore_end: true,
+        ..Default::default()
+    }
+}
+
 /// A place of the page tables that changes twice before a launch has the last page, in whatever order the
 /// device takes the changes; and a launch that fails loses none.
 #[test]
 fn a_page_that_changes_twice_is_the_last_one() {
     let Some(fake) = Fake::find() else { return };
-    fn request(prompt: &[u32], max_tokens: usize) -> Request<'_> {
-        Request {
-            prompt,
-            max_tokens,
-            sampler: SamplerParams::greedy(),
-            ignore_end: true,
-            ..Default::default()
-        }
-    }
     for order in ["forward", "reverse"] {
         fake.reset();
         fake.set("MOR_EMULATED_ORDER", order);
@@ -618,6 +619,41 @@ fn everything(case: &str) -> Result<Vec<u32>, Error> {
     }
     assert_eq!(batch.tokens(id)?, &session.tokens()[..6]);
     Ok(session.tokens().to_vec())
+}
+
+/// A launch that fails is not the fault of the sequence that made an earlier one fail.
+#[test]
+fn a_failed_launch_is_nobodys_fault() {
+    let Some(fake) = Fake::find() else { return };
+    fake.reset();
+    {
+        let mut bytes = gguf_bytes("expert_middle_cycle", TensorType::F32);
+        let model = Model::from_bytes(bytes.clone()).unwrap();
+        let embedding = model.gguf().tensor("token_embd.weight").unwrap();
+        // A token of which nothing good comes.
+        let row = embedding.offset + 5 * embedding.columns() * size_of::<f32>();
+        bytes[row..row + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+        let model = Model::from_bytes_on(bytes, Device::Cuda(0)).unwrap();
+        let of_two = SessionParams {
+            sequences: 2,
+            ..params()
+        };
+        let mut batch = Batch::new(&model, &of_two).unwrap();
+        let bad = batch.add(&request(&[5], 0)).unwrap();
+        while !batch.is_idle() {
+            batch.tick().unwrap();
+        }
+        assert!(batch.failure(bad).unwrap().is_some());
+        let good = batch.add(&request(&[6, 7], 2)).unwrap();
+        fake.set("MOR_FAKE_CUDA_FAIL", "cuGraphLaunch:1=719");
+        assert!(matches!(batch.tick(), Err(Error::Device(_))));
+        while !batch.is_idle() {
+            batch.tick().unwrap();
+        }
+        assert!(batch.failure(good).unwrap().is_none());
+        assert_eq!(batch.tokens(good).unwrap().len(), 4);
+    }
+    fake.reset();
 }
 
 /// Whatever call of the driver fails, the result is an error, nothing leaks, and the next attempt works.

@@ -79,6 +79,8 @@ pub(crate) struct Gpu {
     changed: Vec<u32>,
     /// Room for the rows of a pass.
     new_rows: Vec<NewRow>,
+    /// The slot of the row that the last launch stumbled over.
+    culprit: Option<u32>,
     vocab: usize,
     // Sessions only: the row of the last token, whether the device drew what follows it, and where the
     // sampler stood.
@@ -160,6 +162,7 @@ impl Gpu {
             _weights: weights.clone(),
             changed: reserved(device_plan.changes)?,
             new_rows: reserved(device_plan.sizes.rows)?,
+            culprit: None,
             vocab: h.vocab_size,
             last_row: 0,
             draws: false,
@@ -262,6 +265,7 @@ impl Gpu {
 
     /// Runs a pass and waits for it.
     pub fn run(&mut self, pass: &Pass) -> Result<()> {
+        self.culprit = None;
         let input = self.plan.input;
         let new = std::mem::take(&mut self.new_rows);
         for (i, row) in new.iter().enumerate() {
@@ -330,8 +334,9 @@ impl Gpu {
     }
 
     /// What the device said went wrong.
-    fn check(&self) -> Result<()> {
+    fn check(&mut self) -> Result<()> {
         let report = self.get::<Report>(self.plan.output.report, 0);
+        self.culprit = (report.error != error::NONE).then_some(report.culprit);
         match report.error {
             error::NONE => Ok(()),
             error::SCORE_NOT_FINITE => Err(Error::not_finite("a router's score")),
@@ -340,10 +345,9 @@ impl Gpu {
         }
     }
 
-    /// The slot of the row that [`Gpu::run`]'s error is about.
+    /// The slot of the row that [`Gpu::run`]'s error is about; none when the launch itself failed.
     pub fn culprit(&self) -> Option<u32> {
-        let report = self.get::<Report>(self.plan.output.report, 0);
-        (report.error != error::NONE).then_some(report.culprit)
+        self.culprit
     }
 
     /// Where the row in a slot is after the last launch.
