@@ -1,8 +1,10 @@
 // All kernels but the one in conditional.cu, as one translation unit. tools/cuda/build.py compiles it for
 // devices, tests/cuda for the host.
-#include "products.cuh"
+#include "exact.cuh"
+#include "lone.cuh"
 #include "routing.cuh"
 #include "sampling.cuh"
+#include "wide.cuh"
 #ifdef MOR_EMULATED
 #include "conditional.cu"
 #endif
