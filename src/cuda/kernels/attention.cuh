@@ -248,6 +248,17 @@ struct AttentionParams {
     u32 stores;
 };
 
+// Adds two numbers of the cache, each times what every head has for it, to the heads' sums of both.
+__device__ __forceinline__ void add_for_heads(const float4& heads, const float2& numbers, float a[HEADS_TOGETHER],
+                                              float b[HEADS_TOGETHER]) {
+    const float of[HEADS_TOGETHER] = {heads.x, heads.y, heads.z, heads.w};
+#pragma unroll
+    for (u32 h = 0; h < HEADS_TOGETHER; h++) {
+        a[h] = fmaf(of[h], numbers.x, a[h]);
+        b[h] = fmaf(of[h], numbers.y, b[h]);
+    }
+}
+
 // A warp scores a page's entries: lane l takes entries 2 (l mod 8) and the next, and of each head the
 // elements l / 8, l / 8 + 4, …, whose four sums are put together at the end.
 template <u32 TYPE>
@@ -270,14 +281,7 @@ __device__ __forceinline__ void score_page(const u8* keys, const Room& room, u32
         for (u32 i = 0; i < TOGETHER; i++) {
             const float2 key = numbers<TYPE>(loaded[i]);
             const float4 query = q[start + 4 * i];
-            a[0] = fmaf(query.x, key.x, a[0]);
-            b[0] = fmaf(query.x, key.y, b[0]);
-            a[1] = fmaf(query.y, key.x, a[1]);
-            b[1] = fmaf(query.y, key.y, b[1]);
-            a[2] = fmaf(query.z, key.x, a[2]);
-            b[2] = fmaf(query.z, key.y, b[2]);
-            a[3] = fmaf(query.w, key.x, a[3]);
-            b[3] = fmaf(query.w, key.y, b[3]);
+            add_for_heads(query, key, a, b);
         }
     }
     float* scores = room.scores + (first + 2 * pair) * HEADS_TOGETHER;
@@ -366,14 +370,7 @@ __device__ __forceinline__ void attend(const AttentionParams& p, const Room& roo
                 if (j >= count) continue;
                 const float2 value = numbers<TYPE>(loaded[i]);
                 const float4 weight = reinterpret_cast<const float4*>(room.scores)[j];
-                a[0] = fmaf(weight.x, value.x, a[0]);
-                b[0] = fmaf(weight.x, value.y, b[0]);
-                a[1] = fmaf(weight.y, value.x, a[1]);
-                b[1] = fmaf(weight.y, value.y, b[1]);
-                a[2] = fmaf(weight.z, value.x, a[2]);
-                b[2] = fmaf(weight.z, value.y, b[2]);
-                a[3] = fmaf(weight.w, value.x, a[3]);
-                b[3] = fmaf(weight.w, value.y, b[3]);
+                add_for_heads(weight, value, a, b);
             }
         }
         float2* own = reinterpret_cast<float2*>(room.sums + w * HEADS_TOGETHER * ELEMENTS) + lane;
