@@ -174,20 +174,78 @@ fn every_type_agrees_with_the_cpu() {
     }
 }
 
-/// A small model whose matrices are random blocks of a type that is only read, wherever rows are whole
-/// blocks.
-fn random_blocks(ty: TensorType) -> Vec<u8> {
+/// A random model of two small layers in single precision, as a file.
+fn tiny(seed: u64) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
-    let (from, to) = (folder.path().join("a.gguf"), folder.path().join("b.gguf"));
+    let path = folder.path().join("tiny.gguf");
     let options = SynthOptions {
         shape: SynthShape::parse("tiny").unwrap(),
         layers: Some(2),
         ty: TensorType::F32,
-        seed: 3,
+        seed,
         mean_depth: None,
     };
-    synth(&from, &options, &mut Silent).unwrap();
-    let file = std::fs::read(&from).unwrap();
+    synth(&path, &options, &mut Silent).unwrap();
+    std::fs::read(&path).unwrap()
+}
+
+/// The same without a tokenizer and with other sizes: `sizes` are the numbers of the header that change,
+/// `reshape` changes a tensor's dimensions by its name, `fill` gives the bytes of one whose dimensions are
+/// new.
+fn resized(
+    seed: u64,
+    sizes: &[(&str, usize)],
+    reshape: impl Fn(&str, &mut [u64]),
+    mut fill: impl FnMut(&[u64], &[u8]) -> Vec<u8>,
+) -> Vec<u8> {
+    let file = tiny(seed);
+    let gguf = Gguf::parse(&file).unwrap();
+    let plans: Vec<TensorPlan> = gguf
+        .tensors()
+        .iter()
+        .map(|t| {
+            let mut dims = t.dims.clone();
+            reshape(&t.name, &mut dims);
+            TensorPlan {
+                name: t.name.to_string(),
+                ty: t.ty,
+                dims,
+            }
+        })
+        .collect();
+    let mut metadata = Metadata::new();
+    for (key, value) in gguf.metadata.iter() {
+        if !key.starts_with("tokenizer.") {
+            metadata.insert(key, value.clone());
+        }
+    }
+    let arch = metadata.str("general.architecture").unwrap().unwrap();
+    let arch = arch.to_string();
+    for (name, size) in sizes {
+        metadata.insert(format!("{arch}.{name}"), *size as u32);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("resized.gguf");
+    let mut writer = GgufWriter::create(&path, &metadata, &plans).unwrap();
+    for (t, plan) in gguf.tensors().iter().zip(&plans) {
+        let bytes = &file[t.offset..][..t.bytes];
+        if plan.dims == t.dims {
+            writer.write_tensor_bytes(bytes).unwrap();
+        } else {
+            writer.write_tensor_bytes(&fill(&plan.dims, bytes)).unwrap();
+        }
+        writer.next_tensor().unwrap();
+    }
+    writer.finish().unwrap();
+    std::fs::read(&path).unwrap()
+}
+
+/// A small model whose matrices are random blocks of a type that is only read, wherever rows are whole
+/// blocks.
+fn random_blocks(ty: TensorType) -> Vec<u8> {
+    let file = tiny(3);
+    let folder = tempfile::tempdir().unwrap();
+    let to = folder.path().join("b.gguf");
     let gguf = Gguf::parse(&file).unwrap();
     let fits = |t: &TensorInfo| {
         t.dims.len() == 2 && t.columns().is_multiple_of(ty.block_len()) && t.name.starts_with("blk")
@@ -263,66 +321,26 @@ fn types_that_are_only_read_agree_too() {
 fn large_matrices() -> Vec<u8> {
     const FEED_FORWARD: usize = 2048;
     const VOCAB: usize = 17_000;
-    let folder = tempfile::tempdir().unwrap();
-    let (from, to) = (folder.path().join("a.gguf"), folder.path().join("b.gguf"));
-    let options = SynthOptions {
-        shape: SynthShape::parse("tiny").unwrap(),
-        layers: Some(2),
-        ty: TensorType::F32,
-        seed: 7,
-        mean_depth: None,
-    };
-    synth(&from, &options, &mut Silent).unwrap();
-    let file = std::fs::read(&from).unwrap();
-    let gguf = Gguf::parse(&file).unwrap();
-    let plans: Vec<TensorPlan> = gguf
-        .tensors()
-        .iter()
-        .map(|t| {
-            let mut dims = t.dims.clone();
-            if t.name == "token_embd.weight" {
-                dims[1] = VOCAB as _;
-            } else if t.name.contains("ffn_gate") || t.name.contains("ffn_up") {
-                dims[1] = FEED_FORWARD as _;
-            } else if t.name.contains("ffn_down") {
-                dims[0] = FEED_FORWARD as _;
-            }
-            TensorPlan {
-                name: t.name.to_string(),
-                ty: t.ty,
-                dims,
-            }
-        })
-        .collect();
-    let mut metadata = Metadata::new();
-    for (key, value) in gguf.metadata.iter() {
-        if !key.starts_with("tokenizer.") {
-            metadata.insert(key, value.clone());
-        }
-    }
-    let arch = metadata.str("general.architecture").unwrap().unwrap();
-    let arch = arch.to_string();
-    metadata.insert(format!("{arch}.vocab_size"), VOCAB as u32);
-    metadata.insert(format!("{arch}.feed_forward_length"), FEED_FORWARD as u32);
-    let mut writer = GgufWriter::create(&to, &metadata, &plans).unwrap();
     let mut random = common::Random(11);
-    for (t, plan) in gguf.tensors().iter().zip(&plans) {
-        if plan.dims == t.dims {
-            writer
-                .write_tensor_bytes(&file[t.offset..][..t.bytes])
-                .unwrap();
-        } else {
-            let values = plan.dims.iter().map(|d| *d as usize).product::<usize>();
-            let size = (3.0 / plan.dims[0] as f32).sqrt();
-            let bytes: Vec<u8> = (0..values)
+    resized(
+        7,
+        &[("vocab_size", VOCAB), ("feed_forward_length", FEED_FORWARD)],
+        |name, dims| {
+            if name == "token_embd.weight" {
+                dims[1] = VOCAB as u64;
+            } else if name.contains("ffn_gate") || name.contains("ffn_up") {
+                dims[1] = FEED_FORWARD as u64;
+            } else if name.contains("ffn_down") {
+                dims[0] = FEED_FORWARD as u64;
+            }
+        },
+        |dims, _| {
+            let size = (3.0 / dims[0] as f32).sqrt();
+            (0..dims.iter().product())
                 .flat_map(|_| (size * random.unit()).to_le_bytes())
-                .collect();
-            writer.write_tensor_bytes(&bytes).unwrap();
-        }
-        writer.next_tensor().unwrap();
-    }
-    writer.finish().unwrap();
-    std::fs::read(&to).unwrap()
+                .collect()
+        },
+    )
 }
 
 /// Large matrices agree with the CPU's, and one row at a time, some and many give the same bits.
@@ -401,61 +419,19 @@ fn long_passes_change_no_bit() {
 /// A small model whose vocabulary of 1,024 tokens comes again and again, up to `vocab`: no token is the only
 /// one with its logit.
 fn repeated_vocabulary(vocab: usize) -> Vec<u8> {
-    let folder = tempfile::tempdir().unwrap();
-    let (from, to) = (folder.path().join("a.gguf"), folder.path().join("b.gguf"));
-    let options = SynthOptions {
-        shape: SynthShape::parse("tiny").unwrap(),
-        layers: Some(2),
-        ty: TensorType::F32,
-        seed: 5,
-        mean_depth: None,
-    };
-    synth(&from, &options, &mut Silent).unwrap();
-    let file = std::fs::read(&from).unwrap();
-    let gguf = Gguf::parse(&file).unwrap();
-    let plans: Vec<TensorPlan> = gguf
-        .tensors()
-        .iter()
-        .map(|t| {
-            let mut dims = t.dims.clone();
-            if t.name == "token_embd.weight" {
-                dims[1] = vocab as _;
+    resized(
+        5,
+        &[("vocab_size", vocab)],
+        |name, dims| {
+            if name == "token_embd.weight" {
+                dims[1] = vocab as u64;
             }
-            TensorPlan {
-                name: t.name.to_string(),
-                ty: t.ty,
-                dims,
-            }
-        })
-        .collect();
-    let mut metadata = Metadata::new();
-    for (key, value) in gguf.metadata.iter() {
-        if !key.starts_with("tokenizer.") {
-            metadata.insert(key, value.clone());
-        }
-    }
-    let arch = metadata.str("general.architecture").unwrap().unwrap();
-    metadata.insert(format!("{arch}.vocab_size"), vocab as u32);
-    let mut writer = GgufWriter::create(&to, &metadata, &plans).unwrap();
-    for (t, plan) in gguf.tensors().iter().zip(&plans) {
-        let bytes = &file[t.offset..][..t.bytes];
-        let rows = plan
-            .dims
-            .iter()
-            .skip(1)
-            .map(|d| *d as usize)
-            .product::<usize>();
-        for row in 0..rows {
-            let row_bytes = t.bytes / t.rows();
-            let at = row % t.rows() * row_bytes;
-            writer
-                .write_tensor_bytes(&bytes[at..][..row_bytes])
-                .unwrap();
-        }
-        writer.next_tensor().unwrap();
-    }
-    writer.finish().unwrap();
-    std::fs::read(&to).unwrap()
+        },
+        |dims, bytes| {
+            let all = dims.iter().product::<u64>() as usize * size_of::<f32>();
+            bytes.iter().copied().cycle().take(all).collect()
+        },
+    )
 }
 
 /// The device draws what the host draws from the device's logits.
