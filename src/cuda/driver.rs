@@ -211,6 +211,11 @@ impl Device {
             && f.cuGraphLaunch.is_some()
     }
 
+    /// Whether there are tensor cores for halves with sums in single precision.
+    pub fn has_tensor_cores(&self) -> bool {
+        self.architecture >= 80
+    }
+
     /// Whether a kernel can begin before the one before it has ended. The images for 9.0 are made for it.
     pub fn can_overlap(&self) -> bool {
         self.has_graphs()

@@ -1,11 +1,11 @@
 //! A decoder layer and what it is made of, as launches.
 
 use super::driver::Address;
+use super::launch::Function;
 use super::params::*;
-use super::program::{Kernels, MOST_SHARED, Writer};
+use super::program::{Kernels, MOST_SHARED, Products, Writer};
 use crate::error::Result;
 use crate::model::{Keys, Layer, LayerRun, Linear, PlaneTokens, RopePairing, Vector};
-use crate::quant::TensorType;
 
 impl<'a> Writer<'a> {
     /// Where keys are, for rows at each recursion; `run_at` tells the layer that runs there.
@@ -119,6 +119,7 @@ impl<'a> Writer<'a> {
             part_scales: self.at(partial_scales),
             visible: self.at(self.plan.visible),
             head_dim: cache.head_dim,
+            per_head: (1u64 << 32).div_ceil(u64::from(cache.head_dim)) as u32,
             parts,
             ..Source::new(make::ATTENTION, self.at(partial))
         };
@@ -139,58 +140,118 @@ impl<'a> Writer<'a> {
     /// Products of rows, made as `source` says, with matrices of as many columns. A lone row is made ready
     /// by the product itself, if shared memory has room for it; more rows by a kernel of their own before.
     pub(super) fn product(&mut self, source: Source, matrices: &[Matrix], view: View) {
-        let tiles = matrices.iter().map(|m| m.rows.div_ceil(TILE_ROWS)).sum();
-        let by_tensor_cores = self.by_tensor_cores(matrices);
-        let kernels = match by_tensor_cores {
-            true => self.kernels.product,
-            false => self.kernels.exact,
+        let params = self.product_params(source, matrices, view);
+        let Some((ready, _)) = self.by_tensor_cores(source, matrices) else {
+            return self.exact_product(params);
         };
-        let params = self.product_params(source, matrices, view, tiles);
-        let (rows, stride) = (self.rows as u32, params.input.stride as usize);
+        let of_one_type = || matrices.chunk_by(|a, b| a.ty == b.ty);
         if self.is_lone(&params) {
-            let blocks = match by_tensor_cores {
-                true => tiles.div_ceil(params.tiles_of_block),
-                false => tiles,
-            };
-            let shared = Kernels::row_shared(stride) as u32;
-            return self.launch(kernels.lone, [blocks, 1, 1], shared, &params);
+            for matrices in of_one_type() {
+                self.lone_product(source, matrices, view);
+            }
+            return;
         }
-        let floats = kernels.floats || 4 * stride > MOST_SHARED;
-        let ready = ReadyParams {
+        let (rows, stride) = (self.rows as u32, params.input.stride);
+        let outside = 4 * stride as usize > MOST_SHARED;
+        let ready_params = ReadyParams {
             view,
             source,
             out: params.input,
-            floats: u32::from(floats),
+            columns_of_run: GROUP * params.groups_of_run,
+            sums: u32::from(matrices.iter().any(|m| has_min(m.ty))),
+            outside: u32::from(outside),
             unused: 0,
         };
-        let shared = if floats { 0 } else { 4 * stride as u32 };
-        self.launch(self.kernels.ready, [rows, 1, 1], shared, &ready);
-        let wide = [tiles.div_ceil(WIDE_TILES), rows.div_ceil(WIDE), 1];
-        let enough = self.weights.device.multiprocessors / 2;
-        if let Some(kernel) = kernels
-            .wide
-            .filter(|_| rows > WIDE && wide[0] * wide[1] >= enough)
-        {
-            return self.launch(kernel, wide, 0, &params);
+        let shared = if outside { 0 } else { 4 * stride };
+        self.launch(ready, [rows, 1, 1], shared, &ready_params);
+        for matrices in of_one_type() {
+            self.ready_product(source, matrices, view);
         }
-        let (kernel, each) = match rows <= FEW {
-            true => (kernels.few, FEW),
-            false => (kernels.many, kernels.most),
+    }
+
+    /// Rows that are ready, with matrices of one type.
+    fn ready_product(&mut self, source: Source, matrices: &[Matrix], view: View) {
+        let Some((_, kernels)) = self.by_tensor_cores(source, matrices) else {
+            return;
         };
-        self.launch(kernel, [tiles, rows.div_ceil(each), 1], 0, &params);
+        let (few, many, wide) = (kernels.few, kernels.many, kernels.wide);
+        let params = self.product_params(source, matrices, view);
+        let rows = self.rows as u32;
+        let blocks = [params.tiles.div_ceil(WIDE_TILES), rows.div_ceil(WIDE), 1];
+        let enough = self.weights.device.multiprocessors / 2;
+        if rows > WIDE && blocks[0] * blocks[1] >= enough {
+            return self.launch(wide, blocks, 0, &params);
+        }
+        let (kernel, each) = if rows <= FEW {
+            (few, FEW)
+        } else {
+            (many, MANY)
+        };
+        self.launch(kernel, [params.tiles, rows.div_ceil(each), 1], 0, &params);
+    }
+
+    /// A lone row, with matrices of one type.
+    fn lone_product(&mut self, source: Source, matrices: &[Matrix], view: View) {
+        let Some((_, kernels)) = self.by_tensor_cores(source, matrices) else {
+            return;
+        };
+        let kernel = match source.make {
+            make::ATTENTION => kernels.lone_attention,
+            make::PLAIN => kernels.lone_plain,
+            _ => kernels.lone_norm,
+        };
+        let params = self.product_params(source, matrices, view);
+        self.launch_lone(kernel, &params);
+    }
+
+    fn launch_lone(&mut self, kernel: Function<ProductParams>, params: &ProductParams) {
+        let blocks = params.tiles.div_ceil(1 << params.log_tiles);
+        let shared = Kernels::row_shared(params.input.stride as usize) as u32;
+        self.launch(kernel, [blocks, 1, 1], shared, params);
+    }
+
+    /// In single precision throughout.
+    fn exact_product(&mut self, params: ProductParams) {
+        let (rows, shared) = (self.rows as u32, 4 * params.input.stride);
+        // With GELU, of a router's hidden layer, the product would take too many registers.
+        if rows == 1 && shared as usize <= MOST_SHARED && params.source.make != make::GELU {
+            return self.launch(
+                self.kernels.lone_exact,
+                [params.tiles, 1, 1],
+                shared,
+                &params,
+            );
+        }
+        let ready = ReadyParams {
+            view: params.view,
+            source: params.source,
+            out: params.input,
+            columns_of_run: 0,
+            sums: 0,
+            outside: 1,
+            unused: 0,
+        };
+        self.launch(self.kernels.floats, [rows, 1, 1], 0, &ready);
+        self.launch(
+            self.kernels.exact,
+            [params.tiles, rows.div_ceil(FEW), 1],
+            0,
+            &params,
+        );
     }
 
     /// A gate and what it lets through; tells what the rows are then made of. For a lone row both matrices
     /// are one product, which writes the result.
     fn swiglu(&mut self, source: Source, both: [Matrix; 2], view: View) -> Source {
         let [gate, up] = both;
-        let tiles = gate.rows.div_ceil(TILE_ROWS);
-        let params = self.product_params(source, &both, view, tiles);
-        let stride = params.input.stride as usize;
-        if self.is_lone(&params) && gate.ty == up.ty && self.by_tensor_cores(&both) {
-            let grid = [tiles.div_ceil(params.tiles_of_block), 1, 1];
-            let shared = Kernels::row_shared(stride) as u32;
-            self.launch(self.kernels.lone_swiglu, grid, shared, &params);
+        let mut params = self.product_params(source, &both, view);
+        let kernels = self.by_tensor_cores(source, &both);
+        if let Some((_, kernels)) = kernels.filter(|_| self.is_lone(&params) && gate.ty == up.ty) {
+            let kernel = kernels.lone_swiglu;
+            // A tile of each.
+            params.tiles /= 2;
+            params.log_tiles = self.log_tiles(params.tiles);
+            self.launch_lone(kernel, &params);
             return Source::new(make::PLAIN, gate.out);
         }
         self.product(source, &both, view);
@@ -200,44 +261,64 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Whether a product makes its input ready itself. With GELU, of a router's hidden layer, it would take
-    /// too many registers.
+    /// Whether a product by tensor cores makes its input ready itself.
     fn is_lone(&self, params: &ProductParams) -> bool {
         let shared = Kernels::row_shared(params.input.stride as usize);
-        self.rows == 1 && shared <= MOST_SHARED && params.source.make != make::GELU
+        let made = [make::NORM, make::PLAIN, make::ATTENTION].contains(&params.source.make);
+        self.rows == 1 && shared <= MOST_SHARED && made
     }
 
-    fn by_tensor_cores(&self, matrices: &[Matrix]) -> bool {
-        let single = TensorType::F32.gguf_id();
-        self.weights.device.architecture >= 80
-            && matrices[0].columns.is_multiple_of(GROUP)
-            && matrices.iter().all(|m| m.ty != single)
-    }
-
-    fn product_params(
+    /// Kernels for the first matrix's type, if tensor cores can do it with all.
+    fn by_tensor_cores(
         &self,
         source: Source,
         matrices: &[Matrix],
-        view: View,
-        tiles: u32,
-    ) -> ProductParams {
+    ) -> Option<(Function<ReadyParams>, &'a Products)> {
+        let kernels: &'a Kernels = self.kernels;
+        let whole = matrices[0].columns.is_multiple_of(GROUP);
+        let found = matrices
+            .iter()
+            .map(|m| kernels.by_tensor_cores(source.make, m.ty));
+        found
+            .rev()
+            .reduce(|all, one| all.and(one))
+            .flatten()
+            .filter(|_| whole)
+    }
+
+    fn product_params(&self, source: Source, matrices: &[Matrix], view: View) -> ProductParams {
         let mut all = [matrices[0]; 3];
         all[..matrices.len()].copy_from_slice(matrices);
+        let (mut first_tiles, mut tiles) = ([u32::MAX; 3], 0);
+        for (first, matrix) in first_tiles.iter_mut().zip(matrices) {
+            *first = tiles;
+            tiles += matrix.rows.div_ceil(TILE_ROWS);
+        }
         let columns = matrices[0].columns;
-        // As many as leave a block for every multiprocessor: what a block does before its first product is
-        // then done seldom.
-        let enough = self.weights.device.multiprocessors;
-        let tiles_of_block = [8, 4, 2].into_iter().find(|t| tiles / t >= enough);
+        let groups = columns.div_ceil(GROUP);
         ProductParams {
             matrices: all,
-            count: matrices.len() as u32,
-            groups: columns.div_ceil(GROUP),
+            first_tiles,
+            tiles,
+            groups,
+            groups_of_run: groups.div_ceil(RUNS).next_multiple_of(2),
+            log_tiles: self.log_tiles(tiles),
+            unused: 0,
             input: self.prepared(columns as usize),
             view,
             source,
-            tiles,
-            tiles_of_block: tiles_of_block.unwrap_or(1),
+            ahead: [Stretch { data: 0, bytes: 0 }; 3],
         }
+    }
+
+    /// Tiles that a block takes for a lone row: as many as leave a block for every multiprocessor, for what a
+    /// block does before its first product is then done seldom.
+    fn log_tiles(&self, tiles: u32) -> u32 {
+        let enough = self.weights.device.multiprocessors;
+        (1..=3)
+            .rev()
+            .find(|log| tiles >> log >= enough)
+            .unwrap_or(0)
     }
 
     /// A matrix whose results are written to `out`.

@@ -109,7 +109,7 @@ impl Gpu {
             true => Module::new(device, images::conditional(), false).ok(),
             false => None,
         };
-        let kernels = Kernels::find(&weights.module, conditional.as_ref())?;
+        let kernels = Kernels::find(weights, conditional.as_ref())?;
         let h = model.hyperparameters();
         kernels.prepare(&weights.module, h.head_dim)?;
         let mut buffer = Buffer::new(device, device_plan.bytes)?;

@@ -3,11 +3,14 @@
 
 use super::driver::Address;
 use crate::model::MAX_RECURSIONS;
+use crate::quant::TensorType;
 
 /// Threads of every block, and other sizes that the kernels have as constants.
 pub(super) const BLOCK: u32 = 256;
 pub(super) const TILE_ROWS: u32 = 16;
 pub(super) const GROUP: u32 = 32;
+/// Runs into which the columns of a product are cut.
+pub(super) const RUNS: u32 = BLOCK / 32;
 /// Rows of activations that a block of a product takes, at most.
 pub(super) const MANY: u32 = 32;
 pub(super) const FEW: u32 = 8;
@@ -50,7 +53,8 @@ structs! {
     }
     struct State { depth: u32, stage: u32, entry: u32, weight: f32, }
     struct Prepared {
-        floats: Address, halves: Address, scales: Address, sums: Address, columns: u32, stride: u32,
+        floats: Address, halves: Address, scales: Address, factors: Address, sums: Address,
+        columns: u32, stride: u32,
     }
     struct Matrix {
         data: Address, bias: Address, out: Address, ty: u32, rows: u32, columns: u32, row_bytes: u32,
@@ -78,12 +82,15 @@ structs! {
     struct CopyRowsParams { view: View, from: Address, to: Address, width: u32, unused: u32, }
     struct Source {
         a: Address, b: Address, part_scales: Address, visible: Address, make: u32, number: f32,
-        head_dim: u32, parts: u32,
+        head_dim: u32, per_head: u32, parts: u32, unused: u32,
     }
-    struct ReadyParams { view: View, source: Source, out: Prepared, floats: u32, unused: u32, }
+    struct ReadyParams {
+        view: View, source: Source, out: Prepared, columns_of_run: u32, sums: u32, outside: u32, unused: u32,
+    }
+    struct Stretch { data: Address, bytes: u64, }
     struct ProductParams {
-        matrices: [Matrix; 3], count: u32, groups: u32, input: Prepared, view: View, source: Source,
-        tiles: u32, tiles_of_block: u32,
+        matrices: [Matrix; 3], first_tiles: [u32; 3], tiles: u32, groups: u32, groups_of_run: u32,
+        log_tiles: u32, unused: u32, input: Prepared, view: View, source: Source, ahead: [Stretch; 3],
     }
     struct Cache {
         pages: Address, tables: Address, planes: u32, table_pages: u32, page_bytes: u32,
@@ -135,6 +142,14 @@ structs! {
     }
 }
 
+/// Whether weights of a type have a minimum, as `has_min` in weights.cuh.
+pub(super) fn has_min(ty: u32) -> bool {
+    use TensorType::{Q4_1, Q4_K, Q5_1, Q5_K};
+    [Q4_1, Q5_1, Q4_K, Q5_K]
+        .iter()
+        .any(|with| with.gguf_id() == ty)
+}
+
 impl Source {
     /// Rows `a`, of which is made what `make` says.
     pub fn new(make: u32, a: Address) -> Self {
@@ -146,7 +161,9 @@ impl Source {
             make,
             number: 0.0,
             head_dim: 0,
+            per_head: 0,
             parts: 0,
+            unused: 0,
         }
     }
 }
@@ -161,7 +178,7 @@ pub(super) mod keys {
 /// For [`Planes::recursion`] and [`SeatsParams::recursion`]: each row's own.
 pub(super) const ANY: u32 = u32::MAX;
 
-/// How a row's input is made (`Make` in rows.cuh).
+/// How a row's input is made (`Make` in ready.cuh).
 pub(super) mod make {
     pub const NORM: u32 = 0;
     pub const SCALED: u32 = 1;

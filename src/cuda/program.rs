@@ -9,24 +9,30 @@ use super::memory::Buffer;
 use super::params::*;
 use super::plan::DevicePlan;
 use super::weights::Weights;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kv::KvShape;
+use crate::memory::reserved;
 use crate::model::{
     Keys, KvStrategy, LayerRun, Linear, Model, Router, RouterFunction, RouterKind, RouterSpec,
     Stage,
 };
 use crate::plan::Region;
+use crate::quant::TensorType;
+use std::ffi::CStr;
 
 /// The kernels by name.
 pub(super) struct Kernels {
     begin: Function<BeginParams>,
     embed: Function<EmbedParams>,
     copy_rows: Function<CopyRowsParams>,
-    pub(super) ready: Function<ReadyParams>,
-    pub(super) product: Products,
-    /// Of a gate and what it lets through, for one row.
-    pub(super) lone_swiglu: Function<ProductParams>,
-    pub(super) exact: Products,
+    /// By what the rows are made of (`make`); none where products take floats only.
+    ready: Option<[Function<ReadyParams>; 6]>,
+    pub(super) floats: Function<ReadyParams>,
+    /// By tensor cores, for each type of matrices that the model has.
+    products: Vec<(u32, Products)>,
+    /// In single precision, for one row, which it makes ready, and for up to `FEW` a block.
+    pub(super) lone_exact: Function<ProductParams>,
+    pub(super) exact: Function<ProductParams>,
     pub(super) store: Function<StoreParams>,
     pub(super) attention: Function<AttentionParams>,
     seats: Function<SeatsParams>,
@@ -40,19 +46,49 @@ pub(super) struct Kernels {
     condition: Option<Function<ConditionParams>>,
 }
 
-/// Kernels of one kind of product.
+/// Kernels of products by tensor cores with matrices of one type.
 #[derive(Clone, Copy)]
 pub(super) struct Products {
-    /// For one row, which it makes ready.
-    pub lone: Function<ProductParams>,
-    /// For up to 8 rows a block, and for up to `most`.
+    /// For one row, which it makes ready, out of `NORM`, `PLAIN` or `ATTENTION`.
+    pub lone_norm: Function<ProductParams>,
+    pub lone_plain: Function<ProductParams>,
+    pub lone_attention: Function<ProductParams>,
+    /// The same of a norm, with a gate and what it lets through.
+    pub lone_swiglu: Function<ProductParams>,
+    /// For up to `FEW` rows a block, and for up to `MANY`.
     pub few: Function<ProductParams>,
     pub many: Function<ProductParams>,
-    pub most: u32,
     /// For `WIDE` rows and `WIDE_TILES` tiles a block, where so many blocks are enough.
-    pub wide: Option<Function<ProductParams>>,
-    /// They read floats.
-    pub floats: bool,
+    pub wide: Function<ProductParams>,
+}
+
+impl Products {
+    fn find(module: &Module, ty: TensorType) -> Result<Self> {
+        let find = |kind: &str| {
+            let name = format!("mor_{kind}_{}\0", ty.name().to_lowercase());
+            let name = CStr::from_bytes_with_nul(name.as_bytes());
+            module.function(name.map_err(|_| Error::device("a kernel's name"))?)
+        };
+        Ok(Products {
+            lone_norm: find("lone_product_norm")?,
+            lone_plain: find("lone_product_plain")?,
+            lone_attention: find("lone_product_attention")?,
+            lone_swiglu: find("lone_swiglu")?,
+            few: find("few_product")?,
+            many: find("many_product")?,
+            wide: find("wide_product")?,
+        })
+    }
+
+    /// The kernels that make a row ready, which takes shared memory.
+    fn lone(&self) -> [Function<ProductParams>; 4] {
+        [
+            self.lone_norm,
+            self.lone_plain,
+            self.lone_attention,
+            self.lone_swiglu,
+        ]
+    }
 }
 
 /// Bytes of dynamic shared memory that kernels may have which make rows ready. Every device from 7.0 on has
@@ -60,29 +96,33 @@ pub(super) struct Products {
 pub(super) const MOST_SHARED: usize = 56 << 10;
 
 impl Kernels {
-    pub fn find(module: &Module, conditional: Option<&Module>) -> Result<Self> {
+    /// The kernels that a model needs on a device.
+    pub fn find(weights: &Weights, conditional: Option<&Module>) -> Result<Self> {
+        let module = &weights.module;
+        let (mut ready, mut products) = (None, reserved(weights.types.len())?);
+        if weights.device.has_tensor_cores() {
+            let find = |name: &CStr| module.function(name);
+            ready = Some([
+                find(c"mor_ready_norm")?,
+                find(c"mor_ready_scaled")?,
+                find(c"mor_ready_gelu")?,
+                find(c"mor_ready_swiglu")?,
+                find(c"mor_ready_plain")?,
+                find(c"mor_ready_attention")?,
+            ]);
+            for ty in weights.types.iter().filter(|ty| **ty != TensorType::F32) {
+                products.push((ty.gguf_id(), Products::find(module, *ty)?));
+            }
+        }
         Ok(Kernels {
             begin: module.function(c"mor_begin")?,
             embed: module.function(c"mor_embed")?,
             copy_rows: module.function(c"mor_copy_rows")?,
-            ready: module.function(c"mor_ready")?,
-            product: Products {
-                lone: module.function(c"mor_lone_product")?,
-                few: module.function(c"mor_few_product")?,
-                many: module.function(c"mor_many_product")?,
-                most: MANY,
-                wide: Some(module.function(c"mor_wide_product")?),
-                floats: false,
-            },
-            lone_swiglu: module.function(c"mor_lone_swiglu")?,
-            exact: Products {
-                lone: module.function(c"mor_lone_exact")?,
-                few: module.function(c"mor_exact")?,
-                many: module.function(c"mor_exact")?,
-                most: FEW,
-                wide: None,
-                floats: true,
-            },
+            ready,
+            floats: module.function(c"mor_floats")?,
+            products,
+            lone_exact: module.function(c"mor_lone_exact")?,
+            exact: module.function(c"mor_exact")?,
             store: module.function(c"mor_store")?,
             attention: module.function(c"mor_attention")?,
             seats: module.function(c"mor_seats")?,
@@ -109,16 +149,36 @@ impl Kernels {
     }
 
     /// Bytes of shared memory in which a row of `stride` elements is made ready: floats, halves, and a sum
-    /// for each group.
+    /// for each group; halves and sums of one group more.
     pub(super) fn row_shared(stride: usize) -> usize {
-        6 * stride + 4 * (stride / GROUP as usize)
+        let group = GROUP as usize;
+        4 * stride + 2 * (stride + group) + 4 * (stride / group + 1)
+    }
+
+    /// By tensor cores: the kernel that makes rows ready out of what `make` says, and those of products with
+    /// matrices of a type.
+    pub(super) fn by_tensor_cores(
+        &self,
+        make: u32,
+        ty: u32,
+    ) -> Option<(Function<ReadyParams>, &Products)> {
+        let ready = self.ready.as_ref()?.get(make as usize)?;
+        let (_, products) = self.products.iter().find(|(of, _)| *of == ty)?;
+        Some((*ready, products))
     }
 
     /// Lets the kernels have what a model needs.
     pub fn prepare(&self, module: &Module, head_dim: usize) -> Result<()> {
         module.allow_shared_memory(self.attention, Self::attention_shared(head_dim))?;
-        module.allow_shared_memory(self.ready, MOST_SHARED)?;
-        for lone in [self.product.lone, self.exact.lone, self.lone_swiglu] {
+        for ready in self.ready.iter().flatten() {
+            module.allow_shared_memory(*ready, MOST_SHARED)?;
+        }
+        module.allow_shared_memory(self.lone_exact, MOST_SHARED)?;
+        for lone in self
+            .products
+            .iter()
+            .flat_map(|(_, products)| products.lone())
+        {
             module.allow_shared_memory(lone, MOST_SHARED)?;
         }
         Ok(())
@@ -592,6 +652,7 @@ impl<'a> Writer<'a> {
             floats: self.at(self.plan.floats),
             halves: self.at(self.plan.halves),
             scales: self.at(self.plan.scales),
+            factors: self.at(self.plan.factors),
             sums: self.at(self.plan.sums),
             columns: columns as u32,
             stride: (columns as u32).next_multiple_of(GROUP),

@@ -15,6 +15,8 @@ use crate::quant::tiles::{TILE_ROWS, interleave, is_tiled};
 pub(crate) struct Weights {
     pub(super) device: Shared<Device>,
     pub(super) module: Module,
+    /// Types of the tensors.
+    pub(super) types: Vec<TensorType>,
     place: Place,
     /// Of each tensor where it begins in the file and on the device, by the former.
     table: Vec<(usize, usize)>,
@@ -42,6 +44,12 @@ impl Weights {
         let device = Device::open(index)?;
         let module = Module::new(&device, images::for_device(&device)?, true)?;
         let tiled = h.layout == TensorLayout::Tiles16;
+        let mut types = reserved(TensorType::ALL.len())?;
+        for tensor in gguf.tensors() {
+            if !types.contains(&tensor.ty) {
+                types.push(tensor.ty);
+            }
+        }
         let mut table = reserved(gguf.tensors().len())?;
         if device.integrated && gguf.tensors().iter().all(|t| lies_ready(t, tiled)) {
             // Where the platform cannot do it, the weights are copied.
@@ -52,6 +60,7 @@ impl Weights {
                 return Ok(Weights {
                     device,
                     module,
+                    types,
                     place: Place::InPlace(registered),
                     table,
                 });
@@ -76,6 +85,7 @@ impl Weights {
         Ok(Weights {
             device,
             module,
+            types,
             place: Place::Copy(buffer),
             table,
         })

@@ -113,6 +113,22 @@ __device__ __forceinline__ float warp_max(float value) {
     return value;
 }
 
+#ifdef MOR_TENSOR_CORES
+// The largest of a warp's numbers.
+__device__ __forceinline__ u32 warp_most(u32 value) { return __reduce_max_sync(ALL_LANES, value); }
+#endif
+
+// 1 / √x to 22 bits and more.
+__device__ __forceinline__ float inverse_root(float x) {
+#ifdef MOR_EMULATED
+    return 1.0f / sqrtf(x);
+#else
+    float root;
+    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(x));
+    return root;
+#endif
+}
+
 // The sum over a block, for all its threads, in one fixed order. `room` [WARPS] is free again after
 // the next barrier.
 __device__ __forceinline__ float block_sum(float value, float* room) {

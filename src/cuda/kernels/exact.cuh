@@ -47,9 +47,9 @@ __device__ __forceinline__ void product_by_fma(const ProductParams& p) {
     const Matrix& m = p.matrices[matrix_of(p, tile)];
     const float* floats = p.input.floats;
     if constexpr (LONE) {
-        Place place;
-        make_lone_row(p, p.view.slots[0], row_room, place);
-        floats = place.floats;
+        make_floats<false>(p.source, 0, p.view.slots[0], p.input.columns, p.input.stride, row_room);
+        __syncthreads();
+        floats = row_room;
     }
     const u32 columns = LONE ? 1 : n;
     float sums[2][COLUMNS] = {};

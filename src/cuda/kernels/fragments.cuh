@@ -2,7 +2,7 @@
 // a warp's multiplication, activations beside them, and the multiplication. A lane (g, t) has rows g and g + 8
 // of a tile and the eight columns of part t of a group.
 #pragma once
-#include "rows.cuh"
+#include "ready.cuh"
 
 #ifdef MOR_TENSOR_CORES
 // Groups that a lane reads ahead of `MATRICES` matrices with `words` words: a power of two, which runs are
@@ -23,7 +23,7 @@ struct Reader {
 
     static constexpr u32 groups = block_columns(TYPE) == 1 ? 1 : block_columns(TYPE) / GROUP;
 
-    __device__ __forceinline__ Reader(const Matrix& m, u32 tile, u32 group) {
+    __device__ __forceinline__ void begin(const Matrix& m, u32 tile, u32 group) {
         const u8* data = m.data + static_cast<u64>(tile) * TILE_ROWS * m.row_bytes;
         if constexpr (block_columns(TYPE) == 1) {
             for (u32 upper = 0; upper < 2; upper++) {
@@ -146,15 +146,25 @@ __device__ __forceinline__ void add_products(const Fragments& f, const u32 b[2][
     }
 }
 
+// Words of weights that are zero, whatever the type.
+template <u32 WORDS>
+__device__ __forceinline__ void no_weights(u32 words[WORDS]) {
+    for (u32 i = 0; i < WORDS; i++) words[i] = 0;
+}
+
 // What a warp reads ahead of its first groups, `begin` to `end`, before it waits for its input.
 template <u32 TYPE, u32 MATRICES, u32 WORDS>
 __device__ __forceinline__ void read_ahead(const Matrix* m, u32 tile, u32 begin, u32 end, u32 words[WORDS]) {
     constexpr u32 each = 2 * field_words(TYPE), ahead = groups_ahead(TYPE, MATRICES, WORDS);
     for (u32 i = 0; i < MATRICES; i++) {
-        const Reader<TYPE> reader(m[i], tile, begin);
+        Reader<TYPE> reader;
+        reader.begin(m[i], tile, begin);
 #pragma unroll
         for (u32 a = 0; a < ahead; a++)
-            if (begin + a < end) reader.read(a, words + (a * MATRICES + i) * each);
+            if (begin + a < end)
+                reader.read(a, words + (a * MATRICES + i) * each);
+            else
+                no_weights<each>(words + (a * MATRICES + i) * each);
     }
 }
 
@@ -167,4 +177,9 @@ __device__ __forceinline__ float2 sums_of_columns(const Prepared& x, u32 row, u3
     return make_float2(sums[static_cast<u64>(row < last ? row : last) * each],
                        sums[static_cast<u64>(row + 1 < last ? row + 1 : last) * each]);
 }
+
+// For all types that tensor cores take: KERNELS(type, its name).
+#define MOR_EVERY_TYPE(KERNELS)                                                                         \
+    KERNELS(F16, f16) KERNELS(BF16, bf16) KERNELS(Q8_0, q8_0) KERNELS(Q4_0, q4_0) KERNELS(Q4_1, q4_1) \
+    KERNELS(Q5_0, q5_0) KERNELS(Q5_1, q5_1) KERNELS(Q4_K, q4_k) KERNELS(Q5_K, q5_k) KERNELS(Q6_K, q6_k)
 #endif

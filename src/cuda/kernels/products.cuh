@@ -6,43 +6,54 @@
 #pragma once
 #include "fragments.cuh"
 
+// Weights that will be wanted next, from the first of them on.
+struct Stretch {
+    const u8* data;
+    u64 bytes;
+};
+
 struct ProductParams {
+    // All of one type, but for single precision.
     Matrix matrices[3];
-    u32 count;
-    // Groups of 32 columns.
+    // The first tile of each, ~0 where there is none.
+    u32 first_tiles[3];
+    u32 tiles;
+    // Groups of 32 columns, and of those in a run.
     u32 groups;
+    u32 groups_of_run;
+    // A lone row: its block takes 2^these tiles, up to 8.
+    u32 log_tiles;
+    u32 unused;
     Prepared input;
     View view;
-    // A lone row: what it is made of, for the block makes it ready itself; how many tiles there are, and how
-    // many a block takes: 1, 2, 4 or 8.
+    // A lone row: what it is made of, for the block makes it ready itself.
     Source source;
-    u32 tiles;
-    u32 tiles_of_block;
+    Stretch ahead[3];
 };
 
 // Columns of activations that a block takes at most: with tensor cores, without.
 constexpr u32 MANY = 32;
 constexpr u32 FEW = 8;
 
-// A run: an eighth of the columns.
-constexpr u32 RUNS = WARPS;
-
 // Words of weights that a lane reads ahead: one block alone on a multiprocessor keeps 32 KiB of halves on
 // their way, about what the memory of an H100 needs to be busy.
 constexpr u32 AHEAD_WORDS = 32;
 
-__device__ __forceinline__ u32 groups_of_run(u32 groups) { return (groups + RUNS - 1) / RUNS; }
-
 // The matrix of a block's tile; `tile` becomes its number in the matrix.
 __device__ __forceinline__ u32 matrix_of(const ProductParams& p, u32& tile) {
-    u32 which = 0;
-    while (which + 1 < p.count) {
-        u32 tiles = (p.matrices[which].rows + TILE_ROWS - 1) / TILE_ROWS;
-        if (tile < tiles) break;
-        tile -= tiles;
-        which++;
-    }
+    const u32 which = (tile >= p.first_tiles[1]) + (tile >= p.first_tiles[2]);
+    tile -= p.first_tiles[which];
     return which;
+}
+
+// Has what comes next brought from memory into the second cache meanwhile, each block its share.
+__device__ __forceinline__ void prefetch_ahead(const ProductParams& p) {
+    constexpr u32 line = 128;
+    const u32 thread = (blockIdx.y * gridDim.x + blockIdx.x) * BLOCK + threadIdx.x;
+    const u64 step = static_cast<u64>(gridDim.x) * gridDim.y * BLOCK * line;
+#pragma unroll 1
+    for (u32 s = 0; s < 3; s++)
+        for (u64 i = static_cast<u64>(thread) * line; i < p.ahead[s].bytes; i += step) prefetch(p.ahead[s].data + i);
 }
 
 // Where the product of row `row` of a matrix and a row of activations is written or added.
@@ -52,32 +63,18 @@ __device__ __forceinline__ float* element(const Matrix& m, u32 row, u32 c, u32 s
 
 // A product out of its sum. Rounded after each step in every kernel: where the compiler may fuse it might do so
 // in one and not in another.
-__device__ __forceinline__ float finished(float sum, float scale, const float* bias, u32 row) {
-    const float product = __fmul_rn(sum, scale);
+__device__ __forceinline__ float finished(float sum, float factor, const float* bias, u32 row) {
+    const float product = __fmul_rn(sum, factor);
     return bias ? __fadd_rn(product, bias[row]) : product;
 }
 
-// Makes a lone row ready in shared memory: floats, halves, sums. GELU is not asked for.
-__device__ __forceinline__ float make_lone_row(const ProductParams& p, u32 slot, float* shared, Place& place) {
-    const u32 stride = p.input.stride;
-    u16* halves = reinterpret_cast<u16*>(shared + stride);
-    place = {shared, halves, reinterpret_cast<float*>(halves + stride)};
-    const float scale = make_row<false>(p.source, 0, slot, p.input.columns, stride, place);
-    __syncthreads();
-    return scale;
-}
-
-// A kernel by tensor cores; `BLOCKS`: as many as a multiprocessor has registers for.
 #ifdef MOR_TENSOR_CORES
-#define MOR_PRODUCT(name, CALL, BLOCKS)                                                                  \
-    extern "C" __global__ void __launch_bounds__(BLOCK, BLOCKS) name(const ProductParams p) { CALL(p); } \
+// A kernel of which a multiprocessor has registers for two blocks. One for each type: instructions come from
+// memory too, and what runs once is waited for, so code has to be short and without jumps.
+#define MOR_PRODUCT(name, ...)                                                                                \
+    extern "C" __global__ void __launch_bounds__(BLOCK, 2) name(const ProductParams p) { (__VA_ARGS__)(p); } \
     MOR_KERNEL(name)
-#else
-#define MOR_PRODUCT(name, CALL, BLOCKS) \
-    extern "C" __global__ void __launch_bounds__(BLOCK) name(const ProductParams p) {}
-#endif
 
-#ifdef MOR_TENSOR_CORES
 // A warp's run of a tile, groups `begin` to `end`, against rows `first` to `n` of `x`, at most `TILES` times
 // eight.
 template <u32 TYPE, u32 TILES, u32 WORDS>
@@ -85,7 +82,8 @@ __device__ __forceinline__ void multiply(const Matrix& m, u32 tile, u32 begin, u
                                          u32 n, u32 words[WORDS], float sums[TILES][4]) {
     constexpr u32 words_each = 2 * field_words(TYPE), ahead = groups_ahead(TYPE, 1, WORDS);
     const u32 used = (n - first + 7) / 8;
-    Reader<TYPE> reader(m, tile, begin);
+    Reader<TYPE> reader;
+    reader.begin(m, tile, begin);
     // Beyond the last row that again: what comes of it is not written.
     const u16* rows[TILES];
 #pragma unroll
@@ -120,9 +118,11 @@ __device__ __forceinline__ void multiply(const Matrix& m, u32 tile, u32 begin, u
 // Floats from one column of a warp's sums to the next, so that a warp's writes meet all banks.
 constexpr u32 COLUMN_STRIDE = TILE_ROWS + 4;
 
-// Adds up the warps' sums of a matrix. Thread i gets elements i, i + BLOCK, … of the tile, [columns][rows].
+// Adds up the warps' sums of a matrix, each times its run's scale in `scales` of the column. Thread i gets
+// elements i, i + BLOCK, … of the tile, [columns][rows].
 template <u32 TILES>
-__device__ __forceinline__ void add_warps(const float sums[TILES][4], float* parts, float out[(TILES + 1) / 2]) {
+__device__ __forceinline__ void add_warps(const float sums[TILES][4], float* parts, const float* scales, u32 columns_used,
+                                          float out[(TILES + 1) / 2]) {
     constexpr u32 columns = 8 * TILES;
     const u32 g = lane_index() / 4, t = lane_index() % 4;
     for (u32 c = 0; c < TILES; c++)
@@ -132,51 +132,49 @@ __device__ __forceinline__ void add_warps(const float sums[TILES][4], float* par
     for (u32 k = 0; k < (TILES + 1) / 2; k++) {
         const u32 i = threadIdx.x + k * BLOCK;
         out[k] = 0;
-        if (i >= TILE_ROWS * columns) break;
+        const u32 c = i / TILE_ROWS;
+        if (i >= TILE_ROWS * columns || c >= columns_used) break;
         for (u32 w = 0; w < WARPS; w++)
-            out[k] += parts[(w * columns + i / TILE_ROWS) * COLUMN_STRIDE + i % TILE_ROWS];
+            out[k] = fmaf(parts[(w * columns + c) * COLUMN_STRIDE + i % TILE_ROWS], scales[c * RUNS + w], out[k]);
     }
 }
 
 
 // Rows that are ready.
-template <u32 TILES>
-__device__ __forceinline__ void product_by_tensor_cores(const ProductParams& p) {
+template <u32 TYPE, u32 TILES>
+__device__ __forceinline__ void ready_product(const ProductParams& p) {
     // Few words, for the sums and the activations take many registers.
     constexpr u32 WORDS = TILES > 1 ? 16 : AHEAD_WORDS;
     __shared__ float parts[RUNS * 8 * TILES * COLUMN_STRIDE];
     let_next_begin();
     u32 tile = blockIdx.x;
     const Matrix& m = p.matrices[matrix_of(p, tile)];
-    const u32 each = groups_of_run(p.groups), begin = warp_index() * each;
+    const u32 each = p.groups_of_run, begin = warp_index() * each;
     const u32 end = begin + each < p.groups ? begin + each : p.groups;
     u32 words[WORDS];
-#define MOR_AHEAD(TYPE) \
-    if constexpr (TYPE != F32) read_ahead<TYPE, 1, WORDS>(&m, tile, begin, end, words)
-    MOR_FOR_TYPE(m.type, MOR_AHEAD)
-#undef MOR_AHEAD
+    read_ahead<TYPE, 1, WORDS>(&m, tile, begin, end, words);
+    prefetch_ahead(p);
     wait_for_previous();
     const u32 n = *p.view.count, first = blockIdx.y * 8 * TILES;
     if (first >= n) return;
     float sums[TILES][4] = {};
-#define MOR_MULTIPLY(TYPE) \
-    if constexpr (TYPE != F32) multiply<TYPE, TILES, WORDS>(m, tile, begin, end, p.input, first, n, words, sums)
-    MOR_FOR_TYPE(m.type, MOR_MULTIPLY)
-#undef MOR_MULTIPLY
+    multiply<TYPE, TILES, WORDS>(m, tile, begin, end, p.input, first, n, words, sums);
     constexpr u32 mine = (TILES + 1) / 2;
     float out[mine];
-    add_warps<TILES>(sums, parts, out);
+    add_warps<TILES>(sums, parts, p.input.scales + static_cast<u64>(first) * RUNS, n - first, out);
     for (u32 k = 0; k < mine; k++) {
         const u32 i = threadIdx.x + k * BLOCK;
         const u32 row = tile * TILE_ROWS + i % TILE_ROWS, c = first + i / TILE_ROWS;
         if (i >= TILE_ROWS * 8 * TILES || row >= m.rows || c >= n) continue;
-        const float value = finished(out[k], p.input.scales[c], m.bias, row);
+        const float value = finished(out[k], p.input.factors[c], m.bias, row);
         float* to = element(m, row, c, m.by_slot ? p.view.slots[c] : 0);
         *to = m.add ? __fadd_rn(*to, value) : value;
     }
 }
-#endif
 
 // Rows that are ready, 8 or 32 a block. grid: (tiles of the matrices, rows / 8 or 32).
-MOR_PRODUCT(mor_few_product, product_by_tensor_cores<1>, 2)
-MOR_PRODUCT(mor_many_product, product_by_tensor_cores<MANY / 8>, 2)
+#define MOR_READY_PRODUCTS(TYPE, type)                                    \
+    MOR_PRODUCT(mor_few_product_##type, ready_product<TYPE, 1>)           \
+    MOR_PRODUCT(mor_many_product_##type, ready_product<TYPE, MANY / 8>)
+MOR_EVERY_TYPE(MOR_READY_PRODUCTS)
+#endif

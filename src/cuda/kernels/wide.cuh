@@ -37,27 +37,31 @@ struct Loader {
 // All groups of a warp's tile against rows `first` to `n` of `x`, of which those of the block begin at
 // `first_of_block`. `sums` gets them run by run.
 template <u32 TYPE, u32 TILES>
-__device__ __forceinline__ void multiply_wide(const Matrix& m, u32 tile, u32 groups, const Prepared& x,
-                                              u32 first_of_block, u32 first, u32 n, u16* chunks,
+__device__ __forceinline__ void multiply_wide(const Matrix& m, u32 tile, u32 groups, u32 each,
+                                              const Prepared& x, u32 first_of_block, u32 first, u32 n, u16* chunks,
                                               float sums[TILES][4]) {
     constexpr u32 WORDS = 16, words_each = 2 * field_words(TYPE), ahead = groups_ahead(TYPE, 1, WORDS);
     static_assert(WIDE_CHUNK % ahead == 0, "the words of a group have a fixed place");
     u32 words[WORDS];
     read_ahead<TYPE, 1, WORDS>(&m, tile, 0, groups, words);
-    Reader<TYPE> reader(m, tile, 0);
+    Reader<TYPE> reader;
+    reader.begin(m, tile, 0);
     Loader loader = {};
     loader.read(x, first_of_block, n, 0);
     float run[TILES][4] = {};
-    const u32 each = groups_of_run(groups);
-    u32 next = each;
+    u32 next = each, run_number = 0;
     const auto finish_run = [&] {
 #pragma unroll
         for (u32 c = 0; c < TILES; c++)
             for (u32 i = 0; i < 4; i++) {
-                sums[c][i] += run[c][i];
+                // Beyond the last row that again.
+                const u32 column = first + 8 * c + 2 * (lane_index() % 4) + i % 2;
+                const float scale = x.scales[(column < n ? column : n - 1) * RUNS + run_number];
+                sums[c][i] = fmaf(run[c][i], scale, sums[c][i]);
                 run[c][i] = 0;
             }
         next += each;
+        run_number++;
     };
     const u32 row = (first - first_of_block + lane_index() / 4) * WIDE_STRIDE;
     for (u32 start = 0, turn = 0; start < groups; start += WIDE_CHUNK, turn ^= 1) {
@@ -89,6 +93,7 @@ __device__ __forceinline__ void multiply_wide(const Matrix& m, u32 tile, u32 gro
 
 // Many rows that are ready: blocks enough come together without sharing a tile's columns among the warps, and
 // the activations, which all warps of a block need, are read once.
+template <u32 TYPE>
 __device__ __forceinline__ void wide_product(const ProductParams& p) {
     constexpr u32 TILES = WIDE / 2 / 8;
     // Two chunks: while one is used by slow warps, quick ones write the other.
@@ -103,23 +108,20 @@ __device__ __forceinline__ void wide_product(const ProductParams& p) {
     if (!has_tile) tile = p.tiles - 1;
     const Matrix& m = p.matrices[matrix_of(p, tile)];
     float sums[TILES][4] = {};
-#define MOR_MULTIPLY(TYPE)     \
-    if constexpr (TYPE != F32) \
-    multiply_wide<TYPE, TILES>(m, tile, p.groups, p.input, first_of_block, first, n, chunks, sums)
-    MOR_FOR_TYPE(m.type, MOR_MULTIPLY)
-#undef MOR_MULTIPLY
+    multiply_wide<TYPE, TILES>(m, tile, p.groups, p.groups_of_run, p.input, first_of_block, first, n, chunks, sums);
     if (!has_tile) return;
     for (u32 c = 0; c < TILES; c++)
         for (u32 i = 0; i < 4; i++) {
             const u32 row = tile * TILE_ROWS + lane_index() / 4 + i / 2 * 8;
             const u32 column = first + 8 * c + 2 * (lane_index() % 4) + i % 2;
             if (row >= m.rows || column >= n) continue;
-            const float value = finished(sums[c][i], p.input.scales[column], m.bias, row);
+            const float value = finished(sums[c][i], p.input.factors[column], m.bias, row);
             float* to = element(m, row, column, m.by_slot ? p.view.slots[column] : 0);
             *to = m.add ? __fadd_rn(*to, value) : value;
         }
 }
-#endif
 
 // grid: (tiles / 4, rows / 64).
-MOR_PRODUCT(mor_wide_product, wide_product, 2)
+#define MOR_WIDE_PRODUCT(TYPE, type) MOR_PRODUCT(mor_wide_product_##type, wide_product<TYPE>)
+MOR_EVERY_TYPE(MOR_WIDE_PRODUCT)
+#endif
