@@ -120,6 +120,8 @@ pub(super) struct Device {
     /// Compute capability, 90 for 9.0.
     pub architecture: u32,
     pub multiprocessors: u32,
+    /// Bytes of shared memory that a block may have.
+    shared: usize,
     /// Whether it shares the host's memory.
     pub integrated: bool,
     /// Never unloaded: a driver leaves threads and handlers behind.
@@ -153,6 +155,7 @@ impl Device {
             version: 0,
             architecture: 0,
             multiprocessors: 0,
+            shared: 0,
             integrated: false,
             _library: ManuallyDrop::new(library),
         };
@@ -179,6 +182,8 @@ impl Device {
         device.architecture = (10 * major + minor).unsigned_abs();
         let multiprocessors = device.attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         device.multiprocessors = multiprocessors.max(1).unsigned_abs();
+        let shared = device.attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        device.shared = shared.max(0).unsigned_abs() as usize;
         device.integrated = device.attribute(CU_DEVICE_ATTRIBUTE_INTEGRATED)? != 0;
         let mut context = null_mut();
         let f = &device.functions;
@@ -214,6 +219,13 @@ impl Device {
     /// Whether there are tensor cores for halves with sums in single precision.
     pub fn has_tensor_cores(&self) -> bool {
         self.architecture >= 80
+    }
+
+    /// Bytes of dynamic shared memory that the product of a lone row may have, beside what it declares.
+    pub fn lone_shared(&self) -> usize {
+        /// As much as `lone_product` in lone.cuh declares, and what the driver takes.
+        const DECLARED: usize = 10 << 10;
+        self.shared.saturating_sub(DECLARED)
     }
 
     /// Whether a kernel can begin before the one before it has ended. The images for 9.0 are made for it.

@@ -12,6 +12,7 @@ mod layer;
 mod memory;
 mod params;
 mod plan;
+mod product;
 mod program;
 mod session;
 mod weights;
@@ -111,7 +112,7 @@ impl Gpu {
         };
         let kernels = Kernels::find(weights, conditional.as_ref())?;
         let h = model.hyperparameters();
-        kernels.prepare(&weights.module, h.head_dim)?;
+        kernels.prepare(weights, h.head_dim)?;
         let mut buffer = Buffer::new(device, device_plan.bytes)?;
         // Copies take the whole output and whole pages, whatever of them was written.
         buffer.clear()?;
@@ -134,6 +135,7 @@ impl Gpu {
             kv: &plan.kv_shape,
             places,
             rows,
+            slot: ANY_SLOT,
             work: Vec::new(),
         };
         let mut programs = reserved(4)?;

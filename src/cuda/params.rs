@@ -11,6 +11,8 @@ pub(super) const TILE_ROWS: u32 = 16;
 pub(super) const GROUP: u32 = 32;
 /// Runs into which the columns of a product are cut.
 pub(super) const RUNS: u32 = BLOCK / 32;
+/// Bytes of shared memory for the weights of a lone row's product, at most, where more than one unit fits.
+pub(super) const MOST_RING: u32 = 72 << 10;
 /// Rows of activations that a block of a product takes, at most.
 pub(super) const MANY: u32 = 32;
 pub(super) const FEW: u32 = 8;
@@ -85,12 +87,11 @@ structs! {
         head_dim: u32, per_head: u32, parts: u32, unused: u32,
     }
     struct ReadyParams {
-        view: View, source: Source, out: Prepared, columns_of_run: u32, sums: u32, outside: u32, unused: u32,
+        view: View, source: Source, out: Prepared, columns_of_run: u32, sums: u32,
     }
-    struct Stretch { data: Address, bytes: u64, }
     struct ProductParams {
         matrices: [Matrix; 3], first_tiles: [u32; 3], tiles: u32, groups: u32, groups_of_run: u32,
-        log_tiles: u32, unused: u32, input: Prepared, view: View, source: Source, ahead: [Stretch; 3],
+        log_tiles: u32, stage_units: u32, slot: u32, unused: u32, input: Prepared, view: View, source: Source,
     }
     struct Cache {
         pages: Address, tables: Address, planes: u32, table_pages: u32, page_bytes: u32,
@@ -174,6 +175,9 @@ pub(super) mod keys {
     pub const KEPT_TOKENS: u32 = 1;
     pub const READ_ONLY: u32 = 2;
 }
+
+/// For [`ProductParams::slot`]: not known before the launch.
+pub(super) const ANY_SLOT: u32 = u32::MAX;
 
 /// For [`Planes::recursion`] and [`SeatsParams::recursion`]: each row's own.
 pub(super) const ANY: u32 = u32::MAX;

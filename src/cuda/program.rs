@@ -30,9 +30,10 @@ pub(super) struct Kernels {
     pub(super) floats: Function<ReadyParams>,
     /// By tensor cores, for each type of matrices that the model has.
     products: Vec<(u32, Products)>,
-    /// In single precision, for one row, which it makes ready, and for up to `FEW` a block.
-    pub(super) lone_exact: Function<ProductParams>,
-    pub(super) exact: Function<ProductParams>,
+    /// In single precision, with matrices of any type and of F32 only: for one row, which it makes ready, and for
+    /// up to `FEW` a block.
+    pub(super) lone_exact: [Function<ProductParams>; 2],
+    pub(super) exact: [Function<ProductParams>; 2],
     pub(super) store: Function<StoreParams>,
     pub(super) attention: Function<AttentionParams>,
     seats: Function<SeatsParams>,
@@ -91,8 +92,8 @@ impl Products {
     }
 }
 
-/// Bytes of dynamic shared memory that kernels may have which make rows ready. Every device from 7.0 on has
-/// so much for a block, beside what the kernels declare.
+/// Bytes of dynamic shared memory for a row in single precision. Every device from 7.0 on has so much for a block,
+/// beside what the kernel declares.
 pub(super) const MOST_SHARED: usize = 56 << 10;
 
 impl Kernels {
@@ -121,8 +122,14 @@ impl Kernels {
             ready,
             floats: module.function(c"mor_floats")?,
             products,
-            lone_exact: module.function(c"mor_lone_exact")?,
-            exact: module.function(c"mor_exact")?,
+            lone_exact: [
+                module.function(c"mor_lone_exact")?,
+                module.function(c"mor_lone_exact_f32")?,
+            ],
+            exact: [
+                module.function(c"mor_exact")?,
+                module.function(c"mor_exact_f32")?,
+            ],
             store: module.function(c"mor_store")?,
             attention: module.function(c"mor_attention")?,
             seats: module.function(c"mor_seats")?,
@@ -148,13 +155,6 @@ impl Kernels {
         4 * HEADS_TOGETHER as usize * (queries + PART as usize + warps * ELEMENTS)
     }
 
-    /// Bytes of shared memory in which a row of `stride` elements is made ready: floats, halves, and a sum
-    /// for each group; halves and sums of one group more.
-    pub(super) fn row_shared(stride: usize) -> usize {
-        let group = GROUP as usize;
-        4 * stride + 2 * (stride + group) + 4 * (stride / group + 1)
-    }
-
     /// By tensor cores: the kernel that makes rows ready out of what `make` says, and those of products with
     /// matrices of a type.
     pub(super) fn by_tensor_cores(
@@ -168,18 +168,18 @@ impl Kernels {
     }
 
     /// Lets the kernels have what a model needs.
-    pub fn prepare(&self, module: &Module, head_dim: usize) -> Result<()> {
+    pub fn prepare(&self, weights: &Weights, head_dim: usize) -> Result<()> {
+        let module = &weights.module;
         module.allow_shared_memory(self.attention, Self::attention_shared(head_dim))?;
-        for ready in self.ready.iter().flatten() {
-            module.allow_shared_memory(*ready, MOST_SHARED)?;
+        for exact in self.lone_exact {
+            module.allow_shared_memory(exact, MOST_SHARED)?;
         }
-        module.allow_shared_memory(self.lone_exact, MOST_SHARED)?;
         for lone in self
             .products
             .iter()
             .flat_map(|(_, products)| products.lone())
         {
-            module.allow_shared_memory(lone, MOST_SHARED)?;
+            module.allow_shared_memory(lone, weights.device.lone_shared())?;
         }
         Ok(())
     }
@@ -204,6 +204,8 @@ pub(super) struct Writer<'a> {
     pub places: Places<'a>,
     /// Most rows.
     pub rows: usize,
+    /// The slot of a lone row, if it is known.
+    pub slot: u32,
     pub work: Vec<Work>,
 }
 
@@ -211,6 +213,10 @@ impl<'a> Writer<'a> {
     /// A pass of a session: all rows enter, take their recursions and leave.
     pub fn session(mut self, program: &mut Program) -> Result<Vec<Work>> {
         let schedule = self.model.schedule();
+        // Rows take the first slots.
+        if self.rows == 1 {
+            self.slot = 0;
+        }
         self.enter()?;
         let routed = self.model.hyperparameters().router.is_some();
         for (number, stage) in schedule.stages.iter().enumerate() {

@@ -173,6 +173,38 @@ __device__ __forceinline__ void prefetch(const void* place) {
 #endif
 }
 
+#ifdef MOR_TENSOR_CORES
+// Copies sixteen bytes from memory to shared memory, or zeros where nothing is `wanted`. It is there when the
+// thread has waited for the group of copies that it closed after it.
+__device__ __forceinline__ void copy_async(void* to, const void* from, bool wanted = true) {
+#ifdef MOR_EMULATED
+    if (wanted)
+        __builtin_memcpy(to, from, 16);
+    else
+        __builtin_memset(to, 0, 16);
+#else
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
+                     static_cast<u32>(__cvta_generic_to_shared(to))),
+                 "l"(from), "r"(wanted ? 16 : 0)
+                 : "memory");
+#endif
+}
+
+__device__ __forceinline__ void close_copies() {
+#ifndef MOR_EMULATED
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits for all groups but the last `LEFT`.
+template <u32 LEFT>
+__device__ __forceinline__ void wait_for_copies() {
+#ifndef MOR_EMULATED
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+#endif
+}
+#endif
+
 // For kernels that read nothing ahead.
 __device__ __forceinline__ void enter() {
     let_next_begin();

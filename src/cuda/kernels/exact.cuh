@@ -35,7 +35,8 @@ __device__ __forceinline__ void tile_by_fma(const Matrix& m, u32 groups, const f
     }
 }
 
-template <bool LONE>
+// SINGLE: matrices of F32 only, as routers mostly are.
+template <bool LONE, bool SINGLE>
 __device__ __forceinline__ void product_by_fma(const ProductParams& p) {
     enter();
     constexpr u32 COLUMNS = LONE ? 1 : FEW;
@@ -54,7 +55,10 @@ __device__ __forceinline__ void product_by_fma(const ProductParams& p) {
     const u32 columns = LONE ? 1 : n;
     float sums[2][COLUMNS] = {};
 #define MOR_TILE(TYPE) tile_by_fma<TYPE, COLUMNS>(m, p.groups, floats, p.input.stride, tile, first, columns, sums)
-    MOR_FOR_TYPE(m.type, MOR_TILE)
+    if constexpr (SINGLE)
+        MOR_TILE(F32);
+    else
+        MOR_FOR_TYPE(m.type, MOR_TILE)
 #undef MOR_TILE
     const u32 g = lane_index() / 4, t = lane_index() % 4;
     for (u32 upper = 0; upper < 2; upper++)
@@ -78,8 +82,12 @@ __device__ __forceinline__ void product_by_fma(const ProductParams& p) {
 
 // Matrices of F32, rows that are not whole groups, devices without tensor cores for halves. grid: (tiles of
 // all matrices, rows / 8); `lone_exact` makes a lone row ready, with shared memory as above.
-extern "C" __global__ void __launch_bounds__(BLOCK) mor_lone_exact(const ProductParams p) { product_by_fma<true>(p); }
-MOR_KERNEL(mor_lone_exact)
-
-extern "C" __global__ void __launch_bounds__(BLOCK) mor_exact(const ProductParams p) { product_by_fma<false>(p); }
-MOR_KERNEL(mor_exact)
+#define MOR_EXACT(name, LONE, SINGLE)                                                   \
+    extern "C" __global__ void __launch_bounds__(BLOCK) name(const ProductParams p) { \
+        product_by_fma<LONE, SINGLE>(p);                                              \
+    }                                                                                 \
+    MOR_KERNEL(name)
+MOR_EXACT(mor_lone_exact, true, false)
+MOR_EXACT(mor_lone_exact_f32, true, true)
+MOR_EXACT(mor_exact, false, false)
+MOR_EXACT(mor_exact_f32, false, true)

@@ -146,12 +146,6 @@ __device__ __forceinline__ void add_products(const Fragments& f, const u32 b[2][
     }
 }
 
-// Words of weights that are zero, whatever the type.
-template <u32 WORDS>
-__device__ __forceinline__ void no_weights(u32 words[WORDS]) {
-    for (u32 i = 0; i < WORDS; i++) words[i] = 0;
-}
-
 // What a warp reads ahead of its first groups, `begin` to `end`, before it waits for its input.
 template <u32 TYPE, u32 MATRICES, u32 WORDS>
 __device__ __forceinline__ void read_ahead(const Matrix* m, u32 tile, u32 begin, u32 end, u32 words[WORDS]) {
@@ -161,10 +155,7 @@ __device__ __forceinline__ void read_ahead(const Matrix* m, u32 tile, u32 begin,
         reader.begin(m[i], tile, begin);
 #pragma unroll
         for (u32 a = 0; a < ahead; a++)
-            if (begin + a < end)
-                reader.read(a, words + (a * MATRICES + i) * each);
-            else
-                no_weights<each>(words + (a * MATRICES + i) * each);
+            if (begin + a < end) reader.read(a, words + (a * MATRICES + i) * each);
     }
 }
 

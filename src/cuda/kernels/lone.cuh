@@ -1,18 +1,119 @@
-// Products for a lone row, which the block makes ready itself.
+// Products for a lone row, which the block makes ready itself. Weights come through shared memory, each warp's
+// own into a ring of its own: so that enough of them are on their way, before the kernel's input is there too,
+// and the code is a short loop.
 #pragma once
 #include "products.cuh"
 
 #ifdef MOR_TENSOR_CORES
-// A warp's groups `begin` to `end` of a tile of one or two matrices against a lone row, of which `halves` and
-// `group_sums` are; `parts` [MATRICES][RUNS][TILE_ROWS] of this tile gets the sums of its runs, the first of
-// them `run`.
+// What a warp copies at a time: the tile's blocks of the same columns, which lie together; of plain types a
+// group of sixteen rows.
+template <u32 TYPE>
+struct Unit {
+    static constexpr bool plain = block_columns(TYPE) == 1;
+    static constexpr u32 groups = plain ? 1 : block_columns(TYPE) / GROUP;
+    static constexpr u32 bytes = plain ? TILE_ROWS * GROUP * 2 : TILE_ROWS * block_bytes(TYPE);
+
+    // A lane's place in the next unit: of plain types in the lower and in the upper eight rows.
+    const u8* from[2];
+
+    __device__ __forceinline__ void begin(const Matrix& m, u32 tile, u32 unit) {
+        if constexpr (plain) {
+            for (u32 upper = 0; upper < 2; upper++) {
+                // Beyond the last row that again: what comes of it is not written.
+                const u32 row = tile * TILE_ROWS + lane_index() / 4 + 8 * upper, last = m.rows - 1;
+                from[upper] = m.data + static_cast<u64>(row < last ? row : last) * m.row_bytes +
+                              2 * GROUP * unit + 16 * (lane_index() % 4);
+            }
+        } else {
+            from[0] = m.data + static_cast<u64>(tile) * TILE_ROWS * m.row_bytes +
+                      static_cast<u64>(unit) * bytes + 16 * lane_index();
+        }
+    }
+
+    // Copies the next unit, or zeros.
+    __device__ __forceinline__ void copy(u8* to, bool wanted) {
+        to += 16 * lane_index();
+        if constexpr (plain) {
+            for (u32 upper = 0; upper < 2; upper++) {
+                copy_async(to + upper * bytes / 2, from[upper], wanted);
+                from[upper] += 2 * GROUP;
+            }
+        } else {
+            for (u32 i = 0; i < bytes; i += 16 * WARP)
+                if (i + 16 * WARP <= bytes || i + 16 * lane_index() < bytes) copy_async(to + i, from[0] + i, wanted);
+            from[0] += bytes;
+        }
+    }
+
+    // A lane's fields of a group in a unit, as `Reader` reads them.
+    static __device__ __forceinline__ void read(const u8* unit, u32 g, u32 words[2 * field_words(TYPE)]) {
+        for (u32 upper = 0; upper < 2; upper++) {
+            u32* to = words + upper * field_words(TYPE);
+            if constexpr (plain) {
+                const uint4 bits = *reinterpret_cast<const uint4*>(unit + 16 * lane_index() + upper * bytes / 2);
+                to[0] = bits.x, to[1] = bits.y, to[2] = bits.z, to[3] = bits.w;
+            } else {
+                const Fields<TYPE> f =
+                    read_fields<TYPE>(unit, g, lane_index() / 4 + 8 * upper, lane_index() % 4);
+                for (u32 i = 0; i < field_words(TYPE); i++) to[i] = f.words[i];
+            }
+        }
+    }
+};
+
+// A warp's ring, for one or two matrices: stages of units, which stand side by side for both. The host gives
+// the number of units in a stage, as product.rs has it.
+constexpr u32 MOST_RING = 72 << 10;
+
 template <u32 TYPE, u32 MATRICES>
-__device__ __forceinline__ void multiply_lone(Reader<TYPE> readers[MATRICES], u32 begin, u32 end, u32 each,
+struct Ring {
+    static constexpr u32 unit_bytes = MATRICES * Unit<TYPE>::bytes;
+    static constexpr u32 stages = 4 * WARPS * unit_bytes <= MOST_RING ? 4 : 2;
+    // Groups of a tile that are multiplied together: runs are whole pairs.
+    static constexpr u32 step = MATRICES == 1 ? 2 : 1;
+
+    Unit<TYPE> units[MATRICES];
+    u8* room;
+    u32 stage_units;
+    // The next unit that is copied, and how many there are; a last half of a pair of groups has zeros beside it.
+    u32 next, last;
+
+    __device__ __forceinline__ void begin(const Matrix* m, u32 tile, u32 begin, u32 end, u32 units_of_stage, u8* to) {
+        constexpr u32 groups = Unit<TYPE>::groups;
+        stage_units = units_of_stage;
+        room = to + warp_index() * (stages * stage_units * unit_bytes);
+        next = begin / groups;
+        last = begin < end ? (end + groups - 1) / groups : next;
+        for (u32 i = 0; i < MATRICES; i++) units[i].begin(m[i], tile, next);
+#pragma unroll 1
+        for (u32 stage = 0; stage < stages; stage++) fill(stage);
+    }
+
+    __device__ __forceinline__ u8* stage(u32 number) const { return room + number * (stage_units * unit_bytes); }
+
+    __device__ __forceinline__ void fill(u32 number) {
+        u8* to = stage(number);
+        const u32 end = last + (groups_are_odd() ? 1 : 0);
+#pragma unroll 1
+        for (u32 u = 0; u < stage_units && next < end; u++, next++, to += unit_bytes)
+            for (u32 i = 0; i < MATRICES; i++) units[i].copy(to + i * Unit<TYPE>::bytes, next < last);
+        close_copies();
+    }
+
+    // Runs begin at even groups.
+    __device__ __forceinline__ bool groups_are_odd() const {
+        return step == 2 && Unit<TYPE>::groups == 1 && last % 2 == 1;
+    }
+};
+
+// A warp's groups `begin` to `end` of a tile against a lone row, of which `halves` and `group_sums` are; `parts`
+// [MATRICES][RUNS][TILE_ROWS] of this tile gets the sums of its runs `run` to `last_run`.
+template <u32 TYPE, u32 MATRICES>
+__device__ __forceinline__ void multiply_lone(Ring<TYPE, MATRICES>& ring, u32 begin, u32 end, u32 each,
                                               const u16* halves, const float* group_sums, u32 run, u32 last_run,
-                                              u32 words[AHEAD_WORDS], float* parts) {
-    constexpr u32 words_each = 2 * field_words(TYPE), ahead = groups_ahead(TYPE, MATRICES, AHEAD_WORDS);
-    // Groups between two questions whether there are more: runs are whole pairs.
-    constexpr u32 pair = ahead > 1 ? 2 : 1;
+                                              float* parts) {
+    constexpr u32 groups = Unit<TYPE>::groups, stages = Ring<TYPE, MATRICES>::stages;
+    constexpr u32 step = Ring<TYPE, MATRICES>::step, unit_bytes = Ring<TYPE, MATRICES>::unit_bytes;
     float sums[MATRICES][4] = {};
     u32 next = begin + each;
     const auto finish_run = [&] {
@@ -25,40 +126,49 @@ __device__ __forceinline__ void multiply_lone(Reader<TYPE> readers[MATRICES], u3
         run++;
         next += each;
     };
-    const u16* row = halves + GROUP * begin;
-    for (u32 start = begin; start < end; start += ahead) {
-#pragma unroll
-        for (u32 a = 0; a < ahead; a++) {
-            const u32 group = start + a;
-            if (a % pair == 0) {
-                if (a > 0 && group >= end) break;
-                if (group == next) finish_run();
+    const u32 stage_groups = ring.stage_units * groups;
+    u32 stage = 0;
+#pragma unroll 1
+    for (u32 group = begin, first = begin / groups * groups; group < end; first += stage_groups) {
+        wait_for_copies<stages - 1>();
+        __syncwarp();
+        const u8* units = ring.stage(stage);
+        const u32 until = first + stage_groups < end ? first + stage_groups : end;
+#pragma unroll 1
+        for (; group < until; group += step) {
+            if (group == next) finish_run();
+            u32 b[step][2][2], words[step][MATRICES][2 * field_words(TYPE)];
+            for (u32 k = 0; k < step; k++) {
+                const u8* unit = units + (group + k - first) / groups * unit_bytes;
+                read_activations<TYPE>(halves + GROUP * (group + k), b[k]);
+                for (u32 i = 0; i < MATRICES; i++)
+                    Unit<TYPE>::read(unit + i * Unit<TYPE>::bytes, (group + k) % groups, words[k][i]);
             }
-            u32 b[2][2];
-            read_activations<TYPE>(row + GROUP * a, b);
-            const float of_columns = has_min(TYPE) ? group_sums[group] : 0;
-            for (u32 i = 0; i < MATRICES; i++) {
-                u32* from = words + (a * MATRICES + i) * words_each;
-                const Fragments f = unpack<TYPE>(from, (readers[i].g + a) % Reader<TYPE>::groups);
-                if (group + ahead < end)
-                    readers[i].read(ahead + a, from);
-                else
-                    no_weights<words_each>(from);
-                add_products<TYPE>(f, b, of_columns, of_columns, sums[i]);
+            for (u32 k = 0; k < step; k++) {
+                const float of_columns = has_min(TYPE) ? group_sums[group + k] : 0;
+                for (u32 i = 0; i < MATRICES; i++)
+                    add_products<TYPE>(unpack<TYPE>(words[k][i], (group + k) % groups), b[k], of_columns, of_columns,
+                                       sums[i]);
             }
         }
-        for (u32 i = 0; i < MATRICES; i++) readers[i].advance(ahead);
-        row += GROUP * ahead;
+        __syncwarp();
+        ring.fill(stage);
+        stage = (stage + 1) % stages;
     }
+#pragma unroll 1
     while (run < last_run) finish_run();
+}
+
+// Bytes of shared memory in which a row is made ready, as `row_bytes` in product.rs.
+__device__ __forceinline__ u32 row_bytes(u32 stride) {
+    return (2 * (stride + GROUP) + 4 * (stride / GROUP + 1) + 15) / 16 * 16;
 }
 
 // A lone row with one matrix of several, or with two that are a gate and what it lets through.
 template <u32 TYPE, u32 MAKE, u32 MATRICES>
 __device__ __forceinline__ void lone_product(const ProductParams& p) {
-    constexpr u32 ahead = groups_ahead(TYPE, MATRICES, AHEAD_WORDS), words_each = 2 * field_words(TYPE);
     __shared__ float parts[WARPS * MATRICES * RUNS * TILE_ROWS], scales[RUNS], squares[RUNS];
-    MOR_DYNAMIC_SHARED(float, floats);
+    MOR_DYNAMIC_SHARED(float4, room);
     let_next_begin();
     // A warp takes as many runs of its tile as the block has tiles.
     const u32 log = p.log_tiles, place_of_tile = warp_index() << log >> 3;
@@ -66,31 +176,26 @@ __device__ __forceinline__ void lone_product(const ProductParams& p) {
     const u32 each = p.groups_of_run, begin = first_run * each;
     const u32 end = last_run * each < p.groups ? last_run * each : p.groups;
     u32 tile = (blockIdx.x << log) + place_of_tile;
-    const bool has_tile = tile < p.tiles;
-    if (!has_tile) tile = p.tiles - 1;
+    if (tile >= p.tiles) tile = p.tiles - 1;
     const Matrix* m = p.matrices;
     if constexpr (MATRICES == 1) m += matrix_of(p, tile);
-    Reader<TYPE> readers[MATRICES];
-    u32 words[AHEAD_WORDS];
-    for (u32 i = 0; i < MATRICES; i++) {
-        readers[i].begin(m[i], tile, begin);
-#pragma unroll
-        for (u32 a = 0; a < ahead; a++) {
-            u32* to = words + (a * MATRICES + i) * words_each;
-            if (begin + a < end)
-                readers[i].read(a, to);
-            else
-                no_weights<words_each>(to);
-        }
-    }
-    prefetch_source(p.source, p.input.columns);
-    prefetch_ahead(p);
+    // As in product.rs: the row's halves and sums, with half a pair of groups beyond the last, which is read too
+    // (its weights are zero); the rings.
+    const u32 stride = p.input.stride;
+    u16* halves = reinterpret_cast<u16*>(room);
+    const Place place = {halves, reinterpret_cast<float*>(halves + stride + GROUP), scales, squares};
+    u8* rings = reinterpret_cast<u8*>(halves) + row_bytes(stride);
+    Ring<TYPE, MATRICES> ring;
+    ring.begin(m, tile, begin, end, p.stage_units, rings);
+    if constexpr (MAKE == NORM) prefetch_source(p.source, p.input.columns);
     wait_for_previous();
-    const u32 n = *p.view.count, slot = p.view.slots[0], stride = p.input.stride;
-    if (n == 0) return;
-    // Half a pair of groups beyond the last is read too; their weights are zero.
-    u16* halves = reinterpret_cast<u16*>(floats + stride);
-    const Place place = {floats, halves, reinterpret_cast<float*>(halves + stride + GROUP), scales, squares};
+    const u32 n = *p.view.count;
+    u32 slot = p.slot;
+    if (slot == ANY_SLOT) {
+        // Of a row that is not there it may be any number.
+        slot = p.view.slots[0];
+        if (n == 0) return;
+    }
     if (threadIdx.x < GROUP) halves[stride + threadIdx.x] = 0;
     if (threadIdx.x == GROUP) place.sums[stride / GROUP] = 0;
     make_run<MAKE>(p.source, 0, slot, p.input.columns, warp_index(), GROUP * each, has_min(TYPE), place);
@@ -99,12 +204,13 @@ __device__ __forceinline__ void lone_product(const ProductParams& p) {
     const bool has_element = threadIdx.x < TILE_ROWS << log && my_tile < p.tiles;
     const Matrix& mine = p.matrices[MATRICES == 1 ? matrix_of(p, my_tile) : 0];
     const u32 row = my_tile * TILE_ROWS + threadIdx.x % TILE_ROWS;
-    const bool writes = has_element && row < mine.rows;
+    const bool writes = has_element && row < mine.rows && n > 0;
     float* to = element(mine, writes ? row : 0, 0, slot);
     const float before = writes && mine.add ? *to : 0;
     __syncthreads();
-    float* sums = parts + place_of_tile * (MATRICES * RUNS * TILE_ROWS);
-    multiply_lone<TYPE, MATRICES>(readers, begin, end, each, halves, place.sums, first_run, last_run, words, sums);
+    if (n == 0) return;
+    multiply_lone<TYPE, MATRICES>(ring, begin, end, each, halves, place.sums, first_run, last_run,
+                                  parts + place_of_tile * (MATRICES * RUNS * TILE_ROWS));
     __syncthreads();
     if (!writes) return;
     const float factor = factor_of<MAKE>(p.source, p.input.columns, squares);
@@ -120,10 +226,10 @@ __device__ __forceinline__ void lone_product(const ProductParams& p) {
 }
 
 // One matrix of several, and a gate with what it lets through. grid: (tiles / tiles of a block); dynamic shared
-// memory for the row's floats, halves and sums.
-#define MOR_LONE_PRODUCTS(TYPE, type)                                           \
-    MOR_PRODUCT(mor_lone_product_norm_##type, lone_product<TYPE, NORM, 1>)      \
-    MOR_PRODUCT(mor_lone_product_plain_##type, lone_product<TYPE, PLAIN, 1>)    \
+// memory as above.
+#define MOR_LONE_PRODUCTS(TYPE, type)                                                \
+    MOR_PRODUCT(mor_lone_product_norm_##type, lone_product<TYPE, NORM, 1>)           \
+    MOR_PRODUCT(mor_lone_product_plain_##type, lone_product<TYPE, PLAIN, 1>)         \
     MOR_PRODUCT(mor_lone_product_attention_##type, lone_product<TYPE, ATTENTION, 1>) \
     MOR_PRODUCT(mor_lone_swiglu_##type, lone_product<TYPE, NORM, 2>)
 MOR_EVERY_TYPE(MOR_LONE_PRODUCTS)

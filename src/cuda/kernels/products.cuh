@@ -6,12 +6,6 @@
 #pragma once
 #include "fragments.cuh"
 
-// Weights that will be wanted next, from the first of them on.
-struct Stretch {
-    const u8* data;
-    u64 bytes;
-};
-
 struct ProductParams {
     // All of one type, but for single precision.
     Matrix matrices[3];
@@ -21,22 +15,25 @@ struct ProductParams {
     // Groups of 32 columns, and of those in a run.
     u32 groups;
     u32 groups_of_run;
-    // A lone row: its block takes 2^these tiles, up to 8.
+    // A lone row: its block takes 2^these tiles, up to 8; units in a stage of a warp's ring; and its slot, if
+    // that is known.
     u32 log_tiles;
+    u32 stage_units;
+    u32 slot;
     u32 unused;
     Prepared input;
     View view;
     // A lone row: what it is made of, for the block makes it ready itself.
     Source source;
-    Stretch ahead[3];
 };
+
+constexpr u32 ANY_SLOT = 0xffffffffu;
 
 // Columns of activations that a block takes at most: with tensor cores, without.
 constexpr u32 MANY = 32;
 constexpr u32 FEW = 8;
 
-// Words of weights that a lane reads ahead: one block alone on a multiprocessor keeps 32 KiB of halves on
-// their way, about what the memory of an H100 needs to be busy.
+// Words of weights that a lane reads ahead.
 constexpr u32 AHEAD_WORDS = 32;
 
 // The matrix of a block's tile; `tile` becomes its number in the matrix.
@@ -44,16 +41,6 @@ __device__ __forceinline__ u32 matrix_of(const ProductParams& p, u32& tile) {
     const u32 which = (tile >= p.first_tiles[1]) + (tile >= p.first_tiles[2]);
     tile -= p.first_tiles[which];
     return which;
-}
-
-// Has what comes next brought from memory into the second cache meanwhile, each block its share.
-__device__ __forceinline__ void prefetch_ahead(const ProductParams& p) {
-    constexpr u32 line = 128;
-    const u32 thread = (blockIdx.y * gridDim.x + blockIdx.x) * BLOCK + threadIdx.x;
-    const u64 step = static_cast<u64>(gridDim.x) * gridDim.y * BLOCK * line;
-#pragma unroll 1
-    for (u32 s = 0; s < 3; s++)
-        for (u64 i = static_cast<u64>(thread) * line; i < p.ahead[s].bytes; i += step) prefetch(p.ahead[s].data + i);
 }
 
 // Where the product of row `row` of a matrix and a row of activations is written or added.
@@ -153,7 +140,6 @@ __device__ __forceinline__ void ready_product(const ProductParams& p) {
     const u32 end = begin + each < p.groups ? begin + each : p.groups;
     u32 words[WORDS];
     read_ahead<TYPE, 1, WORDS>(&m, tile, begin, end, words);
-    prefetch_ahead(p);
     wait_for_previous();
     const u32 n = *p.view.count, first = blockIdx.y * 8 * TILES;
     if (first >= n) return;

@@ -141,15 +141,14 @@ __device__ __forceinline__ void source_four(const Source& s, u32 c, u32 slot, u3
 // Where a row is made ready, in shared memory or not: as `Prepared`, but one row; and of each run the squares
 // of a norm.
 struct Place {
-    float* floats;
     u16* halves;
     float* sums;
     float* scales;
     float* squares;
 };
 
-// A warp makes a run of row `c`, whose slot is `slot`, ready; columns are whole groups. What other warps may
-// look at after a barrier. `floats` is room that only this warp uses.
+// A warp makes a run of row `c`, whose slot is `slot`, ready; columns are whole groups. Other warps may look at
+// it after a barrier.
 template <u32 MAKE>
 __device__ __forceinline__ void make_run(const Source& s, u32 c, u32 slot, u32 columns, u32 run, u32 columns_of_run,
                                          bool sums, const Place& to) {
@@ -157,38 +156,36 @@ __device__ __forceinline__ void make_run(const Source& s, u32 c, u32 slot, u32 c
     constexpr u32 some = MAKE == GELU || MAKE == SCALED ? 1 : MAKE == ATTENTION ? 2 : 4, step = 4 * WARP;
     const u32 begin = run * columns_of_run, end = begin + columns_of_run < columns ? begin + columns_of_run : columns;
     float squares = 0, largest = 0;
+#pragma unroll 1
     for (u32 start = begin + 4 * lane_index(); start < end; start += some * step) {
-        float v[some][4];
+        float v[some][4] = {};
 #pragma unroll
         for (u32 q = 0; q < some; q++)
             if (start + q * step < end) source_four<MAKE>(s, c, slot, columns, start + q * step, v[q], squares);
 #pragma unroll
-        for (u32 q = 0; q < some; q++) {
-            if (start + q * step >= end) break;
+        for (u32 q = 0; q < some; q++)
             for (u32 k = 0; k < 4; k++) largest = fmaxf(largest, fabsf(v[q][k]));
-            *reinterpret_cast<float4*>(to.floats + start + q * step) =
-                make_float4(v[q][0], v[q][1], v[q][2], v[q][3]);
-        }
     }
     if constexpr (MAKE == NORM) squares = warp_sum(squares);
-    // Of numbers that are not negative, the bits have the same order, that of infinities and NaNs above.
-    const u32 bits = warp_most(__float_as_uint(largest));
-    u32 exponent = bits >> 23;
+    // Of numbers that are not negative the bits have the same order.
+    u32 exponent = warp_most(__float_as_uint(largest)) >> 23;
     if (exponent < 27) exponent = 27;
     if (exponent == 255) exponent = 127 + 14;
-    // Exponents of 2^(14 - e) and 2^(e - 14), where 2^e is in the largest.
+    // 2^(14 - e) and 2^(e - 14), where 2^e is in the largest.
     const float inverse = __uint_as_float((127 + 14 + 127 - exponent) << 23);
     if (lane_index() == 0) {
         to.scales[run] = __uint_as_float((exponent - 14) << 23);
         if constexpr (MAKE == NORM) to.squares[run] = squares;
     }
-    // All lanes of a warp come as often, for they add up the groups together: eight lanes one.
+    // Once more, out of the cache. All lanes of a warp come as often, for they add up the groups together: eight
+    // lanes one.
+#pragma unroll 1
     for (u32 start = begin; start < end; start += step) {
         const u32 i = start + 4 * lane_index();
-        float4 v = make_float4(0, 0, 0, 0);
-        if (i < end) v = *reinterpret_cast<const float4*>(to.floats + i);
-        const u32 low = pair_of_halves(v.x * inverse, v.y * inverse);
-        const u32 high = pair_of_halves(v.z * inverse, v.w * inverse);
+        float v[4] = {};
+        if (i < end) source_four<MAKE>(s, c, slot, columns, i, v, squares);
+        const u32 low = pair_of_halves(v[0] * inverse, v[1] * inverse);
+        const u32 high = pair_of_halves(v[2] * inverse, v[3] * inverse);
         if (i < end) *reinterpret_cast<uint2*>(to.halves + i) = make_uint2(low, high);
         if (!sums) continue;
         float sum = (half_to_float(low & 0xffff) + half_to_float(low >> 16)) +
@@ -221,10 +218,8 @@ struct ReadyParams {
     Source source;
     Prepared out;
     u32 columns_of_run;
-    // Whether `sums` are wanted, and whether `out` has the room for floats, not shared memory ([stride]).
+    // Whether `sums` are wanted.
     u32 sums;
-    u32 outside;
-    u32 unused;
 };
 
 #ifdef MOR_TENSOR_CORES
@@ -233,14 +228,12 @@ __device__ __forceinline__ void ready(const ReadyParams& p) {
     let_next_begin();
     prefetch_source(p.source, p.out.columns);
     wait_for_previous();
-    MOR_DYNAMIC_SHARED(float, row_room);
     __shared__ float squares[RUNS];
     const u32 c = blockIdx.x, slot = p.view.slots[c];
     if (c >= *p.view.count) return;
     const Prepared& out = p.out;
     const u64 row = static_cast<u64>(c) * out.stride;
-    const Place place = {p.outside ? out.floats + row : row_room, out.halves + row, out.sums + row / GROUP,
-                         out.scales + c * RUNS, squares};
+    const Place place = {out.halves + row, out.sums + row / GROUP, out.scales + c * RUNS, squares};
     make_run<MAKE>(p.source, c, slot, out.columns, warp_index(), p.columns_of_run, p.sums, place);
     if constexpr (MAKE == NORM) __syncthreads();
     if (threadIdx.x == 0) out.factors[c] = factor_of<MAKE>(p.source, out.columns, squares);

@@ -1,0 +1,234 @@
+//! Matrix products, as launches.
+
+use super::launch::Function;
+use super::params::*;
+use super::program::{Kernels, MOST_SHARED, Products, Writer};
+use crate::quant::TensorType;
+
+impl<'a> Writer<'a> {
+    /// Products of rows, made as `source` says, with matrices of as many columns. A lone row is made ready
+    /// by the product itself, if shared memory has room for it; more rows by a kernel of their own before.
+    pub(super) fn product(&mut self, source: Source, matrices: &[Matrix], view: View) {
+        let params = self.product_params(source, matrices, view);
+        let Some((ready, _)) = self.by_tensor_cores(source, matrices) else {
+            return self.exact_product(params, matrices);
+        };
+        let of_one_type = || matrices.chunk_by(|a, b| a.ty == b.ty);
+        if of_one_type().all(|matrices| self.lone(source, matrices, 1, view).is_some()) {
+            for matrices in of_one_type() {
+                self.lone_product(source, matrices, view);
+            }
+            return;
+        }
+        let ready_params = ReadyParams {
+            view,
+            source,
+            out: params.input,
+            columns_of_run: GROUP * params.groups_of_run,
+            sums: u32::from(matrices.iter().any(|m| has_min(m.ty))),
+        };
+        self.launch(ready, [self.rows as u32, 1, 1], 0, &ready_params);
+        for matrices in of_one_type() {
+            self.ready_product(source, matrices, view);
+        }
+    }
+
+    /// A gate and what it lets through; tells what the rows are then made of. For a lone row both matrices
+    /// are one product, which writes the result.
+    pub(super) fn swiglu(&mut self, source: Source, both: [Matrix; 2], view: View) -> Source {
+        let [gate, up] = both;
+        let kernels = self.by_tensor_cores(source, &both);
+        let lone = self.lone(source, &both, 2, view);
+        if let (Some((_, kernels)), Some(lone), true) = (kernels, lone, gate.ty == up.ty) {
+            self.launch_lone(kernels.lone_swiglu, &lone);
+            return Source::new(make::PLAIN, gate.out);
+        }
+        self.product(source, &both, view);
+        Source {
+            b: up.out,
+            ..Source::new(make::SWIGLU, gate.out)
+        }
+    }
+
+    /// Rows that are ready, with matrices of one type.
+    fn ready_product(&mut self, source: Source, matrices: &[Matrix], view: View) {
+        let Some((_, kernels)) = self.by_tensor_cores(source, matrices) else {
+            return;
+        };
+        let params = self.product_params(source, matrices, view);
+        let rows = self.rows as u32;
+        let blocks = [params.tiles.div_ceil(WIDE_TILES), rows.div_ceil(WIDE), 1];
+        let enough = self.weights.device.multiprocessors / 2;
+        if rows > WIDE && blocks[0] * blocks[1] >= enough {
+            return self.launch(kernels.wide, blocks, 0, &params);
+        }
+        let (kernel, each) = match rows <= FEW {
+            true => (kernels.few, FEW),
+            false => (kernels.many, MANY),
+        };
+        self.launch(kernel, [params.tiles, rows.div_ceil(each), 1], 0, &params);
+    }
+
+    /// A lone row, with matrices of one type.
+    fn lone_product(&mut self, source: Source, matrices: &[Matrix], view: View) {
+        let kernels = self.by_tensor_cores(source, matrices);
+        let lone = self.lone(source, matrices, 1, view);
+        if let (Some((_, kernels)), Some(lone)) = (kernels, lone) {
+            let kernel = match source.make {
+                make::ATTENTION => kernels.lone_attention,
+                make::PLAIN => kernels.lone_plain,
+                _ => kernels.lone_norm,
+            };
+            self.launch_lone(kernel, &lone);
+        }
+    }
+
+    fn launch_lone(
+        &mut self,
+        kernel: Function<ProductParams>,
+        (params, shared): &(ProductParams, u32),
+    ) {
+        let blocks = params.tiles.div_ceil(1 << params.log_tiles);
+        self.launch(kernel, [blocks, 1, 1], *shared, params);
+    }
+
+    /// The parameters of a product that makes a lone row ready itself, and its shared memory; none where there is
+    /// no such kernel, or not enough memory. `abreast`: matrices of which a block takes the same tiles.
+    fn lone(
+        &self,
+        source: Source,
+        matrices: &[Matrix],
+        abreast: u32,
+        view: View,
+    ) -> Option<(ProductParams, u32)> {
+        if self.rows > 1 || ![make::NORM, make::PLAIN, make::ATTENTION].contains(&source.make) {
+            return None;
+        }
+        let mut params = self.product_params(source, matrices, view);
+        params.tiles /= abreast;
+        // As many tiles a block as leave a block for every multiprocessor, for what a block does before its
+        // first product is then done seldom.
+        let enough = self.weights.device.multiprocessors;
+        let several = (1..=3).rev().find(|log| params.tiles >> log >= enough);
+        params.log_tiles = several.unwrap_or(0);
+        let ring = Ring::new(matrices[0].ty, abreast)?;
+        let row = row_bytes(params.input.stride);
+        let most = (self.weights.device.lone_shared() as u32).checked_sub(row)?;
+        params.stage_units = ring.stage_units(params.groups_of_run << params.log_tiles, most)?;
+        Some((params, row + params.stage_units * ring.bytes_of_unit()))
+    }
+
+    /// In single precision throughout.
+    fn exact_product(&mut self, params: ProductParams, matrices: &[Matrix]) {
+        let single = matrices.iter().all(|m| m.ty == TensorType::F32.gguf_id());
+        let (rows, shared, tiles) = (self.rows as u32, 4 * params.input.stride, params.tiles);
+        // With GELU, of a router's hidden layer, the product would take too many registers.
+        if rows == 1 && shared as usize <= MOST_SHARED && params.source.make != make::GELU {
+            return self.launch(
+                self.kernels.lone_exact[usize::from(single)],
+                [tiles, 1, 1],
+                shared,
+                &params,
+            );
+        }
+        let floats = ReadyParams {
+            view: params.view,
+            source: params.source,
+            out: params.input,
+            columns_of_run: 0,
+            sums: 0,
+        };
+        self.launch(self.kernels.floats, [rows, 1, 1], 0, &floats);
+        let grid = [tiles, rows.div_ceil(FEW), 1];
+        self.launch(self.kernels.exact[usize::from(single)], grid, 0, &params);
+    }
+
+    /// Kernels for the first matrix's type, if tensor cores can do it with all.
+    fn by_tensor_cores(
+        &self,
+        source: Source,
+        matrices: &[Matrix],
+    ) -> Option<(Function<ReadyParams>, &'a Products)> {
+        let kernels: &'a Kernels = self.kernels;
+        let of = |m: &Matrix| kernels.by_tensor_cores(source.make, m.ty);
+        let whole = matrices[0].columns.is_multiple_of(GROUP);
+        let all = whole && matrices.iter().all(|m| of(m).is_some());
+        of(&matrices[0]).filter(|_| all)
+    }
+
+    fn product_params(&self, source: Source, matrices: &[Matrix], view: View) -> ProductParams {
+        let mut all = [matrices[0]; 3];
+        all[..matrices.len()].copy_from_slice(matrices);
+        let (mut first_tiles, mut tiles) = ([u32::MAX; 3], 0);
+        for (first, matrix) in first_tiles.iter_mut().zip(matrices) {
+            *first = tiles;
+            tiles += matrix.rows.div_ceil(TILE_ROWS);
+        }
+        let columns = matrices[0].columns;
+        let groups = columns.div_ceil(GROUP);
+        ProductParams {
+            matrices: all,
+            first_tiles,
+            tiles,
+            groups,
+            groups_of_run: groups.div_ceil(RUNS).next_multiple_of(2),
+            log_tiles: 0,
+            stage_units: 0,
+            slot: self.slot,
+            unused: 0,
+            input: self.prepared(columns as usize),
+            view,
+            source,
+        }
+    }
+}
+
+/// Bytes of shared memory in which a lone row of `stride` elements is made ready, as `row_bytes` in lone.cuh:
+/// halves and a sum for each group, of one group more.
+fn row_bytes(stride: u32) -> u32 {
+    (2 * (stride + GROUP) + 4 * (stride / GROUP + 1)).next_multiple_of(16)
+}
+
+/// The rings of a block's warps, as `Ring` in lone.cuh.
+struct Ring {
+    /// Bytes and groups of what is copied at a time, for all matrices abreast.
+    bytes: u32,
+    groups: u32,
+    stages: u32,
+    /// Groups that are multiplied together.
+    step: u32,
+}
+
+impl Ring {
+    fn new(ty: u32, abreast: u32) -> Option<Self> {
+        let ty = TensorType::ALL.into_iter().find(|of| of.gguf_id() == ty)?;
+        let (columns, bytes) = match ty.block_len() {
+            1 => (GROUP as usize, ty.block_bytes() * GROUP as usize),
+            columns => (columns, ty.block_bytes()),
+        };
+        let bytes = abreast * TILE_ROWS * bytes as u32;
+        Some(Ring {
+            bytes,
+            groups: columns as u32 / GROUP,
+            stages: if 4 * RUNS * bytes <= MOST_RING { 4 } else { 2 },
+            step: if abreast == 1 { 2 } else { 1 },
+        })
+    }
+
+    /// Bytes that a unit of a stage takes, over all stages and warps.
+    fn bytes_of_unit(&self) -> u32 {
+        self.stages * RUNS * self.bytes
+    }
+
+    /// Units of a stage: what `groups` of a warp want and `most` bytes have room for.
+    fn stage_units(&self, groups: u32, most: u32) -> Option<u32> {
+        let whole = if self.groups == 1 { self.step } else { 1 };
+        let wanted = groups
+            .div_ceil(self.groups * self.stages)
+            .next_multiple_of(whole);
+        let room = most.min(MOST_RING) / self.bytes_of_unit() / whole * whole;
+        // One unit at least, even if that is more than a ring should have.
+        let units = wanted.min(room.max(whole));
+        (units * self.bytes_of_unit() <= most).then_some(units)
+    }
+}
