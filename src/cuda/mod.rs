@@ -133,6 +133,7 @@ impl Gpu {
             plan: device_plan,
             kv: &plan.kv_shape,
             places,
+            kind,
             rows,
             work: Vec::new(),
         };

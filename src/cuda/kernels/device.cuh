@@ -157,6 +157,17 @@ __device__ __forceinline__ void prefetch(const void* place) {
 #endif
 }
 
+// A load that begins here, not where its result is used.
+__device__ __forceinline__ u32 load_now(const u32* place) {
+#ifdef MOR_EMULATED
+    return *place;
+#else
+    u32 value;
+    asm volatile("ld.global.u32 %0, [%1];" : "=r"(value) : "l"(place) : "memory");
+    return value;
+#endif
+}
+
 // For kernels that read nothing ahead.
 __device__ __forceinline__ void enter() {
     let_next_begin();
