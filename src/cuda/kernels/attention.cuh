@@ -7,10 +7,15 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2) mor_attention_f16(const A
     enter();
     MOR_DYNAMIC_SHARED(float4, shared);
 #ifdef MOR_TENSOR_CORES
-    if (p.input.cache.head_dim % CHUNK_ELEMENTS == 0)
-        attend_halves<true>(p, shared);
+    const bool whole = p.input.cache.head_dim % CHUNK_ELEMENTS == 0;
+    if (whole && p.alone)
+        attend_halves<true, true>(p, shared);
+    else if (whole)
+        attend_halves<true, false>(p, shared);
+    else if (p.alone)
+        attend_halves<false, true>(p, shared);
     else
-        attend_halves<false>(p, shared);
+        attend_halves<false, false>(p, shared);
 #else
     attend_row<F16>(p, shared);
 #endif

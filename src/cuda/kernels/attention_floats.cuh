@@ -208,7 +208,8 @@ template <u32 TYPE>
 __device__ __forceinline__ void attend_row(const AttentionParams& p, float4* shared) {
     const StoreParams& in = p.input;
     const u32 c = blockIdx.x, kv_head = blockIdx.y, begin = blockIdx.z * PART;
-    const bool known = slot_is_known(p);
+    // As in attention_halves.cuh.
+    const bool known = p.alone && in.cache.one_sequence;
     const u32 running = load_now(in.view.count), slot = known ? 0 : load_now(in.view.slots + c);
     if (!known && c >= running) return;
     const Seat seat = seat_of(in.cache, in.planes, in.rows[slot], in.states[slot]);

@@ -87,23 +87,28 @@ __device__ __forceinline__ void put_element(u16* fragments, u32 e, float value) 
 // A warp rotates the query of a column of tile `tile`, scales it, and puts it into its fragments. Columns
 // without a query keep what is there, and their results are not looked at. `rows`: how many the block has, whose
 // slots the lanes know.
-__device__ __forceinline__ void put_query(const AttentionParams& p, u32 tile, u32 rows, u32 slots, u16* fragments) {
-    const u32 g = warp_index(), column = COLUMNS * tile + g, head = column >> p.row_shift;
-    const u32 row = column & ((1u << p.row_shift) - 1), hd = p.input.cache.head_dim;
+__device__ __forceinline__ void put_query(const AttentionParams& p, u32 row_shift, u32 tile, u32 rows, u32 slots,
+                                          u16* fragments) {
+    // Nothing of this is to stand in the way of a lone row, which has one tile.
+    const u32 lane = only_here(lane_index()), g = only_here(warp_index());
+    const u32 column = COLUMNS * tile + g, head = column >> row_shift;
+    const u32 row = column & ((1u << row_shift) - 1), hd = p.input.cache.head_dim;
     const u32 slot = __shfl_sync(ALL_LANES, slots, row);
     if (head >= p.heads_of_key || row >= rows) return;
-    const u32 c = (blockIdx.x << p.row_shift) + row, pairs = p.input.pairs;
+    const u32 c = (blockIdx.x << row_shift) + row, pairs = p.input.pairs;
     const float* q = p.input.q + static_cast<u64>(c * p.input.heads + blockIdx.y * p.heads_of_key + head) * hd;
     const float2* angles = p.input.rope + static_cast<u64>(slot) * pairs;
     fragments += 32 * g;
-    for (u32 i = lane_index(); i < pairs; i += WARP) {
+#pragma unroll 1
+    for (u32 i = lane; i < pairs; i += WARP) {
         const u32 a = p.input.neighbours ? 2 * i : i, b = p.input.neighbours ? a + 1 : i + pairs;
         const float x = q[a], y = q[b];
         const float2 angle = angles[i];
         put_element(fragments, a, fmaf(x, angle.x, -y * angle.y) * p.factor);
         put_element(fragments, b, fmaf(y, angle.x, x * angle.y) * p.factor);
     }
-    for (u32 e = 2 * pairs + lane_index(); e < whole_chunks(hd); e += WARP)
+#pragma unroll 1
+    for (u32 e = 2 * pairs + lane; e < whole_chunks(hd); e += WARP)
         put_element(fragments, e, e < hd ? q[e] * p.factor : 0);
 }
 
@@ -111,46 +116,48 @@ __device__ __forceinline__ void put_query(const AttentionParams& p, u32 tile, u3
 // What nobody wrote is not read: it might not be a number.
 template <bool WHOLE>
 __device__ __forceinline__ void load_values(const u8* values, u32 value_bytes, int entries, u32 elements, uint4 v[8]) {
+    const u32 step = WHOLE ? value_bytes : only_here(value_bytes);
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         v[i] = make_uint4(0, 0, 0, 0);
         if (i < entries && (WHOLE || 8 * (lane_index() / 4) < elements))
-            v[i] = *reinterpret_cast<const uint4*>(values + i * value_bytes);
+            v[i] = *reinterpret_cast<const uint4*>(values + i * step);
     }
 }
 
-// Scores of the warp's entries for the columns g: s[i][b] is that of entry 8t + 4b + i. `keys` are those of the
-// lane's four entries from its element 4t on.
+// Keys of a chunk, of which `elements` are left, as the lane loads them: elements 16i + 4t to 16i + 4t + 3 of
+// four entries. `keys` are those of its first element.
+struct Keys4 {
+    uint2 steps[CHUNK_ELEMENTS / 16][4];
+};
+
 template <bool WHOLE>
-__device__ __forceinline__ void score(const u8* keys, const uint4* q, u32 hd, float s[4][2]) {
-    constexpr u32 STEPS = CHUNK_ELEMENTS / 16;
-    float d[4][4] = {};
-    for (u32 chunk = 0; chunk < hd; chunk += CHUNK_ELEMENTS) {
-        uint2 loaded[STEPS][4];
+__device__ __forceinline__ Keys4 load_keys(const u8* keys, u32 elements) {
+    Keys4 k;
+    // What heads of other sizes must check would take registers all the time.
+    const int inside = WHOLE ? CHUNK_ELEMENTS : static_cast<int>(only_here(elements - 4 * (lane_index() % 4)));
 #pragma unroll
-        for (u32 i = 0; i < STEPS * 4; i++) {
-            const u32 e = chunk + i / 4 * 16 + i % 4;
-            const bool inside = WHOLE || e + 4 * (lane_index() % 4) < hd;
-            loaded[i / 4][i % 4] = inside ? *reinterpret_cast<const uint2*>(keys + e * PAGE_TOKENS * 2)
-                                          : make_uint2(0, 0);
-        }
-#pragma unroll
-        for (u32 step = 0; step < STEPS; step++) {
-            const uint4 four = q[(chunk / 16 + step) * WARP + lane_index()];
-            const u32 a[4] = {four.x, four.y, four.z, four.w};
-            const uint2* k = loaded[step];
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) {
-                const u32 b[2] = {i < 2 ? halves_of(k[0].x, k[1].x, i % 2) : halves_of(k[0].y, k[1].y, i % 2),
-                                  i < 2 ? halves_of(k[2].x, k[3].x, i % 2) : halves_of(k[2].y, k[3].y, i % 2)};
-                multiply_add(d[i], a, b);
-            }
-        }
+    for (int i = 0; i < static_cast<int>(CHUNK_ELEMENTS / 4); i++) {
+        const int e = i / 4 * 16 + i % 4;
+        k.steps[i / 4][i % 4] = make_uint2(0, 0);
+        if (e < inside) k.steps[i / 4][i % 4] = *reinterpret_cast<const uint2*>(keys + e * PAGE_TOKENS * 2);
     }
+    return k;
+}
+
+// Multiplies them with the queries' fragments: d[i] is the product for the lane's entry i.
+__device__ __forceinline__ void multiply_keys(const Keys4& k, const uint4* q, float d[4][4]) {
 #pragma unroll
-    for (u32 i = 0; i < 4; i++) {
-        s[i][0] = d[i][0] + d[i][2];
-        s[i][1] = d[i][1] + d[i][3];
+    for (u32 step = 0; step < CHUNK_ELEMENTS / 16; step++) {
+        const uint4 four = q[step * WARP + lane_index()];
+        const u32 a[4] = {four.x, four.y, four.z, four.w};
+        const uint2* of = k.steps[step];
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            const u32 b[2] = {i < 2 ? halves_of(of[0].x, of[1].x, i % 2) : halves_of(of[0].y, of[1].y, i % 2),
+                              i < 2 ? halves_of(of[2].x, of[3].x, i % 2) : halves_of(of[2].y, of[3].y, i % 2)};
+            multiply_add(d[i], a, b);
+        }
     }
 }
 
@@ -180,19 +187,22 @@ __device__ __forceinline__ void add_values(const u32 a[2][4], const uint4 v[8], 
     }
 }
 
-// WHOLE: a head is whole chunks.
-template <bool WHOLE>
+// WHOLE: a head is whole chunks. ALONE: the row is; known here, it leaves less to execute.
+template <bool WHOLE, bool ALONE>
 __device__ __forceinline__ void attend_halves(const AttentionParams& p, float4* shared) {
     const StoreParams& in = p.input;
     const Cache& cache = in.cache;
     const u32 hd = cache.head_dim, w = warp_index(), lane = lane_index(), g = lane / 4, t = lane % 4;
-    const u32 kv_head = blockIdx.y, begin = blockIdx.z * PART, rows = 1u << p.row_shift;
-    const u32 first_row = blockIdx.x << p.row_shift;
+    const u32 kv_head = blockIdx.y, begin = blockIdx.z * PART, row_shift = ALONE ? 0 : p.row_shift;
+    const u32 rows = 1u << row_shift, first_row = ALONE ? 0 : blockIdx.x << row_shift;
     const Tile room = tile_of(shared, hd);
-    // Lane r looks after row r; lanes without a row look at the first, and see nothing.
+    // Whether values are loaded together with keys. With more to remember, registers would not do.
+    constexpr bool AHEAD = WHOLE && ALONE;
+    // Lane r looks after row r; lanes without a row look at the first, and see nothing. A session's rows are in the
+    // slots from 0 on, so that all that is a lone row's can be loaded at once, before it is known whether it runs.
     const u32 running = load_now(in.view.count);
     u32 here = 1, slot = 0;
-    if (!slot_is_known(p)) {
+    if (!ALONE || !cache.one_sequence) {
         const u32 place = first_row + (lane < rows && first_row + lane < p.rows ? lane : 0);
         slot = load_now(in.view.slots + place);
         if (first_row >= running) return;
@@ -207,15 +217,15 @@ __device__ __forceinline__ void attend_halves(const AttentionParams& p, float4* 
     // A lone row's own entry is stored by the warps that have the least to do.
     constexpr u32 storing = BLOCK / 2;
     u32 e = threadIdx.x - storing;
-    const bool stores = p.alone && threadIdx.x >= storing && e < hd;
+    const bool stores = ALONE && threadIdx.x >= storing && e < hd;
     Element own = {};
     if (stores) own = read_element(in, first_row, slot, kv_head, e);
-    put_query(p, 0, here, slot, reinterpret_cast<u16*>(room.q));
-    const u32 visible = lane < here && running > 0 ? seat.visible : 0;
-    const u32 most = __reduce_max_sync(ALL_LANES, visible);
+    put_query(p, row_shift, 0, here, slot, reinterpret_cast<u16*>(room.q));
+    const u32 visible = running > 0 && (ALONE || lane < here) ? seat.visible : 0;
+    const u32 most = ALONE ? visible : __reduce_max_sync(ALL_LANES, visible);
     if (begin >= most) return;
     const u32 left = most - begin, count = left < PART ? left : PART;
-    if (begin == 0 && kv_head == 0 && w == 0 && visible) p.visible[first_row + lane] = visible;
+    if (begin == 0 && kv_head == 0 && w == 0 && lane < here && visible > 0) p.visible[first_row + lane] = visible;
     const u32 own_number = __shfl_sync(ALL_LANES, page_of_lane, (count - 1) / PAGE_TOKENS);
     if (stores && seat.own && count == left) {
         u8* own_page = cache.pages + static_cast<u64>(own_number) * cache.page_bytes;
@@ -241,23 +251,31 @@ __device__ __forceinline__ void attend_halves(const AttentionParams& p, float4* 
     const u8* values = cache.pages + value_number * cache.page_bytes +
                        cache.kv_heads * PAGE_TOKENS * cache.key_bytes +
                        (kv_head * PAGE_TOKENS + t % 2 * 8) * cache.value_bytes + 16 * g;
-    const u32 tiles = ((p.heads_of_key << p.row_shift) + COLUMNS - 1) / COLUMNS;
+    const u32 tiles = ((p.heads_of_key << row_shift) + COLUMNS - 1) / COLUMNS;
     for (u32 tile = 0; tile < tiles; tile++) {
-        if (tile > 0) put_query(p, tile, here, slot, reinterpret_cast<u16*>(room.q));
+        if (tile > 0) put_query(p, row_shift, tile, here, slot, reinterpret_cast<u16*>(room.q));
         // The queries are there, and the lone row's own entry.
         __syncthreads();
         const u32 row = (COLUMNS * tile + g) & (rows - 1);
-        const int seen = static_cast<int>(__shfl_sync(ALL_LANES, visible, row)) - first_entry;
+        const int seen = static_cast<int>(ALONE ? visible : __shfl_sync(ALL_LANES, visible, row)) - first_entry;
         uint4 v[8];
-        float s[4][2], max = LEAST, sum = 0;
+        // Scores, then weights: s[i] is that of entry 8t + i for column g.
+        float s[8], max = LEAST, sum = 0;
         if (w < warps) {
+            float d[4][4] = {};
+            Keys4 k = load_keys<WHOLE>(keys, hd);
             // On their way while there are scores to compute.
-            load_values<WHOLE>(values, cache.value_bytes, entries, hd, v);
-            score<WHOLE>(keys, room.q, hd, s);
+            if (AHEAD) load_values<WHOLE>(values, cache.value_bytes, entries, hd, v);
+            multiply_keys(k, room.q, d);
+#pragma unroll 1
+            for (u32 chunk = CHUNK_ELEMENTS; chunk < hd; chunk += CHUNK_ELEMENTS) {
+                k = load_keys<WHOLE>(keys + chunk * PAGE_TOKENS * 2, hd - chunk);
+                multiply_keys(k, room.q + chunk / 16 * WARP, d);
+            }
 #pragma unroll
             for (int i = 0; i < 8; i++) {
-                if (i >= seen) s[i % 4][i / 4] = LEAST;
-                max = fmaxf(max, s[i % 4][i / 4]);
+                s[i] = i < seen ? d[i % 4][i / 4] + d[i % 4][2 + i / 4] : LEAST;
+                max = fmaxf(max, s[i]);
             }
         }
         max = fmaxf(max, __shfl_xor_sync(ALL_LANES, max, 1));
@@ -268,10 +286,10 @@ __device__ __forceinline__ void attend_halves(const AttentionParams& p, float4* 
         u32 a[2][4];
         if (w < warps) {
 #pragma unroll
-            for (u32 i = 0; i < 8; i++) sum += s[i % 4][i / 4] = exponential(s[i % 4][i / 4] - max);
+            for (u32 i = 0; i < 8; i++) sum += s[i] = exponential(s[i] - max);
 #pragma unroll
             for (u32 i = 0; i < 4; i++) {
-                const float low = s[i % 2 * 2][i / 2], high = s[i % 2 * 2 + 1][i / 2];
+                const float low = s[2 * i], high = s[2 * i + 1];
                 u32* pair = a[i / 2] + i % 2 * 2;
                 pair[0] = pair_of_halves(low, high);
                 pair[1] = rest_of(low, high, pair[0]);
@@ -281,15 +299,16 @@ __device__ __forceinline__ void attend_halves(const AttentionParams& p, float4* 
         sum += __shfl_xor_sync(ALL_LANES, sum, 2);
         if (t == 0) room.sums[g * WARPS + w] = sum;
         // A warp finishes a column.
-        const u32 column = COLUMNS * tile + w, its_row = column & (rows - 1), head = column >> p.row_shift;
-        const bool wanted = head < p.heads_of_key && __shfl_sync(ALL_LANES, visible, its_row) > begin;
+        const u32 column = COLUMNS * tile + w, its_row = column & (rows - 1), head = column >> row_shift;
+        const bool sees = ALONE || __shfl_sync(ALL_LANES, visible, its_row) > begin;
+        const bool wanted = head < p.heads_of_key && sees;
         const u32 to = ((first_row + its_row) * in.heads + kv_head * p.heads_of_key + head) * p.parts + blockIdx.z;
+#pragma unroll 1
         for (u32 chunk = 0; chunk < hd; chunk += CHUNK_ELEMENTS) {
-            if (chunk > 0) {
-                if (w < warps) load_values<WHOLE>(values + 2 * chunk, cache.value_bytes, entries, hd - chunk, v);
-                // The results of the chunk before are read.
-                __syncthreads();
-            }
+            if (w < warps && (!AHEAD || chunk > 0))
+                load_values<WHOLE>(values + 2 * chunk, cache.value_bytes, entries, hd - chunk, v);
+            // The results of the chunk before are read.
+            if (chunk > 0) __syncthreads();
             float* mine = room.results + (w * COLUMNS + g) * RESULT_STRIDE + 16 * t;
             if (w < warps)
                 add_values(a, v, mine);

@@ -195,9 +195,3 @@ struct AttentionParams {
     // What scores are multiplied by.
     float factor;
 };
-
-// Whether the row's slot is known to be 0, so that all that is its can be loaded at once, before it is known
-// whether it runs: a session's rows are in the slots from 0 on.
-__device__ __forceinline__ bool slot_is_known(const AttentionParams& p) {
-    return p.alone && p.input.cache.one_sequence;
-}

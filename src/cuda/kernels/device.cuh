@@ -168,6 +168,14 @@ __device__ __forceinline__ u32 load_now(const u32* place) {
 #endif
 }
 
+// The same number, but what is computed from it is computed here, not before the loop.
+__device__ __forceinline__ u32 only_here(u32 value) {
+#ifndef MOR_EMULATED
+    asm volatile("" : "+r"(value));
+#endif
+    return value;
+}
+
 // For kernels that read nothing ahead.
 __device__ __forceinline__ void enter() {
     let_next_begin();
