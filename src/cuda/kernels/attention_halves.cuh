@@ -115,7 +115,8 @@ __device__ __forceinline__ void put_query(const AttentionParams& p, u32 row_shif
 // Values of the lane's eight entries: the elements 8g to 8g + 7 of a chunk, of which `elements` are left.
 // What nobody wrote is not read: it might not be a number.
 template <bool WHOLE>
-__device__ __forceinline__ void load_values(const u8* values, u32 value_bytes, int entries, u32 elements, uint4 v[8]) {
+__device__ __forceinline__ void load_values(const u8* values, u32 value_bytes, int entries, u32 elements,
+                                            uint4 v[8]) {
     const u32 step = WHOLE ? value_bytes : only_here(value_bytes);
 #pragma unroll
     for (int i = 0; i < 8; i++) {
