@@ -416,6 +416,85 @@ fn long_passes_change_no_bit() {
     }
 }
 
+/// A small model whose two layers have attention of these sizes.
+fn other_heads(head_dim: usize, heads: usize, kv_heads: usize, rotated: usize) -> Vec<u8> {
+    let mut random = common::Random(13);
+    resized(
+        9,
+        &[
+            ("attention.head_count", heads),
+            ("attention.head_count_kv", kv_heads),
+            ("attention.key_length", head_dim),
+            ("attention.value_length", head_dim),
+            ("rope.dimension_count", rotated),
+        ],
+        |name, dims| {
+            if name.ends_with("attn_q.weight") {
+                dims[1] = (heads * head_dim) as u64;
+            } else if name.ends_with("attn_k.weight") || name.ends_with("attn_v.weight") {
+                dims[1] = (kv_heads * head_dim) as u64;
+            } else if name.ends_with("attn_output.weight") {
+                dims[0] = (heads * head_dim) as u64;
+            }
+        },
+        |dims, _| {
+            let size = (3.0 / dims[0] as f32).sqrt();
+            (0..dims.iter().product())
+                .flat_map(|_| (size * random.unit()).to_le_bytes())
+                .collect()
+        },
+    )
+}
+
+/// One row at a time, some and many give the same bits, across the border of two parts of a context, and what
+/// the CPU gives: heads of whole chunks and of any size, one query head to a key head and more than a tile of
+/// them, elements that are not rotated.
+#[test]
+fn attention_agrees_however_many_rows_come() {
+    let Some(_alone) = device() else { return };
+    for (kv, head_dim, heads, kv_heads, rotated) in [
+        (KvType::F16, 64, 3, 1, 64),
+        (KvType::F16, 128, 2, 2, 96),
+        (KvType::F16, 22, 18, 2, 22),
+        (KvType::F16, 7, 2, 1, 4),
+        (KvType::F32, 22, 10, 2, 10),
+        (KvType::Q8_0, 96, 6, 1, 96),
+    ] {
+        let name = format!("{kv:?}, {heads} heads of {head_dim} on {kv_heads}");
+        let bytes = other_heads(head_dim, heads, kv_heads, rotated);
+        let model = Model::from_bytes_on(bytes.clone(), Device::Cuda(0)).unwrap();
+        let vocab = model.hyperparameters().vocab_size;
+        let tokens: Vec<u32> = (0..262).map(|i| (i * i * 7 % vocab) as u32).collect();
+        let run = |model: &Model, batch: usize, together: usize| {
+            let params = SessionParams {
+                context: 270,
+                batch,
+                kv,
+                ..params()
+            };
+            let mut session = Session::new(model, &params).unwrap();
+            let (first, last) = tokens.split_at(250);
+            session.prefill(first).unwrap();
+            for some in last.chunks(together) {
+                session.prefill(some).unwrap();
+            }
+            session.logits().unwrap().to_vec()
+        };
+        let whole = run(&model, 250, 12);
+        for (batch, together) in [(250, 1), (61, 5), (40, 12)] {
+            let same = whole == run(&model, batch, together);
+            assert!(same, "{name}: {batch} rows, then {together}");
+        }
+        let cpu = run(&Model::from_bytes(bytes).unwrap(), 64, 12);
+        let deviation = (cpu.iter().map(|v| v * v).sum::<f32>() / cpu.len() as f32).sqrt();
+        let worst = whole.iter().zip(&cpu).map(|(a, b)| (a - b).abs());
+        let worst = worst.fold(0.0, f32::max) / deviation;
+        println!("{name}: worst {worst}");
+        // Weights are in single precision; keys may round differently.
+        assert!(worst < 1e-3, "{name}: {worst}");
+    }
+}
+
 /// A small model whose vocabulary of 1,024 tokens comes again and again, up to `vocab`: no token is the only
 /// one with its logit.
 fn repeated_vocabulary(vocab: usize) -> Vec<u8> {

@@ -1,9 +1,11 @@
 //! A decoder layer and what it is made of, as launches.
 
+use super::Kind;
 use super::driver::Address;
 use super::params::*;
 use super::program::{Kernels, Writer};
 use crate::error::Result;
+use crate::kv::KvType;
 use crate::model::{Keys, Layer, LayerRun, Linear, PlaneTokens, RopePairing, Vector};
 
 impl<'a> Writer<'a> {
@@ -67,6 +69,7 @@ impl<'a> Writer<'a> {
             self.output(&layer.v, v)?,
         ];
         self.product(norm, if appends { &all } else { &all[..1] }, view);
+        let session = self.kind == Kind::Session;
         let cache = Cache {
             pages: self.at(self.plan.pages),
             tables: self.at(self.plan.tables),
@@ -77,7 +80,7 @@ impl<'a> Writer<'a> {
             value_bytes: self.kv.value_bytes as u32,
             kv_heads: h.kv_heads as u32,
             head_dim: h.head_dim as u32,
-            ty: self.kv.ty.tensor_type().gguf_id(),
+            one_sequence: u32::from(session),
         };
         let store = StoreParams {
             view,
@@ -97,9 +100,17 @@ impl<'a> Writer<'a> {
         // One row's blocks store its entry themselves; with more rows, a row may look at an entry that
         // another one stores.
         let alone = rows == 1;
-        if !alone {
-            self.launch(self.kernels.store, [rows, 1, 1], 0, &store);
+        if !alone && appends {
+            self.launch(self.kernels.store.of(self.kv.ty), [rows, 1, 1], 0, &store);
         }
+        // Rows of a session have their entries in common. Tensor cores take many of them at once.
+        let halves = self.kv.ty == KvType::F16 && self.weights.device.architecture >= 80;
+        let row_shift = match rows {
+            _ if !session || !halves => 0,
+            1 => 0,
+            2..=FEW => 3,
+            _ => 4,
+        };
         let (partial, partial_scales) = (self.plan.partial, self.plan.partial_scales);
         let parts = self.plan.parts as u32;
         let attention = AttentionParams {
@@ -108,12 +119,20 @@ impl<'a> Writer<'a> {
             partial_scales: self.at(partial_scales),
             visible: self.at(self.plan.visible),
             parts,
-            stores: u32::from(alone),
+            alone: u32::from(alone),
+            rows,
+            row_shift,
+            heads_of_key: heads / cache.kv_heads,
+            factor: 1.0 / (h.head_dim as f32).sqrt(),
         };
-        let groups = (heads / cache.kv_heads).div_ceil(HEADS_TOGETHER);
-        let grid = [rows, cache.kv_heads * groups, parts];
+        let grid = [rows.div_ceil(1 << row_shift), cache.kv_heads, parts];
         let shared = Kernels::attention_shared(h.head_dim) as u32;
-        self.launch(self.kernels.attention, grid, shared, &attention);
+        self.launch(
+            self.kernels.attention.of(self.kv.ty),
+            grid,
+            shared,
+            &attention,
+        );
         let attended = Source {
             part_scales: self.at(partial_scales),
             visible: self.at(self.plan.visible),

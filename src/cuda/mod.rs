@@ -134,6 +134,7 @@ impl Gpu {
             plan: device_plan,
             kv: &plan.kv_shape,
             places,
+            kind,
             rows,
             slot: ANY_SLOT,
             work: Vec::new(),

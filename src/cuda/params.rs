@@ -19,9 +19,8 @@ pub(super) const FEW: u32 = 8;
 /// The same with four tiles a block.
 pub(super) const WIDE: u32 = 64;
 pub(super) const WIDE_TILES: u32 = 4;
-/// Entries of a part of a context, and query heads that go together.
-pub(super) const PART: u32 = 512;
-pub(super) const HEADS_TOGETHER: u32 = 4;
+/// Entries of a part of a context.
+pub(super) const PART: u32 = 256;
 pub(super) const MAX_CANDIDATES: usize = 256;
 /// Tokens of which a block finds the candidates.
 pub(super) const CHUNK: u32 = 1024;
@@ -95,7 +94,7 @@ structs! {
     }
     struct Cache {
         pages: Address, tables: Address, planes: u32, table_pages: u32, page_bytes: u32,
-        key_bytes: u32, value_bytes: u32, kv_heads: u32, head_dim: u32, ty: u32,
+        key_bytes: u32, value_bytes: u32, kv_heads: u32, head_dim: u32, one_sequence: u32,
     }
     struct Planes { recursion: u32, keys: [u32; MAX_RECURSIONS], plane: [u32; MAX_RECURSIONS], }
     struct StoreParams {
@@ -104,7 +103,7 @@ structs! {
     }
     struct AttentionParams {
         input: StoreParams, partial: Address, partial_scales: Address, visible: Address,
-        parts: u32, stores: u32,
+        parts: u32, alone: u32, rows: u32, row_shift: u32, heads_of_key: u32, factor: f32,
     }
     struct SeatsParams {
         active: Address, rows: Address, states: Address, kept: Address, running: Address,
@@ -169,7 +168,7 @@ impl Source {
     }
 }
 
-/// What is done about keys and values (`Keys` in attention.cuh).
+/// What is done about keys and values (`Keys` in cache.cuh).
 pub(super) mod keys {
     pub const ALL_TOKENS: u32 = 0;
     pub const KEPT_TOKENS: u32 = 1;

@@ -3,6 +3,7 @@
 //! It follows `src/cpu/forward.rs`. Rows stay in their slots; how many of them run is known on the device
 //! only, so that every launch is large enough for all and blocks without a row end at once.
 
+use super::Kind;
 use super::driver::Address;
 use super::launch::{Function, Launch, Module, Program, Work};
 use super::memory::Buffer;
@@ -10,7 +11,7 @@ use super::params::*;
 use super::plan::DevicePlan;
 use super::weights::Weights;
 use crate::error::{Error, Result};
-use crate::kv::KvShape;
+use crate::kv::{KvShape, KvType};
 use crate::memory::reserved;
 use crate::model::{
     Keys, KvStrategy, LayerRun, Linear, Model, Router, RouterFunction, RouterKind, RouterSpec,
@@ -34,8 +35,8 @@ pub(super) struct Kernels {
     /// up to `FEW` a block.
     pub(super) lone_exact: [Function<ProductParams>; 2],
     pub(super) exact: [Function<ProductParams>; 2],
-    pub(super) store: Function<StoreParams>,
-    pub(super) attention: Function<AttentionParams>,
+    pub(super) store: ByCache<StoreParams>,
+    pub(super) attention: ByCache<AttentionParams>,
     seats: Function<SeatsParams>,
     select: Function<SelectParams>,
     decide: Function<DecideParams>,
@@ -45,6 +46,23 @@ pub(super) struct Kernels {
     sample: Function<SampleParams>,
     /// Where the driver has conditional nodes.
     condition: Option<Function<ConditionParams>>,
+}
+
+/// A kernel for each type of cache.
+pub(super) struct ByCache<P> {
+    f32: Function<P>,
+    f16: Function<P>,
+    q8_0: Function<P>,
+}
+
+impl<P> ByCache<P> {
+    pub fn of(&self, ty: KvType) -> Function<P> {
+        match ty {
+            KvType::F32 => self.f32,
+            KvType::F16 => self.f16,
+            KvType::Q8_0 => self.q8_0,
+        }
+    }
 }
 
 /// Kernels of products by tensor cores with matrices of one type.
@@ -130,8 +148,16 @@ impl Kernels {
                 module.function(c"mor_exact")?,
                 module.function(c"mor_exact_f32")?,
             ],
-            store: module.function(c"mor_store")?,
-            attention: module.function(c"mor_attention")?,
+            store: ByCache {
+                f32: module.function(c"mor_store_f32")?,
+                f16: module.function(c"mor_store_f16")?,
+                q8_0: module.function(c"mor_store_q8_0")?,
+            },
+            attention: ByCache {
+                f32: module.function(c"mor_attention_f32")?,
+                f16: module.function(c"mor_attention_f16")?,
+                q8_0: module.function(c"mor_attention_q8_0")?,
+            },
             seats: module.function(c"mor_seats")?,
             select: module.function(c"mor_select")?,
             decide: module.function(c"mor_decide")?,
@@ -146,13 +172,15 @@ impl Kernels {
         })
     }
 
-    /// Bytes of shared memory that attention takes besides what it declares.
+    /// Bytes of shared memory that attention takes: `Room` in attention_floats.cuh or, which is more, `Tile`
+    /// in attention_halves.cuh.
     pub(super) fn attention_shared(head_dim: usize) -> usize {
-        /// Elements of a head that a warp takes at a time.
+        /// Elements of a head that are taken together.
         const ELEMENTS: usize = 64;
         let warps = BLOCK as usize / 32;
-        let queries = head_dim.next_multiple_of(ELEMENTS);
-        4 * HEADS_TOGETHER as usize * (queries + PART as usize + warps * ELEMENTS)
+        let queries = head_dim.next_multiple_of(ELEMENTS) / 16 * 32 * 16;
+        let scales = 2 * 4 * warps * warps;
+        queries + scales + 4 * warps * warps * (ELEMENTS + 8)
     }
 
     /// By tensor cores: the kernel that makes rows ready out of what `make` says, and those of products with
@@ -170,7 +198,9 @@ impl Kernels {
     /// Lets the kernels have what a model needs.
     pub fn prepare(&self, weights: &Weights, head_dim: usize) -> Result<()> {
         let module = &weights.module;
-        module.allow_shared_memory(self.attention, Self::attention_shared(head_dim))?;
+        for ty in [KvType::F32, KvType::F16, KvType::Q8_0] {
+            module.allow_shared_memory(self.attention.of(ty), Self::attention_shared(head_dim))?;
+        }
         for exact in self.lone_exact {
             module.allow_shared_memory(exact, MOST_SHARED)?;
         }
@@ -202,6 +232,7 @@ pub(super) struct Writer<'a> {
     pub plan: &'a DevicePlan,
     pub kv: &'a KvShape,
     pub places: Places<'a>,
+    pub kind: Kind,
     /// Most rows.
     pub rows: usize,
     /// The slot of a lone row, if it is known.

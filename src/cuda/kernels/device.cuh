@@ -205,6 +205,25 @@ __device__ __forceinline__ void wait_for_copies() {
 }
 #endif
 
+// A load that begins here, not where its result is used.
+__device__ __forceinline__ u32 load_now(const u32* place) {
+#ifdef MOR_EMULATED
+    return *place;
+#else
+    u32 value;
+    asm volatile("ld.global.u32 %0, [%1];" : "=r"(value) : "l"(place) : "memory");
+    return value;
+#endif
+}
+
+// The same number, but what is computed from it is computed here, not before the loop.
+__device__ __forceinline__ u32 only_here(u32 value) {
+#ifndef MOR_EMULATED
+    asm volatile("" : "+r"(value));
+#endif
+    return value;
+}
+
 // For kernels that read nothing ahead.
 __device__ __forceinline__ void enter() {
     let_next_begin();

@@ -32,7 +32,7 @@ struct State {
 
 // Entries of a context that a block of attention looks at. Longer contexts are cut into such parts, always
 // at the same places.
-constexpr u32 PART = 512;
+constexpr u32 PART = 256;
 
 enum Stage : u32 { IN_RECURSIONS = 1, LEFT = 2, DONE = 3 };
 
