@@ -3,7 +3,7 @@
 use super::driver::Address;
 use super::launch::Function;
 use super::params::*;
-use super::program::{Kernels, MOST_SHARED, Products, Writer};
+use super::program::{Kernels, MOST_SHARED, Products, WideProduct, Writer};
 use crate::error::Result;
 use crate::model::{Keys, Layer, LayerRun, Linear, PlaneTokens, RopePairing, Vector};
 
@@ -174,13 +174,25 @@ impl<'a> Writer<'a> {
         let Some((_, kernels)) = self.by_tensor_cores(source, matrices) else {
             return;
         };
-        let (few, many, wide) = (kernels.few, kernels.many, kernels.wide);
+        let (few, many) = (kernels.few, kernels.many);
         let params = self.product_params(source, matrices, view);
         let rows = self.rows as u32;
-        let blocks = [params.tiles.div_ceil(WIDE_TILES), rows.div_ceil(WIDE), 1];
-        let enough = self.weights.device.multiprocessors / 2;
-        if rows > WIDE && blocks[0] * blocks[1] >= enough {
-            return self.launch(wide, blocks, 0, &params);
+        let multiprocessors = self.weights.device.multiprocessors;
+        let blocks = |w: &WideProduct| [params.tiles.div_ceil(w.tiles), rows.div_ceil(w.rows), 1];
+        let count = |w: &WideProduct| blocks(w).iter().product::<u32>();
+        let smallest = kernels.wide[0];
+        if rows > smallest.rows && count(&smallest) >= multiprocessors / 2 {
+            // Cycles of the multiprocessor that has the most to do.
+            let cycles = |w: &WideProduct| count(w).div_ceil(multiprocessors) * w.cycles;
+            let [first, others @ ..] = kernels.wide;
+            let wide = others
+                .into_iter()
+                .fold(first, |best, w| match cycles(&w) < cycles(&best) {
+                    true => w,
+                    false => best,
+                });
+            let (grid, shared) = (blocks(&wide), wide.shared as u32);
+            return self.launch(wide.function, grid, shared, &params);
         }
         let (kernel, each) = if rows <= FEW {
             (few, FEW)

@@ -173,6 +173,37 @@ __device__ __forceinline__ void prefetch(const void* place) {
 #endif
 }
 
+#ifdef MOR_TENSOR_CORES
+// Begins to copy 4 or 16 bytes from memory to shared memory, past the registers. Copies are counted by the
+// batches that a thread closes.
+template <u32 BYTES>
+__device__ __forceinline__ void begin_copy(void* to, const void* from) {
+#ifdef MOR_EMULATED
+    __builtin_memcpy(to, from, BYTES);
+#else
+    const u32 place = static_cast<u32>(__cvta_generic_to_shared(to));
+    if constexpr (BYTES == 16)
+        asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(place), "l"(from) : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(place), "l"(from), "n"(BYTES) : "memory");
+#endif
+}
+
+__device__ __forceinline__ void close_copies() {
+#ifndef MOR_EMULATED
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Until all of the thread's copies have arrived but those of its last `BATCHES` batches.
+template <u32 BATCHES>
+__device__ __forceinline__ void wait_for_copies() {
+#ifndef MOR_EMULATED
+    asm volatile("cp.async.wait_group %0;" ::"n"(BATCHES) : "memory");
+#endif
+}
+#endif
+
 // For kernels that read nothing ahead.
 __device__ __forceinline__ void enter() {
     let_next_begin();
