@@ -385,6 +385,64 @@ fn large_matrices_agree_however_many_rows_come() {
     }
 }
 
+/// Products in blocks of each size, which the number of multiprocessors decides, give every type the same bits as
+/// those for a few rows.
+#[test]
+fn blocks_of_every_size_agree_for_every_type() {
+    let Some(fake) = Fake::find() else { return };
+    let converted = |ty| {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("a.gguf"), folder.path().join("b.gguf"));
+        std::fs::write(&from, tiny(9)).unwrap();
+        let ty = Some(ty);
+        let options = ConvertOptions {
+            ty,
+            ..Default::default()
+        };
+        convert(&from, &to, &options, &mut Silent).unwrap();
+        std::fs::read(&to).unwrap()
+    };
+    for ty in [
+        TensorType::F16,
+        TensorType::BF16,
+        TensorType::Q8_0,
+        TensorType::Q4_0,
+        TensorType::Q4_1,
+        TensorType::Q5_0,
+        TensorType::Q5_1,
+        TensorType::Q4_K,
+        TensorType::Q5_K,
+        TensorType::Q6_K,
+    ] {
+        let bytes = match ty {
+            TensorType::F16 | TensorType::BF16 => converted(ty),
+            TensorType::Q8_0 | TensorType::Q4_0 | TensorType::Q4_1 => converted(ty),
+            _ => random_blocks(ty),
+        };
+        let logits = |multiprocessors: u32, batch: usize| {
+            fake.reset();
+            fake.set("MOR_FAKE_CUDA_ATTRIBUTE", &format!("16={multiprocessors}"));
+            let model = Model::from_bytes_on(bytes.clone(), Device::Cuda(0)).unwrap();
+            let vocab = model.hyperparameters().vocab_size;
+            let tokens: Vec<u32> = (0..130).map(|i| (i * i * 31 % vocab) as u32).collect();
+            let params = SessionParams {
+                context: 140,
+                batch,
+                ..params()
+            };
+            let mut session = Session::new(&model, &params).unwrap();
+            session.prefill(&tokens).unwrap();
+            session.logits().unwrap().to_vec()
+        };
+        let few = logits(1, 8);
+        for multiprocessors in [1, 2, 4] {
+            let wide = logits(multiprocessors, 130);
+            assert!(wide == few, "{} on {multiprocessors}", ty.name());
+        }
+    }
+    fake.reset();
+}
+
 /// More rows than a block has threads, more entries than a part of a context: the same as in small pieces,
 /// to the bit, and the same depths as on the CPU.
 #[test]

@@ -30,6 +30,11 @@ __device__ __forceinline__ u32 place_of_chunk(u32 row, u32 chunk) {
     return row * PAIR_BYTES + CHUNK_BYTES * (chunk ^ (row % 2 * 4 + row / 2 % 2 * 2));
 }
 
+// What `of_rows` has for the lane's two columns of its warp's fragment `c`; `row` is the warp's first.
+__device__ __forceinline__ float2 pair_of_columns(const float* of_rows, u32 row, u32 c) {
+    return *reinterpret_cast<const float2*>(of_rows + row + 8 * c + 2 * (lane_index() % 4));
+}
+
 // A block's shared memory and the copies into it. Its warps: M tiles each; `ACROSS` of them have the same tiles
 // and different rows of activations.
 template <u32 TYPE, u32 M, u32 ACROSS>
@@ -44,20 +49,16 @@ struct Wide {
     // A pair of activations: the halves, then of each row its run's scale, and the sums of its groups.
     static constexpr u32 stage_bytes = rows * (PAIR_BYTES + (has_min(TYPE) ? 12 : 4));
     // Pairs of activations and units of weights that are used or on their way: three, if there is room.
-    static constexpr u32 units_of(u32 stages) { return unit_groups == 2 ? stages : 2; }
-    static constexpr bool fits(u32 stages) {
-        return sources * (8 + units_of(stages) * unit_bytes) + stages * stage_bytes <= MOST_OF_A_BLOCK;
-    }
-    static constexpr u32 stages = fits(3) ? 3 : 2, units = units_of(stages);
-    static_assert(fits(stages), "a block's shared memory");
+    static constexpr u32 bytes_of_three = sources * (8 + (unit_groups == 2 ? 3 : 2) * unit_bytes) + 3 * stage_bytes;
+    static constexpr u32 stages = bytes_of_three <= MOST_OF_A_BLOCK ? 3 : 2, units = unit_groups == 2 ? stages : 2;
 
     // Where the sources begin.
-    const u8** from;
+    const uint4** from;
     u8* weights;
     u8* activations;
 
     __device__ __forceinline__ explicit Wide(uint4* room)
-        : from(reinterpret_cast<const u8**>(room)), weights(reinterpret_cast<u8*>(room) + sources * sizeof(*from)),
+        : from(reinterpret_cast<const uint4**>(room)), weights(reinterpret_cast<u8*>(room) + sources * sizeof(*from)),
           activations(weights + units * sources * unit_bytes) {}
 
     __device__ __forceinline__ u8* unit(u32 pair) const {
@@ -74,52 +75,71 @@ struct Wide {
     static __device__ __forceinline__ float* sums(u8* stage) { return scales(stage) + rows; }
 
     // Where a source of the block begins. Beyond the last one that again: what comes of it is not written.
-    static __device__ __forceinline__ const u8* source(const ProductParams& p, u32 i) {
+    static __device__ __forceinline__ const uint4* source(const ProductParams& p, u32 i) {
         u32 tile = blockIdx.x * tiles + (plain ? i / TILE_ROWS : i);
         if (tile >= p.tiles) tile = p.tiles - 1;
         const Matrix& m = p.matrices[matrix_of(p, tile)];
         const u32 row = tile * TILE_ROWS + (plain ? i % TILE_ROWS : 0);
-        return m.data + static_cast<u64>(row < m.rows ? row : m.rows - 1) * m.row_bytes;
+        return reinterpret_cast<const uint4*>(m.data +
+                                              static_cast<u64>(row < m.rows ? row : m.rows - 1) * m.row_bytes);
     }
 
-    // `bytes` are those of a whole source.
-    __device__ __forceinline__ void copy_weights(u32 bytes, u32 pair) const {
-        if (pair % (unit_groups / 2) != 0) return;
-        constexpr u32 chunks = unit_bytes / CHUNK_BYTES;
-        const u32 begin = pair / (unit_groups / 2) * unit_bytes;
-        u8* to = unit(pair);
+    // The thread's chunk of a pair's halves, and the first of its rows; the others are `ROWS_APART` apart.
+    static constexpr u32 chunks = PAIR_BYTES / CHUNK_BYTES, ROWS_APART = BLOCK / chunks;
+    static __device__ __forceinline__ u32 chunk() { return threadIdx.x % chunks; }
+    static __device__ __forceinline__ u32 first_row() { return threadIdx.x / chunks; }
+    static __device__ __forceinline__ u32 group_of_chunk(u32 pair) { return 2 * pair + chunk() / (chunks / 2); }
+
+    __device__ __forceinline__ void copy_weights(const ProductParams& p, u32 pair) const {
+        if constexpr (plain) {
+            if (group_of_chunk(pair) >= p.groups) return;
+            u8* to = unit(pair) + place_of_chunk(first_row(), chunk());
 #pragma unroll
-        for (u32 i = threadIdx.x; i < sources * chunks; i += BLOCK) {
-            const u32 source = i / chunks, at = begin + CHUNK_BYTES * (i % chunks);
-            if (at < bytes)
-                begin_copy<CHUNK_BYTES>(to + (plain ? place_of_chunk(source, i % chunks) : CHUNK_BYTES * i),
-                                        from[source] + at);
+            for (u32 row = 0; row < sources; row += ROWS_APART)
+                begin_copy<CHUNK_BYTES>(to + row * PAIR_BYTES, from[first_row() + row] + chunks * pair + chunk());
+        } else {
+            // A tile has as many chunks as a row bytes.
+            constexpr u32 each = unit_bytes / CHUNK_BYTES, all = sources * each;
+            const u32 begin = pair / (unit_groups / 2) * each, end = p.matrices[0].row_bytes;
+            if (pair % (unit_groups / 2) != 0 || begin >= end) return;
+            u8* to = unit(pair) + CHUNK_BYTES * threadIdx.x;
+#pragma unroll
+            for (u32 start = 0; start < all; start += BLOCK) {
+                const u32 i = start + threadIdx.x, at = begin + i % each;
+                // Of a pair the second group may be missing.
+                const bool exists = (start + BLOCK <= all || i < all) && (block_groups > 1 || at < end);
+                if (exists) begin_copy<CHUNK_BYTES>(to + CHUNK_BYTES * start, from[i / each] + at);
+            }
         }
     }
 
     // Rows `first` to `n`; beyond the last that again.
-    __device__ __forceinline__ void copy_activations(const Prepared& x, u32 first, u32 n, u32 groups, u32 pair,
-                                                     u32 run) const {
-        constexpr u32 chunks = PAIR_BYTES / CHUNK_BYTES;
+    __device__ __forceinline__ void copy_activations(const ProductParams& p, u32 first, u32 n, u32 pair, u32 run) const {
+        const Prepared& x = p.input;
         u8* to = stage(pair);
-        const u32 last = n - 1 - first, each = x.stride / GROUP;
+        const u32 last = n - 1 - first;
+        if (group_of_chunk(pair) < p.groups) {
+            u8* quad = to + place_of_chunk(first_row(), chunk());
+            const uint4* halves = reinterpret_cast<const uint4*>(x.halves);
 #pragma unroll
-        for (u32 i = threadIdx.x; i < rows * chunks; i += BLOCK) {
-            const u32 row = i / chunks, chunk = i % chunks;
-            const u16* from = x.halves + static_cast<u64>(first + (row < last ? row : last)) * x.stride;
-            if (2 * pair + chunk / (chunks / 2) < groups)
-                begin_copy<CHUNK_BYTES>(to + place_of_chunk(row, chunk), from + 2 * GROUP * pair + 8 * chunk);
+            for (u32 start = 0; start < rows; start += ROWS_APART) {
+                const u32 row = first_row() + start, clamped = first + (row < last ? row : last);
+                begin_copy<CHUNK_BYTES>(quad + start * PAIR_BYTES,
+                                        halves + clamped * (x.stride / 8) + (chunks * pair + chunk()));
+            }
         }
         const u32 row = threadIdx.x % rows, upper = threadIdx.x / rows;
-        const u64 from = first + (row < last ? row : last);
-        if (upper == 0) begin_copy<4>(scales(to) + row, x.scales + from * RUNS + run);
+        const u32 clamped = first + (row < last ? row : last), groups = x.stride / GROUP;
+        if (upper == 0) begin_copy<4>(scales(to) + row, x.scales + clamped * RUNS + run);
         if constexpr (has_min(TYPE))
             if (upper < 2 && 2 * pair + upper < groups)
-                begin_copy<4>(sums(to) + threadIdx.x, x.sums + from * each + 2 * pair + upper);
+                begin_copy<4>(sums(to) + threadIdx.x, x.sums + clamped * groups + 2 * pair + upper);
     }
 
-    // Weights of the lane in a tile of the block, for group `i` of a pair.
-    __device__ __forceinline__ Fragments read_weights(u32 pair, u32 tile, u32 i) const {
+    // Weights of the lane in a tile of the block, for group `i` of a pair. `zero` is one that the compiler does
+    // not know: what comes out of an operation it puts where the multiplication wants it, but what comes out of
+    // memory, in another order, it copies for each of them anew.
+    __device__ __forceinline__ Fragments read_weights(u32 pair, u32 tile, u32 i, u32 zero) const {
         const u32 g = lane_index() / 4, t = lane_index() % 4;
         u32 words[2 * field_words(TYPE)];
         if constexpr (plain) {
@@ -127,7 +147,7 @@ struct Wide {
             for (u32 upper = 0; upper < 2; upper++) {
                 const uint4 bits = *reinterpret_cast<const uint4*>(from + upper * (8 * PAIR_BYTES));
                 u32* to = words + 4 * upper;
-                to[0] = bits.x, to[1] = bits.y, to[2] = bits.z, to[3] = bits.w;
+                to[0] = bits.x ^ zero, to[1] = bits.y ^ zero, to[2] = bits.z ^ zero, to[3] = bits.w ^ zero;
             }
             return unpack<TYPE>(words, 0);
         } else {
@@ -168,8 +188,7 @@ __device__ __forceinline__ void wide_product(const ProductParams& p) {
     if (threadIdx.x < W::sources) w.from[threadIdx.x] = W::source(p, threadIdx.x);
     __syncthreads();
     const u32 groups = p.groups, pairs = (groups + 1) / 2, pairs_of_run = p.groups_of_run / 2;
-    const u32 bytes = p.matrices[0].row_bytes * (W::plain ? 1 : TILE_ROWS);
-    for (u32 pair = 0; pair < W::stages - 1; pair++) w.copy_weights(bytes, pair);
+    for (u32 pair = 0; pair < W::stages - 1; pair++) w.copy_weights(p, pair);
     wait_for_previous();
     const Prepared& x = p.input;
     const u32 n = *p.view.count, first = blockIdx.y * W::rows;
@@ -180,7 +199,7 @@ __device__ __forceinline__ void wide_product(const ProductParams& p) {
     // The next pair that is copied, and its run.
     u32 ahead = 0, run_ahead = 0, end_ahead = pairs_of_run;
     const auto copy_next_activations = [&] {
-        if (ahead < pairs) w.copy_activations(x, first, n, groups, ahead, run_ahead);
+        if (ahead < pairs) w.copy_activations(p, first, n, ahead, run_ahead);
         close_copies();
         if (++ahead == end_ahead) run_ahead++, end_ahead += pairs_of_run;
     };
@@ -193,35 +212,32 @@ __device__ __forceinline__ void wide_product(const ProductParams& p) {
         // This pair's copies are all but those of the pairs behind it. Nobody uses the pair before any more.
         wait_for_copies<W::stages - 2>();
         __syncthreads();
-        w.copy_weights(bytes, ahead);
+        w.copy_weights(p, ahead);
         copy_next_activations();
         u8* stage = w.stage(pair);
-#pragma unroll
+        // Where the two groups are of one block, the compiler would keep what they share in too many registers.
+#pragma unroll(W::block_groups > 1 ? 1 : 2)
         for (u32 i = 0; i < 2; i++) {
             if (2 * pair + i >= groups) break;
             u32 b[WIDE_ROWS][2][2];
-            float2 of[WIDE_ROWS];
 #pragma unroll
-            for (u32 c = 0; c < WIDE_ROWS; c++) {
-                W::read_rows(stage + (row + 8 * c) * PAIR_BYTES, i, b[c]);
-                of[c] = make_float2(0, 0);
-                if constexpr (has_min(TYPE))
-                    of[c] = *reinterpret_cast<const float2*>(W::sums(stage) + i * W::rows + row + 8 * c +
-                                                             2 * (lane_index() % 4));
-            }
+            for (u32 c = 0; c < WIDE_ROWS; c++) W::read_rows(stage + (row + 8 * c) * PAIR_BYTES, i, b[c]);
 #pragma unroll
             for (u32 m = 0; m < M; m++) {
-                const Fragments f = w.read_weights(pair, tile + m, i);
+                const Fragments f = w.read_weights(pair, tile + m, i, p.unused);
 #pragma unroll
-                for (u32 c = 0; c < WIDE_ROWS; c++) add_products<TYPE>(f, b[c], of[c].x, of[c].y, run[m][c]);
+                for (u32 c = 0; c < WIDE_ROWS; c++) {
+                    const float2 of = has_min(TYPE) ? pair_of_columns(W::sums(stage) + i * W::rows, row, c)
+                                                    : make_float2(0, 0);
+                    add_products<TYPE>(f, b[c], of.x, of.y, run[m][c]);
+                }
             }
         }
         if (pair + 1 != end && pair + 1 != pairs) continue;
         end += pairs_of_run;
 #pragma unroll
         for (u32 c = 0; c < WIDE_ROWS; c++) {
-            const float2 scale =
-                *reinterpret_cast<const float2*>(W::scales(stage) + row + 8 * c + 2 * (lane_index() % 4));
+            const float2 scale = pair_of_columns(W::scales(stage), row, c);
 #pragma unroll
             for (u32 m = 0; m < M; m++)
                 for (u32 i = 0; i < 4; i++) {
