@@ -196,14 +196,15 @@ __device__ __forceinline__ void wide_product(const ProductParams& p) {
         close_copies();
         return wait_for_copies<0>();
     }
-    // The next pair that is copied, and its run.
+    // The next pair of which activations are copied, and its run. The first weights are on their way.
     u32 ahead = 0, run_ahead = 0, end_ahead = pairs_of_run;
-    const auto copy_next_activations = [&] {
+    const auto copy_next = [&] {
+        if (ahead >= W::stages - 1) w.copy_weights(p, ahead);
         if (ahead < pairs) w.copy_activations(p, first, n, ahead, run_ahead);
         close_copies();
         if (++ahead == end_ahead) run_ahead++, end_ahead += pairs_of_run;
     };
-    for (u32 i = 0; i < W::stages - 1; i++) copy_next_activations();
+    while (ahead < W::stages - 1) copy_next();
 
     const u32 tile = warp_index() / ACROSS * M, row = warp_index() % ACROSS * (8 * WIDE_ROWS);
     float run[M][WIDE_ROWS][4] = {}, sums[M][WIDE_ROWS][4] = {};
@@ -212,8 +213,7 @@ __device__ __forceinline__ void wide_product(const ProductParams& p) {
         // This pair's copies are all but those of the pairs behind it. Nobody uses the pair before any more.
         wait_for_copies<W::stages - 2>();
         __syncthreads();
-        w.copy_weights(p, ahead);
-        copy_next_activations();
+        copy_next();
         u8* stage = w.stage(pair);
         // Where the two groups are of one block, the compiler would keep what they share in too many registers.
 #pragma unroll(W::block_groups > 1 ? 1 : 2)
@@ -247,26 +247,36 @@ __device__ __forceinline__ void wide_product(const ProductParams& p) {
         }
     }
 
-    // Everything is read before the first result is written, for else each would be waited for.
+    // Everything is read before the first result is written, for else each would be waited for; and beyond the
+    // last row that again, so that no read is a branch.
+    float factors[WIDE_ROWS][2];
+    u32 slots[WIDE_ROWS][2];
+#pragma unroll
+    for (u32 c = 0; c < WIDE_ROWS; c++)
+        for (u32 i = 0; i < 2; i++) {
+            const u32 column = first + row + 8 * c + 2 * (lane_index() % 4) + i, clamped = column < n ? column : n - 1;
+            factors[c][i] = x.factors[clamped];
+            slots[c][i] = p.view.slots[clamped];
+        }
     for (u32 writes = 0; writes < 2; writes++)
 #pragma unroll
         for (u32 m = 0; m < M; m++) {
             u32 number = blockIdx.x * W::tiles + tile + m;
             if (number >= p.tiles) continue;
             const Matrix& matrix = p.matrices[matrix_of(p, number)];
+            if (!writes && !matrix.add) continue;
 #pragma unroll
             for (u32 c = 0; c < WIDE_ROWS; c++)
                 for (u32 i = 0; i < 4; i++) {
-                    const u32 r = number * TILE_ROWS + lane_index() / 4 + i / 2 * 8;
+                    const u32 r = number * TILE_ROWS + lane_index() / 4 + i / 2 * 8, last = matrix.rows - 1;
                     const u32 column = first + row + 8 * c + 2 * (lane_index() % 4) + i % 2;
-                    if (r >= matrix.rows || column >= n) continue;
-                    float* to = element(matrix, r, column, matrix.by_slot ? p.view.slots[column] : 0);
-                    if (writes) {
-                        *to = sums[m][c][i];
-                        continue;
+                    float* to = element(matrix, r < last ? r : last, column < n ? column : n - 1, slots[c][i % 2]);
+                    if (!writes) {
+                        run[m][c][i] = *to;
+                    } else if (r <= last && column < n) {
+                        const float value = finished(sums[m][c][i], factors[c][i % 2], matrix.bias, r);
+                        *to = matrix.add ? __fadd_rn(run[m][c][i], value) : value;
                     }
-                    const float value = finished(sums[m][c][i], x.factors[column], matrix.bias, r);
-                    sums[m][c][i] = matrix.add ? __fadd_rn(*to, value) : value;
                 }
         }
 }
