@@ -319,19 +319,22 @@ fn types_that_are_only_read_agree_too() {
 /// A model of two layers whose matrices are larger than a test of results needs: so many columns that a
 /// warp has several groups of them to read ahead, so many rows that a block takes several tiles of them.
 fn large_matrices() -> Vec<u8> {
-    const FEED_FORWARD: usize = 2048;
-    const VOCAB: usize = 17_000;
+    of_sizes(2048, 17_000)
+}
+
+/// The model of two layers with another width of the feed-forward part and another vocabulary.
+fn of_sizes(feed_forward: usize, vocab: usize) -> Vec<u8> {
     let mut random = common::Random(11);
     resized(
         7,
-        &[("vocab_size", VOCAB), ("feed_forward_length", FEED_FORWARD)],
+        &[("vocab_size", vocab), ("feed_forward_length", feed_forward)],
         |name, dims| {
             if name == "token_embd.weight" {
-                dims[1] = VOCAB as u64;
+                dims[1] = vocab as u64;
             } else if name.contains("ffn_gate") || name.contains("ffn_up") {
-                dims[1] = FEED_FORWARD as u64;
+                dims[1] = feed_forward as u64;
             } else if name.contains("ffn_down") {
-                dims[0] = FEED_FORWARD as u64;
+                dims[0] = feed_forward as u64;
             }
         },
         |dims, _| {
@@ -383,6 +386,65 @@ fn large_matrices_agree_however_many_rows_come() {
             assert!(many == logits(batch), "{} with {batch} rows", ty.name());
         }
     }
+}
+
+/// Products in blocks of each size, which the number of multiprocessors decides, give every type the same bits as
+/// those for a few rows.
+#[test]
+fn blocks_of_every_size_agree_for_every_type() {
+    let Some(fake) = Fake::find() else { return };
+    let converted = |ty| {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("a.gguf"), folder.path().join("b.gguf"));
+        // Eleven groups of columns, so that a pair lacks one, and 22 tiles, so that blocks have some of both.
+        std::fs::write(&from, of_sizes(352, 1024)).unwrap();
+        let ty = Some(ty);
+        let options = ConvertOptions {
+            ty,
+            ..Default::default()
+        };
+        convert(&from, &to, &options, &mut Silent).unwrap();
+        std::fs::read(&to).unwrap()
+    };
+    for ty in [
+        TensorType::F16,
+        TensorType::BF16,
+        TensorType::Q8_0,
+        TensorType::Q4_0,
+        TensorType::Q4_1,
+        TensorType::Q5_0,
+        TensorType::Q5_1,
+        TensorType::Q4_K,
+        TensorType::Q5_K,
+        TensorType::Q6_K,
+    ] {
+        let bytes = match ty {
+            TensorType::F16 | TensorType::BF16 => converted(ty),
+            TensorType::Q8_0 | TensorType::Q4_0 | TensorType::Q4_1 => converted(ty),
+            _ => random_blocks(ty),
+        };
+        let logits = |multiprocessors: u32, batch: usize| {
+            fake.reset();
+            fake.set("MOR_FAKE_CUDA_ATTRIBUTE", &format!("16={multiprocessors}"));
+            let model = Model::from_bytes_on(bytes.clone(), Device::Cuda(0)).unwrap();
+            let vocab = model.hyperparameters().vocab_size;
+            let tokens: Vec<u32> = (0..130).map(|i| (i * i * 31 % vocab) as u32).collect();
+            let params = SessionParams {
+                context: 140,
+                batch,
+                ..params()
+            };
+            let mut session = Session::new(&model, &params).unwrap();
+            session.prefill(&tokens).unwrap();
+            session.logits().unwrap().to_vec()
+        };
+        let few = logits(1, 8);
+        for multiprocessors in [1, 2, 4, 8] {
+            let wide = logits(multiprocessors, 130);
+            assert!(wide == few, "{} on {multiprocessors}", ty.name());
+        }
+    }
+    fake.reset();
 }
 
 /// More rows than a block has threads, more entries than a part of a context: the same as in small pieces,

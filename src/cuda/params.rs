@@ -16,9 +16,8 @@ pub(super) const MOST_RING: u32 = 72 << 10;
 /// Rows of activations that a block of a product takes, at most.
 pub(super) const MANY: u32 = 32;
 pub(super) const FEW: u32 = 8;
-/// The same with four tiles a block.
-pub(super) const WIDE: u32 = 64;
-pub(super) const WIDE_TILES: u32 = 4;
+/// Groups of weights and activations that `mor_wide_product_…` copies together, at least.
+pub(super) const WIDE_GROUPS: u32 = 2;
 /// Entries of a part of a context.
 pub(super) const PART: u32 = 256;
 pub(super) const MAX_CANDIDATES: usize = 256;

@@ -2,7 +2,7 @@
 
 use super::launch::Function;
 use super::params::*;
-use super::program::{Kernels, MOST_SHARED, Products, Writer};
+use super::program::{Kernels, MOST_SHARED, Products, WideProduct, Writer};
 use crate::quant::TensorType;
 
 impl<'a> Writer<'a> {
@@ -57,10 +57,15 @@ impl<'a> Writer<'a> {
         };
         let params = self.product_params(source, matrices, view);
         let rows = self.rows as u32;
-        let blocks = [params.tiles.div_ceil(WIDE_TILES), rows.div_ceil(WIDE), 1];
-        let enough = self.weights.device.multiprocessors / 2;
-        if rows > WIDE && blocks[0] * blocks[1] >= enough {
-            return self.launch(kernels.wide, blocks, 0, &params);
+        let multiprocessors = self.weights.device.multiprocessors;
+        let blocks = |w: &WideProduct| [params.tiles.div_ceil(w.tiles), rows.div_ceil(w.rows), 1];
+        let count = |w: &WideProduct| blocks(w).iter().product::<u32>();
+        let smallest = &kernels.wide[0];
+        if rows > smallest.rows && count(smallest) >= multiprocessors / 2 {
+            // Cycles of the multiprocessor that has the most to do.
+            let cycles = |w: &&WideProduct| count(w).div_ceil(multiprocessors) * w.cycles;
+            let wide = kernels.wide.iter().min_by_key(cycles).unwrap_or(smallest);
+            return self.launch(wide.function, blocks(wide), wide.shared as u32, &params);
         }
         let (kernel, each) = match rows <= FEW {
             true => (kernels.few, FEW),

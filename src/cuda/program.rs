@@ -77,8 +77,39 @@ pub(super) struct Products {
     /// For up to `FEW` rows a block, and for up to `MANY`.
     pub few: Function<ProductParams>,
     pub many: Function<ProductParams>,
-    /// For `WIDE` rows and `WIDE_TILES` tiles a block, where so many blocks are enough.
-    pub wide: Function<ProductParams>,
+    /// For more rows, where so many blocks are enough, from the smallest blocks on.
+    pub wide: [WideProduct; 3],
+}
+
+/// A product for blocks of some tiles and some rows of activations.
+#[derive(Clone, Copy)]
+pub(super) struct WideProduct {
+    pub function: Function<ProductParams>,
+    pub tiles: u32,
+    pub rows: u32,
+    /// What a block takes for a group of columns (src/cuda/kernels/wide.cuh), to compare with others.
+    pub cycles: u32,
+    /// Bytes of dynamic shared memory.
+    pub shared: usize,
+}
+
+impl WideProduct {
+    /// As `Wide` in src/cuda/kernels/wide.cuh.
+    fn shared(ty: TensorType, tiles: u32, rows: u32) -> usize {
+        /// Devices of 8.6 and 8.9 have so much for a block, others more.
+        const MOST: usize = 99 << 10;
+        let (tiles, rows) = (tiles as usize, rows as usize);
+        let columns = (WIDE_GROUPS * GROUP) as usize;
+        let (unit, all_rows) = (ty.block_len().max(columns), tiles * TILE_ROWS as usize);
+        let weights = all_rows * (unit / ty.block_len() * ty.block_bytes());
+        let sources = if ty.block_len() == 1 { all_rows } else { tiles };
+        let activations = rows * (2 * columns + if has_min(ty.gguf_id()) { 12 } else { 4 });
+        let all = |stages| {
+            let units = if unit == columns { stages } else { 2 };
+            8 * sources + units * weights + stages * activations
+        };
+        if all(3) <= MOST { all(3) } else { all(2) }
+    }
 }
 
 impl Products {
@@ -88,6 +119,15 @@ impl Products {
             let name = CStr::from_bytes_with_nul(name.as_bytes());
             module.function(name.map_err(|_| Error::device("a kernel's name"))?)
         };
+        let wide = |kind: &str, tiles, rows, cycles| {
+            Ok(WideProduct {
+                function: find(kind)?,
+                tiles,
+                rows,
+                cycles,
+                shared: WideProduct::shared(ty, tiles, rows),
+            })
+        };
         Ok(Products {
             lone_norm: find("lone_product_norm")?,
             lone_plain: find("lone_product_plain")?,
@@ -95,7 +135,11 @@ impl Products {
             lone_swiglu: find("lone_swiglu")?,
             few: find("few_product")?,
             many: find("many_product")?,
-            wide: find("wide_product")?,
+            wide: [
+                wide("wide_product_64x64", 4, 64, 256)?,
+                wide("wide_product_128x64", 8, 64, 352)?,
+                wide("wide_product_128x128", 8, 128, 512)?,
+            ],
         })
     }
 
@@ -204,12 +248,13 @@ impl Kernels {
         for exact in self.lone_exact {
             module.allow_shared_memory(exact, MOST_SHARED)?;
         }
-        for lone in self
-            .products
-            .iter()
-            .flat_map(|(_, products)| products.lone())
-        {
-            module.allow_shared_memory(lone, weights.device.lone_shared())?;
+        for (_, products) in &self.products {
+            for lone in products.lone() {
+                module.allow_shared_memory(lone, weights.device.lone_shared())?;
+            }
+            for wide in products.wide {
+                module.allow_shared_memory(wide.function, wide.shared)?;
+            }
         }
         Ok(())
     }

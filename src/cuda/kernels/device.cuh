@@ -174,19 +174,23 @@ __device__ __forceinline__ void prefetch(const void* place) {
 }
 
 #ifdef MOR_TENSOR_CORES
-// Copies sixteen bytes from memory to shared memory, or zeros where nothing is `wanted`. It is there when the
-// thread has waited for the group of copies that it closed after it.
-__device__ __forceinline__ void copy_async(void* to, const void* from, bool wanted = true) {
+// Begins to copy 4 or 16 bytes from memory to shared memory, past the registers, or to write zeros where nothing is
+// `wanted`. Copies are counted by the batches that a thread closes.
+template <u32 BYTES>
+__device__ __forceinline__ void begin_copy(void* to, const void* from, bool wanted = true) {
 #ifdef MOR_EMULATED
     if (wanted)
-        __builtin_memcpy(to, from, 16);
+        __builtin_memcpy(to, from, BYTES);
     else
-        __builtin_memset(to, 0, 16);
+        __builtin_memset(to, 0, BYTES);
 #else
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
-                     static_cast<u32>(__cvta_generic_to_shared(to))),
-                 "l"(from), "r"(wanted ? 16 : 0)
-                 : "memory");
+    const u32 place = static_cast<u32>(__cvta_generic_to_shared(to)), bytes = wanted ? BYTES : 0;
+    if constexpr (BYTES == 16)
+        asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(place), "l"(from), "r"(bytes)
+                     : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(place), "l"(from), "n"(BYTES), "r"(bytes)
+                     : "memory");
 #endif
 }
 
@@ -196,11 +200,11 @@ __device__ __forceinline__ void close_copies() {
 #endif
 }
 
-// Waits for all groups but the last `LEFT`.
-template <u32 LEFT>
+// Until all of the thread's copies have arrived but those of its last `BATCHES` batches.
+template <u32 BATCHES>
 __device__ __forceinline__ void wait_for_copies() {
 #ifndef MOR_EMULATED
-    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+    asm volatile("cp.async.wait_group %0;" ::"n"(BATCHES) : "memory");
 #endif
 }
 #endif

@@ -35,12 +35,12 @@ struct Unit {
         to += 16 * lane_index();
         if constexpr (plain) {
             for (u32 upper = 0; upper < 2; upper++) {
-                copy_async(to + upper * bytes / 2, from[upper], wanted);
+                begin_copy<16>(to + upper * bytes / 2, from[upper], wanted);
                 from[upper] += 2 * GROUP;
             }
         } else {
             for (u32 i = 0; i < bytes; i += 16 * WARP)
-                if (i + 16 * WARP <= bytes || i + 16 * lane_index() < bytes) copy_async(to + i, from[0] + i, wanted);
+                if (i + 16 * WARP <= bytes || i + 16 * lane_index() < bytes) begin_copy<16>(to + i, from[0] + i, wanted);
             from[0] += bytes;
         }
     }
@@ -168,7 +168,7 @@ __device__ __forceinline__ u32 row_bytes(u32 stride) {
 template <u32 TYPE, u32 MAKE, u32 MATRICES>
 __device__ __forceinline__ void lone_product(const ProductParams& p) {
     __shared__ float parts[WARPS * MATRICES * RUNS * TILE_ROWS], scales[RUNS], squares[RUNS];
-    MOR_DYNAMIC_SHARED(float4, room);
+    MOR_DYNAMIC_SHARED(uint4, room);
     let_next_begin();
     // A warp takes as many runs of its tile as the block has tiles.
     const u32 log = p.log_tiles, place_of_tile = warp_index() << log >> 3;

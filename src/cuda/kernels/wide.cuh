@@ -1,127 +1,293 @@
-// Products for passes of many rows: 64 rows and four tiles a block. Enough blocks come together without sharing
-// a tile's columns among the warps.
+// Products for passes of many rows. Weights as they lie in memory and activations come by asynchronous copies
+// into shared memory, pairs of groups that are used while those behind them are on their way; every warp
+// multiplies some tiles by 32 rows of activations.
+//
+// The sizes, for halves: a warp of M tiles reads 1 KiB · M of weights and 2 KiB of activations a group for 8 · M
+// multiplications. An H100's shared memory gives 128 bytes a cycle, and its tensor cores take four
+// multiplications in some six and a half (mma.sync). So blocks of eight warps need, with what the copies
+// write, for a group
+//     64 × 64 (weights × activations): M = 1, 32 KiB or 256 cycles for  64 multiplications (104 cycles)
+//     128 × 64:                        M = 2, 44 KiB or 352 cycles for 128 multiplications (208 cycles)
+//     128 × 128:                       M = 4, 64 KiB or 512 cycles for 256 multiplications (416 cycles)
+// and the second cache has to give 8, 12 and 16 KiB for each. A lane keeps 16 · M sums of the run and as many of
+// the runs before, so that M = 4 leaves room for one block on a multiprocessor, the others for two. The host
+// takes the blocks that need the fewest cycles (src/cuda/product.rs).
 #pragma once
 #include "products.cuh"
 
 #ifdef MOR_TENSOR_CORES
-// Tiles and rows of activations that a block of `wide_product` takes: each of its warps a tile and half the
-// rows.
-constexpr u32 WIDE_TILES = WARPS / 2;
-constexpr u32 WIDE = 64;
-// Groups of activations that stand in shared memory together, and halves from one row to the next, such that
-// eight lanes which read sixteen bytes each meet all banks.
-constexpr u32 WIDE_CHUNK = 4;
-constexpr u32 WIDE_STRIDE = WIDE_CHUNK * GROUP + 32;
+// Shared memory that devices of 8.6 and 8.9 have for a block; others have more.
+constexpr u32 MOST_OF_A_BLOCK = 99 << 10;
+// Times eight: rows of activations of a warp.
+constexpr u32 WIDE_ROWS = 4;
+// Bytes that a thread copies at a time, and of a pair of groups of halves.
+constexpr u32 CHUNK_BYTES = 16;
+constexpr u32 PAIR_BYTES = 2 * 2 * GROUP;
 
-// Brings activations of a block through registers into shared memory: a thread four times eight halves of a
-// row, so that those of the next chunk come while this one is used.
-struct Loader {
-    uint4 quads[WIDE_CHUNK];
+// Where a chunk of row `row` of a pair stands in shared memory. The lanes of a warp that read together, eight
+// with 16 bytes each or sixteen with 8, so meet all banks.
+__device__ __forceinline__ u32 place_of_chunk(u32 row, u32 chunk) {
+    return row * PAIR_BYTES + CHUNK_BYTES * (chunk ^ (row % 2 * 4 + row / 2 % 2 * 2));
+}
 
-    __device__ __forceinline__ void read(const Prepared& x, u32 first, u32 n, u32 group) {
-        const u32 row = first + threadIdx.x / 4;
-        const u16* from = x.halves + static_cast<u64>(row < n ? row : n - 1) * x.stride + 8 * (threadIdx.x % 4);
-#pragma unroll
-        for (u32 i = 0; i < WIDE_CHUNK; i++)
-            if (GROUP * (group + i) < x.stride)
-                quads[i] = *reinterpret_cast<const uint4*>(from + GROUP * (group + i));
+// What `of_rows` has for the lane's two columns of its warp's fragment `c`; `row` is the warp's first.
+__device__ __forceinline__ float2 pair_of_columns(const float* of_rows, u32 row, u32 c) {
+    return *reinterpret_cast<const float2*>(of_rows + row + 8 * c + 2 * (lane_index() % 4));
+}
+
+// A block's shared memory and the copies into it. Its warps: M tiles each; `ACROSS` of them have the same tiles
+// and different rows of activations.
+template <u32 TYPE, u32 M, u32 ACROSS>
+struct Wide {
+    static constexpr bool plain = block_columns(TYPE) == 1;
+    static constexpr u32 tiles = WARPS / ACROSS * M, rows = ACROSS * WIDE_ROWS * 8;
+    // Groups of a block of the type, and of weights that are copied together: a pair, or a whole block.
+    static constexpr u32 block_groups = Reader<TYPE>::groups, unit_groups = block_groups > 2 ? block_groups : 2;
+    // What is copied together of one source, a row or a tile.
+    static constexpr u32 sources = plain ? tiles * TILE_ROWS : tiles;
+    static constexpr u32 unit_bytes = plain ? PAIR_BYTES : TILE_ROWS * block_bytes(TYPE) * (unit_groups / block_groups);
+    // A pair of activations: the halves, then of each row its run's scale, and the sums of its groups.
+    static constexpr u32 stage_bytes = rows * (PAIR_BYTES + (has_min(TYPE) ? 12 : 4));
+    // Pairs of activations and units of weights that are used or on their way: three, if there is room.
+    static constexpr u32 bytes_of_three = sources * (8 + (unit_groups == 2 ? 3 : 2) * unit_bytes) + 3 * stage_bytes;
+    static constexpr u32 stages = bytes_of_three <= MOST_OF_A_BLOCK ? 3 : 2, units = unit_groups == 2 ? stages : 2;
+
+    // Where the sources begin.
+    const uint4** from;
+    u8* weights;
+    u8* activations;
+
+    __device__ __forceinline__ explicit Wide(uint4* room)
+        : from(reinterpret_cast<const uint4**>(room)), weights(reinterpret_cast<u8*>(room) + sources * sizeof(*from)),
+          activations(weights + units * sources * unit_bytes) {}
+
+    __device__ __forceinline__ u8* unit(u32 pair) const {
+        return weights + pair / (unit_groups / 2) % units * (sources * unit_bytes);
     }
 
-    __device__ __forceinline__ void write(u16* chunk) const {
-        u16* to = chunk + threadIdx.x / 4 * WIDE_STRIDE + 8 * (threadIdx.x % 4);
+    __device__ __forceinline__ u8* stage(u32 pair) const { return activations + pair % stages * stage_bytes; }
+
+    static __device__ __forceinline__ float* scales(u8* stage) {
+        return reinterpret_cast<float*>(stage + rows * PAIR_BYTES);
+    }
+
+    // [2][rows].
+    static __device__ __forceinline__ float* sums(u8* stage) { return scales(stage) + rows; }
+
+    // Where a source of the block begins. Beyond the last one that again: what comes of it is not written.
+    static __device__ __forceinline__ const uint4* source(const ProductParams& p, u32 i) {
+        u32 tile = blockIdx.x * tiles + (plain ? i / TILE_ROWS : i);
+        if (tile >= p.tiles) tile = p.tiles - 1;
+        const Matrix& m = p.matrices[matrix_of(p, tile)];
+        const u32 row = tile * TILE_ROWS + (plain ? i % TILE_ROWS : 0);
+        return reinterpret_cast<const uint4*>(m.data +
+                                              static_cast<u64>(row < m.rows ? row : m.rows - 1) * m.row_bytes);
+    }
+
+    // The thread's chunk of a pair's halves, and the first of its rows; the others are `ROWS_APART` apart.
+    static constexpr u32 chunks = PAIR_BYTES / CHUNK_BYTES, ROWS_APART = BLOCK / chunks;
+    static __device__ __forceinline__ u32 chunk() { return threadIdx.x % chunks; }
+    static __device__ __forceinline__ u32 first_row() { return threadIdx.x / chunks; }
+    static __device__ __forceinline__ u32 group_of_chunk(u32 pair) { return 2 * pair + chunk() / (chunks / 2); }
+
+    __device__ __forceinline__ void copy_weights(const ProductParams& p, u32 pair) const {
+        if constexpr (plain) {
+            if (group_of_chunk(pair) >= p.groups) return;
+            u8* to = unit(pair) + place_of_chunk(first_row(), chunk());
 #pragma unroll
-        for (u32 i = 0; i < WIDE_CHUNK; i++) *reinterpret_cast<uint4*>(to + GROUP * i) = quads[i];
+            for (u32 row = 0; row < sources; row += ROWS_APART)
+                begin_copy<CHUNK_BYTES>(to + row * PAIR_BYTES, from[first_row() + row] + chunks * pair + chunk());
+        } else {
+            // A tile has as many chunks as a row bytes.
+            constexpr u32 each = unit_bytes / CHUNK_BYTES, all = sources * each;
+            const u32 begin = pair / (unit_groups / 2) * each, end = p.matrices[0].row_bytes;
+            if (pair % (unit_groups / 2) != 0 || begin >= end) return;
+            u8* to = unit(pair) + CHUNK_BYTES * threadIdx.x;
+#pragma unroll
+            for (u32 start = 0; start < all; start += BLOCK) {
+                const u32 i = start + threadIdx.x, at = begin + i % each;
+                // Of a pair the second group may be missing.
+                const bool exists = (start + BLOCK <= all || i < all) && (block_groups > 1 || at < end);
+                if (exists) begin_copy<CHUNK_BYTES>(to + CHUNK_BYTES * start, from[i / each] + at);
+            }
+        }
+    }
+
+    // Rows `first` to `n`; beyond the last that again.
+    __device__ __forceinline__ void copy_activations(const ProductParams& p, u32 first, u32 n, u32 pair, u32 run) const {
+        const Prepared& x = p.input;
+        u8* to = stage(pair);
+        const u32 last = n - 1 - first;
+        if (group_of_chunk(pair) < p.groups) {
+            u8* quad = to + place_of_chunk(first_row(), chunk());
+            const uint4* halves = reinterpret_cast<const uint4*>(x.halves);
+#pragma unroll
+            for (u32 start = 0; start < rows; start += ROWS_APART) {
+                const u32 row = first_row() + start, clamped = first + (row < last ? row : last);
+                begin_copy<CHUNK_BYTES>(quad + start * PAIR_BYTES,
+                                        halves + clamped * (x.stride / 8) + (chunks * pair + chunk()));
+            }
+        }
+        const u32 row = threadIdx.x % rows, upper = threadIdx.x / rows;
+        const u32 clamped = first + (row < last ? row : last), groups = x.stride / GROUP;
+        if (upper == 0) begin_copy<4>(scales(to) + row, x.scales + clamped * RUNS + run);
+        if constexpr (has_min(TYPE))
+            if (upper < 2 && 2 * pair + upper < groups)
+                begin_copy<4>(sums(to) + threadIdx.x, x.sums + clamped * groups + 2 * pair + upper);
+    }
+
+    // Weights of the lane in a tile of the block, for group `i` of a pair. `zero` is one that the compiler does
+    // not know: what comes out of an operation it puts where the multiplication wants it, but what comes out of
+    // memory, in another order, it copies for each of them anew.
+    __device__ __forceinline__ Fragments read_weights(u32 pair, u32 tile, u32 i, u32 zero) const {
+        const u32 g = lane_index() / 4, t = lane_index() % 4;
+        u32 words[2 * field_words(TYPE)];
+        if constexpr (plain) {
+            const u8* from = unit(pair) + tile * (TILE_ROWS * PAIR_BYTES) + (place_of_chunk(g, t) ^ i * (PAIR_BYTES / 2));
+            for (u32 upper = 0; upper < 2; upper++) {
+                const uint4 bits = *reinterpret_cast<const uint4*>(from + upper * (8 * PAIR_BYTES));
+                u32* to = words + 4 * upper;
+                to[0] = bits.x ^ zero, to[1] = bits.y ^ zero, to[2] = bits.z ^ zero, to[3] = bits.w ^ zero;
+            }
+            return unpack<TYPE>(words, 0);
+        } else {
+            const u32 group = 2 * pair % unit_groups + i;
+            const u8* block =
+                unit(pair) + tile * unit_bytes + group / block_groups * (TILE_ROWS * block_bytes(TYPE));
+            for (u32 upper = 0; upper < 2; upper++) {
+                const Fields<TYPE> f = read_fields<TYPE>(block, group % block_groups, g + 8 * upper, t);
+                for (u32 k = 0; k < field_words(TYPE); k++) words[upper * field_words(TYPE) + k] = f.words[k];
+            }
+            return unpack<TYPE>(words, group % block_groups);
+        }
+    }
+
+    // Activations of the lane, of eight rows of a stage, for group `i` of it: as `read_activations`.
+    static __device__ __forceinline__ void read_rows(const u8* eight, u32 i, u32 b[2][2]) {
+        const u32 g = lane_index() / 4, t = lane_index() % 4;
+        if constexpr (plain) {
+            const u32 at = place_of_chunk(g, t) ^ i * (PAIR_BYTES / 2);
+            const uint4 bits = *reinterpret_cast<const uint4*>(eight + at);
+            b[0][0] = bits.x, b[0][1] = bits.y, b[1][0] = bits.z, b[1][1] = bits.w;
+        } else {
+            const u32 at = (place_of_chunk(g, t / 2) ^ i * (PAIR_BYTES / 2)) + t % 2 * 8;
+            for (u32 step = 0; step < 2; step++) {
+                const uint2 bits = *reinterpret_cast<const uint2*>(eight + (at ^ step * (PAIR_BYTES / 4)));
+                b[step][0] = bits.x, b[step][1] = bits.y;
+            }
+        }
     }
 };
 
-// All groups of a warp's tile against rows `first` to `n` of `x`, of which those of the block begin at
-// `first_of_block`. `sums` gets them run by run.
-template <u32 TYPE, u32 TILES>
-__device__ __forceinline__ void multiply_wide(const Matrix& m, u32 tile, u32 groups, u32 each,
-                                              const Prepared& x, u32 first_of_block, u32 first, u32 n, u16* chunks,
-                                              float sums[TILES][4]) {
-    constexpr u32 WORDS = 16, words_each = 2 * field_words(TYPE), ahead = groups_ahead(TYPE, 1, WORDS);
-    static_assert(WIDE_CHUNK % ahead == 0, "the words of a group have a fixed place");
-    u32 words[WORDS];
-    read_ahead<TYPE, 1, WORDS>(&m, tile, 0, groups, words);
-    Reader<TYPE> reader;
-    reader.begin(m, tile, 0);
-    Loader loader = {};
-    loader.read(x, first_of_block, n, 0);
-    float run[TILES][4] = {};
-    u32 next = each, run_number = 0;
-    const auto finish_run = [&] {
-#pragma unroll
-        for (u32 c = 0; c < TILES; c++)
-            for (u32 i = 0; i < 4; i++) {
-                // Beyond the last row that again.
-                const u32 column = first + 8 * c + 2 * (lane_index() % 4) + i % 2;
-                const float scale = x.scales[(column < n ? column : n - 1) * RUNS + run_number];
-                sums[c][i] = fmaf(run[c][i], scale, sums[c][i]);
-                run[c][i] = 0;
-            }
-        next += each;
-        run_number++;
-    };
-    const u32 row = (first - first_of_block + lane_index() / 4) * WIDE_STRIDE;
-    for (u32 start = 0, turn = 0; start < groups; start += WIDE_CHUNK, turn ^= 1) {
-        u16* chunk = chunks + turn * (WIDE * WIDE_STRIDE);
-        loader.write(chunk);
-        __syncthreads();
-        if (start + WIDE_CHUNK < groups) loader.read(x, first_of_block, n, start + WIDE_CHUNK);
-#pragma unroll
-        for (u32 i = 0; i < WIDE_CHUNK; i++) {
-            const u32 group = start + i, a = i % ahead;
-            if (group >= groups) break;
-            if (group == next) finish_run();
-            u32 b[TILES][2][2];
-#pragma unroll
-            for (u32 c = 0; c < TILES; c++)
-                read_activations<TYPE>(chunk + row + 8 * c * WIDE_STRIDE + GROUP * i, b[c]);
-            const Fragments f = unpack<TYPE>(words + a * words_each, (reader.g + i) % Reader<TYPE>::groups);
-            if (group + ahead < groups) reader.read(ahead + i, words + a * words_each);
-#pragma unroll
-            for (u32 c = 0; c < TILES; c++) {
-                const float2 of = sums_of_columns<TYPE>(x, first + 8 * c + 2 * (lane_index() % 4), n, group);
-                add_products<TYPE>(f, b[c], of.x, of.y, run[c]);
-            }
-        }
-        reader.advance(WIDE_CHUNK);
-    }
-    finish_run();
-}
-
-// Many rows that are ready: blocks enough come together without sharing a tile's columns among the warps, and
-// the activations, which all warps of a block need, are read once.
-template <u32 TYPE>
+template <u32 TYPE, u32 M, u32 ACROSS>
 __device__ __forceinline__ void wide_product(const ProductParams& p) {
-    constexpr u32 TILES = WIDE / 2 / 8;
-    // Two chunks: while one is used by slow warps, quick ones write the other.
-    __align__(16) __shared__ u16 chunks[2 * WIDE * WIDE_STRIDE];
-    enter();
-    const u32 n = *p.view.count, first_of_block = blockIdx.y * WIDE;
-    if (first_of_block >= n) return;
-    const u32 first = first_of_block + warp_index() / WIDE_TILES * (WIDE / 2);
-    // All warps bring activations, so that those beyond the last tile do it again.
-    u32 tile = blockIdx.x * WIDE_TILES + warp_index() % WIDE_TILES;
-    const bool has_tile = tile < p.tiles;
-    if (!has_tile) tile = p.tiles - 1;
-    const Matrix& m = p.matrices[matrix_of(p, tile)];
-    float sums[TILES][4] = {};
-    multiply_wide<TYPE, TILES>(m, tile, p.groups, p.groups_of_run, p.input, first_of_block, first, n, chunks, sums);
-    if (!has_tile) return;
-    for (u32 c = 0; c < TILES; c++)
-        for (u32 i = 0; i < 4; i++) {
-            const u32 row = tile * TILE_ROWS + lane_index() / 4 + i / 2 * 8;
-            const u32 column = first + 8 * c + 2 * (lane_index() % 4) + i % 2;
-            if (row >= m.rows || column >= n) continue;
-            const float value = finished(sums[c][i], p.input.factors[column], m.bias, row);
-            float* to = element(m, row, column, m.by_slot ? p.view.slots[column] : 0);
-            *to = m.add ? __fadd_rn(*to, value) : value;
+    using W = Wide<TYPE, M, ACROSS>;
+    MOR_DYNAMIC_SHARED(uint4, room);
+    let_next_begin();
+    const W w(room);
+    if (threadIdx.x < W::sources) w.from[threadIdx.x] = W::source(p, threadIdx.x);
+    __syncthreads();
+    const u32 groups = p.groups, pairs = (groups + 1) / 2, pairs_of_run = p.groups_of_run / 2;
+    for (u32 pair = 0; pair < W::stages - 1; pair++) w.copy_weights(p, pair);
+    wait_for_previous();
+    const Prepared& x = p.input;
+    const u32 n = *p.view.count, first = blockIdx.y * W::rows;
+    if (first >= n) {
+        close_copies();
+        return wait_for_copies<0>();
+    }
+    // The next pair of which activations are copied, and its run. The first weights are on their way.
+    u32 ahead = 0, run_ahead = 0, end_ahead = pairs_of_run;
+    const auto copy_next = [&] {
+        if (ahead >= W::stages - 1) w.copy_weights(p, ahead);
+        if (ahead < pairs) w.copy_activations(p, first, n, ahead, run_ahead);
+        close_copies();
+        if (++ahead == end_ahead) run_ahead++, end_ahead += pairs_of_run;
+    };
+    while (ahead < W::stages - 1) copy_next();
+
+    const u32 tile = warp_index() / ACROSS * M, row = warp_index() % ACROSS * (8 * WIDE_ROWS);
+    float run[M][WIDE_ROWS][4] = {}, sums[M][WIDE_ROWS][4] = {};
+    u32 end = pairs_of_run;
+    for (u32 pair = 0; pair < pairs; pair++) {
+        // This pair's copies are all but those of the pairs behind it. Nobody uses the pair before any more.
+        wait_for_copies<W::stages - 2>();
+        __syncthreads();
+        copy_next();
+        u8* stage = w.stage(pair);
+        // Where the two groups are of one block, the compiler would keep what they share in too many registers.
+#pragma unroll(W::block_groups > 1 ? 1 : 2)
+        for (u32 i = 0; i < 2; i++) {
+            if (2 * pair + i >= groups) break;
+            u32 b[WIDE_ROWS][2][2];
+#pragma unroll
+            for (u32 c = 0; c < WIDE_ROWS; c++) W::read_rows(stage + (row + 8 * c) * PAIR_BYTES, i, b[c]);
+#pragma unroll
+            for (u32 m = 0; m < M; m++) {
+                const Fragments f = w.read_weights(pair, tile + m, i, p.unused);
+#pragma unroll
+                for (u32 c = 0; c < WIDE_ROWS; c++) {
+                    const float2 of = has_min(TYPE) ? pair_of_columns(W::sums(stage) + i * W::rows, row, c)
+                                                    : make_float2(0, 0);
+                    add_products<TYPE>(f, b[c], of.x, of.y, run[m][c]);
+                }
+            }
+        }
+        if (pair + 1 != end && pair + 1 != pairs) continue;
+        end += pairs_of_run;
+#pragma unroll
+        for (u32 c = 0; c < WIDE_ROWS; c++) {
+            const float2 scale = pair_of_columns(W::scales(stage), row, c);
+#pragma unroll
+            for (u32 m = 0; m < M; m++)
+                for (u32 i = 0; i < 4; i++) {
+                    sums[m][c][i] = fmaf(run[m][c][i], i % 2 ? scale.y : scale.x, sums[m][c][i]);
+                    run[m][c][i] = 0;
+                }
+        }
+    }
+
+    // Everything is read before the first result is written, for else each would be waited for; and beyond the
+    // last row that again, so that no read is a branch.
+    float factors[WIDE_ROWS][2];
+    u32 slots[WIDE_ROWS][2];
+#pragma unroll
+    for (u32 c = 0; c < WIDE_ROWS; c++)
+        for (u32 i = 0; i < 2; i++) {
+            const u32 column = first + row + 8 * c + 2 * (lane_index() % 4) + i, clamped = column < n ? column : n - 1;
+            factors[c][i] = x.factors[clamped];
+            slots[c][i] = p.view.slots[clamped];
+        }
+    for (u32 writes = 0; writes < 2; writes++)
+#pragma unroll
+        for (u32 m = 0; m < M; m++) {
+            u32 number = blockIdx.x * W::tiles + tile + m;
+            if (number >= p.tiles) continue;
+            const Matrix& matrix = p.matrices[matrix_of(p, number)];
+            if (!writes && !matrix.add) continue;
+#pragma unroll
+            for (u32 c = 0; c < WIDE_ROWS; c++)
+                for (u32 i = 0; i < 4; i++) {
+                    const u32 r = number * TILE_ROWS + lane_index() / 4 + i / 2 * 8, last = matrix.rows - 1;
+                    const u32 column = first + row + 8 * c + 2 * (lane_index() % 4) + i % 2;
+                    float* to = element(matrix, r < last ? r : last, column < n ? column : n - 1, slots[c][i % 2]);
+                    if (!writes) {
+                        run[m][c][i] = *to;
+                    } else if (r <= last && column < n) {
+                        const float value = finished(sums[m][c][i], factors[c][i % 2], matrix.bias, r);
+                        *to = matrix.add ? __fadd_rn(run[m][c][i], value) : value;
+                    }
+                }
         }
 }
 
-// grid: (tiles / 4, rows / 64).
-#define MOR_WIDE_PRODUCT(TYPE, type) MOR_PRODUCT(mor_wide_product_##type, wide_product<TYPE>)
-MOR_EVERY_TYPE(MOR_WIDE_PRODUCT)
+// grid: (tiles / 4 or 8, rows / 64 or 128).
+#define MOR_WIDE_PRODUCT(name, BLOCKS, ...)                                                                        \
+    extern "C" __global__ void __launch_bounds__(BLOCK, BLOCKS) name(const ProductParams p) { (__VA_ARGS__)(p); } \
+    MOR_KERNEL(name)
+#define MOR_WIDE_PRODUCTS(TYPE, type)                                                     \
+    MOR_WIDE_PRODUCT(mor_wide_product_64x64_##type, 2, wide_product<TYPE, 1, 2>)   \
+    MOR_WIDE_PRODUCT(mor_wide_product_128x64_##type, 2, wide_product<TYPE, 2, 2>)  \
+    MOR_WIDE_PRODUCT(mor_wide_product_128x128_##type, 1, wide_product<TYPE, 4, 4>)
+MOR_EVERY_TYPE(MOR_WIDE_PRODUCTS)
 #endif
