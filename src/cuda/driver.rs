@@ -221,10 +221,10 @@ impl Device {
         self.architecture >= 80
     }
 
-    /// Bytes of dynamic shared memory that the product of a lone row may have, beside what it declares.
-    pub fn lone_shared(&self) -> usize {
-        /// As much as `lone_product` in lone.cuh declares, and what the driver takes.
-        const DECLARED: usize = 10 << 10;
+    /// Bytes of dynamic shared memory that a product may have, beside what it declares.
+    pub fn product_shared(&self) -> usize {
+        /// The most that one declares (`ready_product` in many.cuh), and what the driver takes.
+        const DECLARED: usize = 22 << 10;
         self.shared.saturating_sub(DECLARED)
     }
 

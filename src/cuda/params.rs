@@ -108,6 +108,10 @@ structs! {
         active: Address, rows: Address, states: Address, kept: Address, running: Address,
         report: Address, recursions: u32, recursion: u32, routed: u32, unused: u32,
     }
+    struct ScoreParams {
+        view: View, rows: Address, h: Address, scores: Address, weights: [Address; MAX_RECURSIONS],
+        width: u32, temperature: f32,
+    }
     struct SelectParams {
         active: Address, rows: Address, selected: Address, count: Address, report: Address,
         recursion: u32, unused: u32,

@@ -55,7 +55,7 @@ impl<'a> Writer<'a> {
         let Some((_, kernels)) = self.by_tensor_cores(source, matrices) else {
             return;
         };
-        let params = self.product_params(source, matrices, view);
+        let mut params = self.product_params(source, matrices, view);
         let rows = self.rows as u32;
         let multiprocessors = self.weights.device.multiprocessors;
         let blocks = |w: &WideProduct| [params.tiles.div_ceil(w.tiles), rows.div_ceil(w.rows), 1];
@@ -71,7 +71,18 @@ impl<'a> Writer<'a> {
             true => (kernels.few, FEW),
             false => (kernels.many, MANY),
         };
-        self.launch(kernel, [params.tiles, rows.div_ceil(each), 1], 0, &params);
+        let Some(ring) = Ring::new(matrices[0].ty, 1) else {
+            return;
+        };
+        // All devices of 8.0 and later have room for that.
+        params.stage_units = ring.units_of_stage(params.groups_of_run, MOST_RING);
+        let shared = params.stage_units * ring.bytes_of_unit();
+        self.launch(
+            kernel,
+            [params.tiles, rows.div_ceil(each), 1],
+            shared,
+            &params,
+        );
     }
 
     /// A lone row, with matrices of one type.
@@ -118,9 +129,11 @@ impl<'a> Writer<'a> {
         params.log_tiles = several.unwrap_or(0);
         let ring = Ring::new(matrices[0].ty, abreast)?;
         let row = row_bytes(params.input.stride);
-        let most = (self.weights.device.lone_shared() as u32).checked_sub(row)?;
-        params.stage_units = ring.stage_units(params.groups_of_run << params.log_tiles, most)?;
-        Some((params, row + params.stage_units * ring.bytes_of_unit()))
+        let most = (self.weights.device.product_shared() as u32).checked_sub(row)?;
+        let groups = params.groups_of_run << params.log_tiles;
+        params.stage_units = ring.units_of_stage(groups, most.min(MOST_RING));
+        let rings = params.stage_units * ring.bytes_of_unit();
+        (rings <= most).then_some((params, row + rings))
     }
 
     /// In single precision throughout.
@@ -225,15 +238,11 @@ impl Ring {
         self.stages * RUNS * self.bytes
     }
 
-    /// Units of a stage: what `groups` of a warp want and `most` bytes have room for.
-    fn stage_units(&self, groups: u32, most: u32) -> Option<u32> {
+    /// Units of a stage: what `groups` of a warp want and `most` bytes have room for, but one at least.
+    fn units_of_stage(&self, groups: u32, most: u32) -> u32 {
         let whole = if self.groups == 1 { self.step } else { 1 };
-        let wanted = groups
-            .div_ceil(self.groups * self.stages)
-            .next_multiple_of(whole);
-        let room = most.min(MOST_RING) / self.bytes_of_unit() / whole * whole;
-        // One unit at least, even if that is more than a ring should have.
-        let units = wanted.min(room.max(whole));
-        (units * self.bytes_of_unit() <= most).then_some(units)
+        let wanted = groups.div_ceil(self.groups * self.stages);
+        let room = most / self.bytes_of_unit() / whole * whole;
+        wanted.next_multiple_of(whole).min(room.max(whole))
     }
 }

@@ -38,6 +38,7 @@ pub(super) struct Kernels {
     pub(super) store: ByCache<StoreParams>,
     pub(super) attention: ByCache<AttentionParams>,
     seats: Function<SeatsParams>,
+    score: Function<ScoreParams>,
     select: Function<SelectParams>,
     decide: Function<DecideParams>,
     merge: Function<MergeParams>,
@@ -203,6 +204,7 @@ impl Kernels {
                 q8_0: module.function(c"mor_attention_q8_0")?,
             },
             seats: module.function(c"mor_seats")?,
+            score: module.function(c"mor_score")?,
             select: module.function(c"mor_select")?,
             decide: module.function(c"mor_decide")?,
             merge: module.function(c"mor_merge")?,
@@ -250,7 +252,10 @@ impl Kernels {
         }
         for (_, products) in &self.products {
             for lone in products.lone() {
-                module.allow_shared_memory(lone, weights.device.lone_shared())?;
+                module.allow_shared_memory(lone, weights.device.product_shared())?;
+            }
+            for product in [products.few, products.many] {
+                module.allow_shared_memory(product, weights.device.product_shared())?;
             }
             for wide in products.wide {
                 module.allow_shared_memory(wide.function, wide.shared)?;
@@ -475,7 +480,9 @@ impl<'a> Writer<'a> {
     fn decide_all(&mut self) -> Result<()> {
         let h = self.model.hyperparameters();
         let Some(spec) = &h.router else { return Ok(()) };
-        if spec.kind == RouterKind::Expert {
+        if self.routers_are_linear() {
+            self.score_linear(self.active(), spec)?;
+        } else if spec.kind == RouterKind::Expert {
             for recursion in 1..h.recursions {
                 let params = SelectParams {
                     active: self.at(self.plan.active),
@@ -599,8 +606,56 @@ impl<'a> Writer<'a> {
         self.launch(self.kernels.seats, [1, 1, 1], 0, &params);
     }
 
+    /// Whether each recursion's routers are one layer in single precision, with one score.
+    fn routers_are_linear(&self) -> bool {
+        let h = self.model.hyperparameters();
+        let expert = h
+            .router
+            .as_ref()
+            .is_some_and(|r| r.kind == RouterKind::Expert);
+        let linear = |r: &Router| {
+            r.second.is_none() && r.first.weight.ty == TensorType::F32 && r.outputs() == 1
+        };
+        expert
+            && (0..h.recursions).all(|r| {
+                linear(self.model.router(r)) && self.model.auxiliary_router(r).is_none_or(linear)
+            })
+    }
+
+    /// Such routers' scores of rows that may stand before different recursions.
+    fn score_linear(&mut self, view: View, spec: &RouterSpec) -> Result<()> {
+        let (model, h) = (self.model, self.model.hyperparameters());
+        let mut params = ScoreParams {
+            view,
+            rows: self.at(self.plan.rows),
+            h: self.at(self.plan.h),
+            scores: self.at(self.plan.scores),
+            weights: [0; _],
+            width: h.hidden_size as u32,
+            temperature: spec.temperature,
+        };
+        for (r, weights) in params.weights[..h.recursions].iter_mut().enumerate() {
+            *weights = self.weights.at(model.router(r).first.weight.offset)?;
+        }
+        self.launch(self.kernels.score, [self.rows as u32, 1, 1], 0, &params);
+        if model.auxiliary_router(0).is_some() {
+            params.scores = self.at(self.plan.aux_scores);
+            for (r, weights) in params.weights[..h.recursions].iter_mut().enumerate() {
+                *weights = match model.auxiliary_router(r) {
+                    Some(router) => self.weights.at(router.first.weight.offset)?,
+                    None => 0,
+                };
+            }
+            self.launch(self.kernels.score, [self.rows as u32, 1, 1], 0, &params);
+        }
+        Ok(())
+    }
+
     /// A router's scores of some rows, by slot.
     fn score(&mut self, view: View, recursion: usize, spec: &RouterSpec) -> Result<()> {
+        if self.routers_are_linear() {
+            return self.score_linear(view, spec);
+        }
         let model = self.model;
         self.router(view, model.router(recursion), spec, self.plan.scores)?;
         match model.auxiliary_router(recursion) {

@@ -1,70 +1,10 @@
-// What the products by tensor cores have in common: weights on their way from memory into the fragments of
-// a warp's multiplication, activations beside them, and the multiplication. A lane (g, t) has rows g and g + 8
+// What the products by tensor cores have in common: weights into the fragments of a warp's multiplication,
+// activations beside them, and the multiplication. A lane (g, t) has rows g and g + 8
 // of a tile and the eight columns of part t of a group.
 #pragma once
 #include "ready.cuh"
 
 #ifdef MOR_TENSOR_CORES
-// Groups that a lane reads ahead of `MATRICES` matrices with `words` words: a power of two, which runs are
-// often multiples of.
-__device__ constexpr u32 groups_ahead(u32 type, u32 matrices, u32 words) {
-    const u32 each = 2 * matrices * field_words(type);
-    return words >= 8 * each ? 8 : words >= 4 * each ? 4 : words >= 2 * each ? 2 : 1;
-}
-
-// Reads a lane's parts of a tile's groups, rows g and g + 8 of the fragment. It stands at a group, so that
-// those behind it have fixed distances.
-template <u32 TYPE>
-struct Reader {
-    // Plain: of the two rows the lane's eight columns of the group. Else the group's block.
-    const u8* from[2];
-    // The group's number in its block.
-    u32 g;
-
-    static constexpr u32 groups = block_columns(TYPE) == 1 ? 1 : block_columns(TYPE) / GROUP;
-
-    __device__ __forceinline__ void begin(const Matrix& m, u32 tile, u32 group) {
-        const u8* data = m.data + static_cast<u64>(tile) * TILE_ROWS * m.row_bytes;
-        if constexpr (block_columns(TYPE) == 1) {
-            for (u32 upper = 0; upper < 2; upper++) {
-                // Beyond the last row that again: what comes of it is not written.
-                const u32 row = tile * TILE_ROWS + lane_index() / 4 + 8 * upper, last = m.rows - 1;
-                from[upper] = m.data + static_cast<u64>(row < last ? row : last) * m.row_bytes +
-                              2 * (GROUP * group + 8 * (lane_index() % 4));
-            }
-        } else {
-            from[0] = from[1] = data + static_cast<u64>(group / groups) * (TILE_ROWS * block_bytes(TYPE));
-        }
-        g = group % groups;
-    }
-
-    // The group `distance` behind that at which it stands.
-    __device__ __forceinline__ void read(u32 distance, u32 words[2 * field_words(TYPE)]) const {
-        for (u32 upper = 0; upper < 2; upper++) {
-            u32* to = words + upper * field_words(TYPE);
-            if constexpr (block_columns(TYPE) == 1) {
-                const uint4 bits = *reinterpret_cast<const uint4*>(from[upper] + 2 * GROUP * distance);
-                to[0] = bits.x, to[1] = bits.y, to[2] = bits.z, to[3] = bits.w;
-            } else {
-                const u32 at = g + distance;
-                const u8* block = from[0] + at / groups * (TILE_ROWS * block_bytes(TYPE));
-                const Fields<TYPE> f =
-                    read_fields<TYPE>(block, at % groups, lane_index() / 4 + 8 * upper, lane_index() % 4);
-                for (u32 i = 0; i < field_words(TYPE); i++) to[i] = f.words[i];
-            }
-        }
-    }
-
-    __device__ __forceinline__ void advance(u32 distance) {
-        if constexpr (block_columns(TYPE) == 1) {
-            for (u32 upper = 0; upper < 2; upper++) from[upper] += 2 * GROUP * distance;
-        } else {
-            from[0] += (g + distance) / groups * (TILE_ROWS * block_bytes(TYPE));
-            g = (g + distance) % groups;
-        }
-    }
-};
-
 // Fragments of two steps of sixteen columns, and by what their products are multiplied.
 struct Fragments {
     u32 a[2][4];
@@ -106,7 +46,7 @@ __device__ __forceinline__ Fragments unpack(const u32 words[2 * field_words(TYPE
     return f;
 }
 
-// The lane's part of a row of activations for a group: as `Reader` and `codes` order the columns.
+// The lane's part of a row of activations for a group: as `Unit` (ring.cuh) and `codes` order the columns.
 template <u32 TYPE>
 __device__ __forceinline__ void read_activations(const u16* group, u32 b[2][2]) {
     const u32 t = lane_index() % 4;
@@ -143,19 +83,6 @@ __device__ __forceinline__ void add_products(const Fragments& f, const u32 b[2][
             sums[i] = fmaf(both[i], f.scales[0][i / 2], sums[i]);
             if constexpr (has_min(TYPE)) sums[i] = fmaf(-f.mins[i / 2], i % 2 ? x1 : x0, sums[i]);
         }
-    }
-}
-
-// What a warp reads ahead of its first groups, `begin` to `end`, before it waits for its input.
-template <u32 TYPE, u32 MATRICES, u32 WORDS>
-__device__ __forceinline__ void read_ahead(const Matrix* m, u32 tile, u32 begin, u32 end, u32 words[WORDS]) {
-    constexpr u32 each = 2 * field_words(TYPE), ahead = groups_ahead(TYPE, MATRICES, WORDS);
-    for (u32 i = 0; i < MATRICES; i++) {
-        Reader<TYPE> reader;
-        reader.begin(m[i], tile, begin);
-#pragma unroll
-        for (u32 a = 0; a < ahead; a++)
-            if (begin + a < end) reader.read(a, words + (a * MATRICES + i) * each);
     }
 }
 

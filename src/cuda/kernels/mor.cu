@@ -2,6 +2,7 @@
 // devices, tests/cuda for the host.
 #include "exact.cuh"
 #include "lone.cuh"
+#include "many.cuh"
 #include "routing.cuh"
 #include "sampling.cuh"
 #include "wide.cuh"

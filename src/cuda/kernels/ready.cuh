@@ -155,13 +155,18 @@ __device__ __forceinline__ void make_run(const Source& s, u32 c, u32 slot, u32 c
     // Quads of a lane at once, so that it waits once for all of them; what takes many instructions one by one.
     constexpr u32 some = MAKE == GELU || MAKE == SCALED ? 1 : MAKE == ATTENTION ? 2 : 4, step = 4 * WARP;
     const u32 begin = run * columns_of_run, end = begin + columns_of_run < columns ? begin + columns_of_run : columns;
-    float squares = 0, largest = 0;
-#pragma unroll 1
-    for (u32 start = begin + 4 * lane_index(); start < end; start += some * step) {
-        float v[some][4] = {};
+    float v[some][4], squares = 0, largest = 0;
+    const auto read = [&](u32 start) {
 #pragma unroll
-        for (u32 q = 0; q < some; q++)
-            if (start + q * step < end) source_four<MAKE>(s, c, slot, columns, start + q * step, v[q], squares);
+        for (u32 q = 0; q < some; q++) {
+            const u32 i = start + q * step + 4 * lane_index();
+            for (u32 k = 0; k < 4; k++) v[q][k] = 0;
+            if (i < end) source_four<MAKE>(s, c, slot, columns, i, v[q], squares);
+        }
+    };
+#pragma unroll 1
+    for (u32 start = begin; start < end; start += some * step) {
+        read(start);
 #pragma unroll
         for (u32 q = 0; q < some; q++)
             for (u32 k = 0; k < 4; k++) largest = fmaxf(largest, fabsf(v[q][k]));
@@ -177,21 +182,25 @@ __device__ __forceinline__ void make_run(const Source& s, u32 c, u32 slot, u32 c
         to.scales[run] = __uint_as_float((exponent - 14) << 23);
         if constexpr (MAKE == NORM) to.squares[run] = squares;
     }
-    // Once more, out of the cache. All lanes of a warp come as often, for they add up the groups together: eight
-    // lanes one.
+    // All lanes of a warp come as often, for they add up the groups together: eight lanes one.
 #pragma unroll 1
-    for (u32 start = begin; start < end; start += step) {
-        const u32 i = start + 4 * lane_index();
-        float v[4] = {};
-        if (i < end) source_four<MAKE>(s, c, slot, columns, i, v, squares);
-        const u32 low = pair_of_halves(v[0] * inverse, v[1] * inverse);
-        const u32 high = pair_of_halves(v[2] * inverse, v[3] * inverse);
-        if (i < end) *reinterpret_cast<uint2*>(to.halves + i) = make_uint2(low, high);
-        if (!sums) continue;
-        float sum = (half_to_float(low & 0xffff) + half_to_float(low >> 16)) +
-                    (half_to_float(high & 0xffff) + half_to_float(high >> 16));
-        for (u32 distance = 4; distance > 0; distance /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, distance);
-        if (i < end && i % GROUP == 0) to.sums[i / GROUP] = sum;
+    for (u32 start = begin; start < end; start += some * step) {
+        // What did not stay in registers is read again.
+        if (columns_of_run > some * step) read(start);
+#pragma unroll
+        for (u32 q = 0; q < some; q++) {
+            if (start + q * step >= end) break;
+            const u32 i = start + q * step + 4 * lane_index();
+            const u32 low = pair_of_halves(v[q][0] * inverse, v[q][1] * inverse);
+            const u32 high = pair_of_halves(v[q][2] * inverse, v[q][3] * inverse);
+            if (i < end) *reinterpret_cast<uint2*>(to.halves + i) = make_uint2(low, high);
+            if (!sums) continue;
+            float sum = (half_to_float(low & 0xffff) + half_to_float(low >> 16)) +
+                        (half_to_float(high & 0xffff) + half_to_float(high >> 16));
+            for (u32 distance = 4; distance > 0; distance /= 2)
+                sum += __shfl_xor_sync(ALL_LANES, sum, distance);
+            if (i < end && i % GROUP == 0) to.sums[i / GROUP] = sum;
+        }
     }
 }
 

@@ -75,6 +75,36 @@ MOR_KERNEL(mor_seats)
 
 // ---- Decisions
 
+struct ScoreParams {
+    View view;
+    const Row* rows;
+    // [slots][width]
+    const float* h;
+    // [slots]
+    float* scores;
+    // Of each recursion before which a row may stand its router's weights [width], or null.
+    const float* weights[MAX_RECURSIONS];
+    u32 width;
+    // Divides what goes into the router.
+    float temperature;
+};
+
+// Expert-choice, routers of one layer: each row by that of the recursion before which it stands. A block a row.
+extern "C" __global__ void __launch_bounds__(BLOCK) mor_score(const ScoreParams p) {
+    enter();
+    __shared__ float room[WARPS];
+    if (blockIdx.x >= *p.view.count) return;
+    const u32 slot = p.view.slots[blockIdx.x], recursion = p.rows[slot].recursion;
+    const float* weights = recursion < MAX_RECURSIONS ? p.weights[recursion] : nullptr;
+    if (!weights) return;
+    const float* h = p.h + static_cast<u64>(slot) * p.width;
+    float sum = 0;
+    for (u32 i = threadIdx.x; i < p.width; i += BLOCK) sum = fmaf(h[i] / p.temperature, weights[i], sum);
+    sum = block_sum(sum, room);
+    if (threadIdx.x == 0) p.scores[slot] = sum;
+}
+MOR_KERNEL(mor_score)
+
 struct SelectParams {
     const u32* active;
     const Row* rows;

@@ -24,6 +24,11 @@ __device__ constexpr u32 block_columns(u32 type) {
     return type == Q4_K || type == Q5_K || type == Q6_K ? 256 : type == F32 || type == F16 || type == BF16 ? 1 : 32;
 }
 
+// Groups of a block; one of plain types.
+__device__ constexpr u32 groups_of_block(u32 type) {
+    return block_columns(type) == 1 ? 1 : block_columns(type) / GROUP;
+}
+
 __device__ constexpr u32 block_bytes(u32 type) {
     return type == F32 ? 4 : type == F16 || type == BF16 ? 2 : type == Q8_0 ? 34 : type == Q4_0 ? 18
          : type == Q4_1 ? 20 : type == Q5_0 ? 22 : type == Q5_1 ? 24 : type == Q4_K ? 144

@@ -42,7 +42,7 @@ struct Wide {
     static constexpr bool plain = block_columns(TYPE) == 1;
     static constexpr u32 tiles = WARPS / ACROSS * M, rows = ACROSS * WIDE_ROWS * 8;
     // Groups of a block of the type, and of weights that are copied together: a pair, or a whole block.
-    static constexpr u32 block_groups = Reader<TYPE>::groups, unit_groups = block_groups > 2 ? block_groups : 2;
+    static constexpr u32 block_groups = groups_of_block(TYPE), unit_groups = block_groups > 2 ? block_groups : 2;
     // What is copied together of one source, a row or a tile.
     static constexpr u32 sources = plain ? tiles * TILE_ROWS : tiles;
     static constexpr u32 unit_bytes = plain ? PAIR_BYTES : TILE_ROWS * block_bytes(TYPE) * (unit_groups / block_groups);
