@@ -45,7 +45,8 @@ struct Wide {
     static constexpr u32 block_groups = groups_of_block(TYPE), unit_groups = block_groups > 2 ? block_groups : 2;
     // What is copied together of one source, a row or a tile.
     static constexpr u32 sources = plain ? tiles * TILE_ROWS : tiles;
-    static constexpr u32 unit_bytes = plain ? PAIR_BYTES : TILE_ROWS * block_bytes(TYPE) * (unit_groups / block_groups);
+    static constexpr u32 unit_bytes =
+        plain ? PAIR_BYTES : TILE_ROWS * block_bytes(TYPE) * (unit_groups / block_groups);
     // A pair of activations: the halves, then of each row its run's scale, and the sums of its groups.
     static constexpr u32 stage_bytes = rows * (PAIR_BYTES + (has_min(TYPE) ? 12 : 4));
     // Pairs of activations and units of weights that are used or on their way: three, if there is room.
@@ -114,7 +115,8 @@ struct Wide {
     }
 
     // Rows `first` to `n`; beyond the last that again.
-    __device__ __forceinline__ void copy_activations(const ProductParams& p, u32 first, u32 n, u32 pair, u32 run) const {
+    __device__ __forceinline__ void copy_activations(const ProductParams& p, u32 first, u32 n, u32 pair,
+                                                     u32 run) const {
         const Prepared& x = p.input;
         u8* to = stage(pair);
         const u32 last = n - 1 - first;
@@ -143,7 +145,8 @@ struct Wide {
         const u32 g = lane_index() / 4, t = lane_index() % 4;
         u32 words[2 * field_words(TYPE)];
         if constexpr (plain) {
-            const u8* from = unit(pair) + tile * (TILE_ROWS * PAIR_BYTES) + (place_of_chunk(g, t) ^ i * (PAIR_BYTES / 2));
+            const u32 at = place_of_chunk(g, t) ^ i * (PAIR_BYTES / 2);
+            const u8* from = unit(pair) + tile * (TILE_ROWS * PAIR_BYTES) + at;
             for (u32 upper = 0; upper < 2; upper++) {
                 const uint4 bits = *reinterpret_cast<const uint4*>(from + upper * (8 * PAIR_BYTES));
                 u32* to = words + 4 * upper;
@@ -254,7 +257,8 @@ __device__ __forceinline__ void wide_product(const ProductParams& p) {
 #pragma unroll
     for (u32 c = 0; c < WIDE_ROWS; c++)
         for (u32 i = 0; i < 2; i++) {
-            const u32 column = first + row + 8 * c + 2 * (lane_index() % 4) + i, clamped = column < n ? column : n - 1;
+            const u32 column = first + row + 8 * c + 2 * (lane_index() % 4) + i;
+            const u32 clamped = column < n ? column : n - 1;
             factors[c][i] = x.factors[clamped];
             slots[c][i] = p.view.slots[clamped];
         }
@@ -285,9 +289,9 @@ __device__ __forceinline__ void wide_product(const ProductParams& p) {
 #define MOR_WIDE_PRODUCT(name, BLOCKS, ...)                                                                        \
     extern "C" __global__ void __launch_bounds__(BLOCK, BLOCKS) name(const ProductParams p) { (__VA_ARGS__)(p); } \
     MOR_KERNEL(name)
-#define MOR_WIDE_PRODUCTS(TYPE, type)                                                     \
-    MOR_WIDE_PRODUCT(mor_wide_product_64x64_##type, 2, wide_product<TYPE, 1, 2>)   \
-    MOR_WIDE_PRODUCT(mor_wide_product_128x64_##type, 2, wide_product<TYPE, 2, 2>)  \
+#define MOR_WIDE_PRODUCTS(TYPE, type)                                                    \
+    MOR_WIDE_PRODUCT(mor_wide_product_64x64_##type, 2, wide_product<TYPE, 1, 2>)  \
+    MOR_WIDE_PRODUCT(mor_wide_product_128x64_##type, 2, wide_product<TYPE, 2, 2>) \
     MOR_WIDE_PRODUCT(mor_wide_product_128x128_##type, 1, wide_product<TYPE, 4, 4>)
 MOR_EVERY_TYPE(MOR_WIDE_PRODUCTS)
 #endif
