@@ -61,7 +61,7 @@ impl<'a> Writer<'a> {
         let blocks = |w: &WideProduct| [params.tiles.div_ceil(w.tiles), rows.div_ceil(w.rows), 1];
         let count = |w: &WideProduct| blocks(w).iter().product::<u32>();
         let smallest = &kernels.wide[0];
-        if rows > smallest.rows && count(smallest) >= multiprocessors / 2 {
+        if rows > MANY && count(smallest) >= multiprocessors / 2 {
             // Cycles of the multiprocessor that has the most to do.
             let cycles = |w: &&WideProduct| count(w).div_ceil(multiprocessors) * w.cycles;
             let wide = kernels.wide.iter().min_by_key(cycles).unwrap_or(smallest);

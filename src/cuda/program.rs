@@ -4,7 +4,7 @@
 //! only, so that every launch is large enough for all and blocks without a row end at once.
 
 use super::Kind;
-use super::driver::Address;
+use super::driver::{Address, Device};
 use super::launch::{Function, Launch, Module, Program, Work};
 use super::memory::Buffer;
 use super::params::*;
@@ -96,25 +96,30 @@ pub(super) struct WideProduct {
 
 impl WideProduct {
     /// As `Wide` in src/cuda/kernels/wide.cuh.
-    fn shared(ty: TensorType, tiles: u32, rows: u32) -> usize {
-        /// Devices of 8.6 and 8.9 have so much for a block, others more.
-        const MOST: usize = 99 << 10;
+    fn shared(device: &Device, ty: TensorType, tiles: u32, rows: u32) -> usize {
+        let most = match (device.architecture, rows) {
+            (90, 128) => 208 << 10,
+            (90, _) => 112 << 10,
+            _ => 99 << 10,
+        };
         let (tiles, rows) = (tiles as usize, rows as usize);
         let columns = (WIDE_GROUPS * GROUP) as usize;
         let (unit, all_rows) = (ty.block_len().max(columns), tiles * TILE_ROWS as usize);
         let weights = all_rows * (unit / ty.block_len() * ty.block_bytes());
         let sources = if ty.block_len() == 1 { all_rows } else { tiles };
         let activations = rows * (2 * columns + if has_min(ty.gguf_id()) { 12 } else { 4 });
-        let all = |stages| {
+        let bytes = |stages| {
             let units = if unit == columns { stages } else { 2 };
             8 * sources + units * weights + stages * activations
         };
-        if all(3) <= MOST { all(3) } else { all(2) }
+        let stages = if unit == columns { 3..=6 } else { 3..=5 };
+        let fits = stages.rev().find(|stages| bytes(*stages) <= most);
+        bytes(fits.unwrap_or(2))
     }
 }
 
 impl Products {
-    fn find(module: &Module, ty: TensorType) -> Result<Self> {
+    fn find(device: &Device, module: &Module, ty: TensorType) -> Result<Self> {
         let find = |kind: &str| {
             let name = format!("mor_{kind}_{}\0", ty.name().to_lowercase());
             let name = CStr::from_bytes_with_nul(name.as_bytes());
@@ -126,7 +131,7 @@ impl Products {
                 tiles,
                 rows,
                 cycles,
-                shared: WideProduct::shared(ty, tiles, rows),
+                shared: WideProduct::shared(device, ty, tiles, rows),
             })
         };
         Ok(Products {
@@ -175,7 +180,7 @@ impl Kernels {
                 find(c"mor_ready_attention")?,
             ]);
             for ty in weights.types.iter().filter(|ty| **ty != TensorType::F32) {
-                products.push((ty.gguf_id(), Products::find(module, *ty)?));
+                products.push((ty.gguf_id(), Products::find(&weights.device, module, *ty)?));
             }
         }
         Ok(Kernels {

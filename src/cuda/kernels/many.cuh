@@ -17,15 +17,16 @@ __device__ __forceinline__ void multiply(Ring<TYPE, 1>& ring, u32 begin, u32 end
         const u32 row = first + 8 * c + lane_index() / 4;
         rows[c] = x.halves + static_cast<u64>(row < n ? row : n - 1) * x.stride;
     }
-    // Activations come late too, so those of the next group are read meanwhile.
-    u32 next[TILES][2][2] = {};
-    const auto read = [&](u32 group) {
+    // Activations come late too, so those of the next two groups are read meanwhile.
+    u32 next[2][TILES][2][2] = {};
+    const auto read = [&](u32 group, u32 k) {
         if (group >= end) return;
 #pragma unroll
         for (u32 c = 0; c < TILES; c++)
-            if (c < used) read_activations<TYPE>(rows[c] + GROUP * group, next[c]);
+            if (c < used) read_activations<TYPE>(rows[c] + GROUP * group, next[k][c]);
     };
-    read(begin);
+    read(begin, 0);
+    read(begin + 1, 1);
     const u32 stage_groups = ring.stage_units * groups;
     u32 stage = 0;
 #pragma unroll 1
@@ -35,19 +36,24 @@ __device__ __forceinline__ void multiply(Ring<TYPE, 1>& ring, u32 begin, u32 end
         const u8* units = ring.stage(stage);
         const u32 until = start + stage_groups < end ? start + stage_groups : end;
 #pragma unroll 1
-        for (; group < until; group++) {
-            u32 b[TILES][2][2], words[2 * field_words(TYPE)];
+        for (; group < until; group += 2) {
 #pragma unroll
-            for (u32 c = 0; c < TILES; c++)
-                for (u32 i = 0; i < 4; i++) b[c][i / 2][i % 2] = next[c][i / 2][i % 2];
-            read(group + 1);
-            Unit<TYPE>::read(units + (group - start) / groups * Unit<TYPE>::bytes, group % groups, words);
-            const Fragments f = unpack<TYPE>(words, group % groups);
+            for (u32 k = 0; k < 2; k++) {
+                if (group + k >= end) break;
+                u32 b[TILES][2][2], words[2 * field_words(TYPE)];
 #pragma unroll
-            for (u32 c = 0; c < TILES; c++) {
-                if (c >= used) continue;
-                const float2 of = sums_of_columns<TYPE>(x, first + 8 * c + 2 * (lane_index() % 4), n, group);
-                add_products<TYPE>(f, b[c], of.x, of.y, sums[c]);
+                for (u32 c = 0; c < TILES; c++)
+                    for (u32 i = 0; i < 4; i++) b[c][i / 2][i % 2] = next[k][c][i / 2][i % 2];
+                read(group + k + 2, k);
+                Unit<TYPE>::read(units + (group + k - start) / groups * Unit<TYPE>::bytes, (group + k) % groups, words);
+                const Fragments f = unpack<TYPE>(words, (group + k) % groups);
+#pragma unroll
+                for (u32 c = 0; c < TILES; c++) {
+                    if (c >= used) continue;
+                    const float2 of =
+                        sums_of_columns<TYPE>(x, first + 8 * c + 2 * (lane_index() % 4), n, group + k);
+                    add_products<TYPE>(f, b[c], of.x, of.y, sums[c]);
+                }
             }
         }
         __syncwarp();

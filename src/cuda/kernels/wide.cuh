@@ -16,8 +16,13 @@
 #include "products.cuh"
 
 #ifdef MOR_TENSOR_CORES
-// Shared memory that devices of 8.6 and 8.9 have for a block; others have more.
-constexpr u32 MOST_OF_A_BLOCK = 99 << 10;
+// Shared memory for a block, where two or one stand on a multiprocessor, as `WideProduct` in program.rs. Devices
+// of 9.0 have room for more pairs on their way; others of the same image have 99 KiB.
+#if __CUDA_ARCH__ == 900
+constexpr u32 MOST_OF_TWO = 112 << 10, MOST_OF_ONE = 208 << 10;
+#else
+constexpr u32 MOST_OF_TWO = 99 << 10, MOST_OF_ONE = 99 << 10;
+#endif
 // Times eight: rows of activations of a warp.
 constexpr u32 WIDE_ROWS = 4;
 // Bytes that a thread copies at a time, and of a pair of groups of halves.
@@ -35,6 +40,11 @@ __device__ __forceinline__ float2 pair_of_columns(const float* of_rows, u32 row,
     return *reinterpret_cast<const float2*>(of_rows + row + 8 * c + 2 * (lane_index() % 4));
 }
 
+// As many stages of `each` bytes as there is room for, but two at least and `most` at most.
+__device__ constexpr u32 stages_in(u32 bytes, u32 each, u32 most) {
+    return bytes / each > most ? most : bytes / each < 2 ? 2 : bytes / each;
+}
+
 // A block's shared memory and the copies into it. Its warps: M tiles each; `ACROSS` of them have the same tiles
 // and different rows of activations.
 template <u32 TYPE, u32 M, u32 ACROSS>
@@ -49,9 +59,13 @@ struct Wide {
         plain ? PAIR_BYTES : TILE_ROWS * block_bytes(TYPE) * (unit_groups / block_groups);
     // A pair of activations: the halves, then of each row its run's scale, and the sums of its groups.
     static constexpr u32 stage_bytes = rows * (PAIR_BYTES + (has_min(TYPE) ? 12 : 4));
-    // Pairs of activations and units of weights that are used or on their way: three, if there is room.
-    static constexpr u32 bytes_of_three = sources * (8 + (unit_groups == 2 ? 3 : 2) * unit_bytes) + 3 * stage_bytes;
-    static constexpr u32 stages = bytes_of_three <= MOST_OF_A_BLOCK ? 3 : 2, units = unit_groups == 2 ? stages : 2;
+    // Pairs of activations and units of weights that are used or on their way: as many as there is room for. Of
+    // long blocks the one after that which is used is all that may be on its way, four pairs.
+    static constexpr bool pairwise = unit_groups == 2;
+    static constexpr u32 fixed_bytes = sources * (8 + (pairwise ? 0 : 2 * unit_bytes));
+    static constexpr u32 stages = stages_in((M == 4 ? MOST_OF_ONE : MOST_OF_TWO) - fixed_bytes,
+                                            stage_bytes + (pairwise ? sources * unit_bytes : 0), pairwise ? 6 : 5);
+    static constexpr u32 units = pairwise ? stages : 2;
 
     // Where the sources begin.
     const uint4** from;
