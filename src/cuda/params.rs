@@ -89,7 +89,7 @@ structs! {
     }
     struct ProductParams {
         matrices: [Matrix; 3], first_tiles: [u32; 3], tiles: u32, groups: u32, groups_of_run: u32,
-        log_tiles: u32, stage_units: u32, slot: u32, unused: u32, input: Prepared, view: View, source: Source,
+        log_tiles: u32, stage_units: u32, slot: u32, zero: u32, input: Prepared, view: View, source: Source,
     }
     struct Cache {
         pages: Address, tables: Address, planes: u32, table_pages: u32, page_bytes: u32,

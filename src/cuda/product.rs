@@ -193,7 +193,7 @@ impl<'a> Writer<'a> {
             log_tiles: 0,
             stage_units: 0,
             slot: self.slot,
-            unused: 0,
+            zero: 0,
             input: self.prepared(columns as usize),
             view,
             source,

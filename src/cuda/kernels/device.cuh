@@ -140,15 +140,6 @@ __device__ __forceinline__ float block_sum(float value, float* room) {
     return sum;
 }
 
-__device__ __forceinline__ float block_max(float value, float* room) {
-    value = warp_max(value);
-    if (lane_index() == 0) room[warp_index()] = value;
-    __syncthreads();
-    float max = room[0];
-    for (u32 w = 1; w < WARPS; w++) max = fmaxf(max, room[w]);
-    return max;
-}
-
 // The kernels of a program overlap where the device can do that (9.0 and later, src/cuda/launch.rs): each
 // lets the next one begin at once, and looks at what those before it wrote, or writes, only after
 // `wait_for_previous`, which every thread calls. Weights, which nobody writes, may be read before.

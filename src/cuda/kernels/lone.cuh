@@ -91,7 +91,7 @@ __device__ __forceinline__ void lone_product(const ProductParams& p) {
     if (slot == ANY_SLOT) {
         // Of a row that is not there it may be any number.
         slot = p.view.slots[0];
-        if (n == 0) return;
+        if (n == 0) return wait_for_copies<0>();
     }
     if (threadIdx.x < GROUP) halves[stride + threadIdx.x] = 0;
     if (threadIdx.x == GROUP) place.sums[stride / GROUP] = 0;
@@ -105,7 +105,7 @@ __device__ __forceinline__ void lone_product(const ProductParams& p) {
     float* to = element(mine, writes ? row : 0, 0, slot);
     const float before = writes && mine.add ? *to : 0;
     __syncthreads();
-    if (n == 0) return;
+    if (n == 0) return wait_for_copies<0>();
     multiply_lone<TYPE, MATRICES>(ring, begin, end, each, halves, place.sums, first_run, last_run,
                                   parts + place_of_tile * (MATRICES * RUNS * TILE_ROWS));
     __syncthreads();

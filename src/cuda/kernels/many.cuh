@@ -45,7 +45,8 @@ __device__ __forceinline__ void multiply(Ring<TYPE, 1>& ring, u32 begin, u32 end
                 for (u32 c = 0; c < TILES; c++)
                     for (u32 i = 0; i < 4; i++) b[c][i / 2][i % 2] = next[k][c][i / 2][i % 2];
                 read(group + k + 2, k);
-                Unit<TYPE>::read(units + (group + k - start) / groups * Unit<TYPE>::bytes, (group + k) % groups, words);
+                const u8* unit = units + (group + k - start) / groups * Unit<TYPE>::bytes;
+                Unit<TYPE>::read(unit, (group + k) % groups, words);
                 const Fragments f = unpack<TYPE>(words, (group + k) % groups);
 #pragma unroll
                 for (u32 c = 0; c < TILES; c++) {
@@ -68,8 +69,8 @@ constexpr u32 COLUMN_STRIDE = TILE_ROWS + 4;
 // Adds up the warps' sums of a matrix, each times its run's scale in `scales` of the column. Thread i gets
 // elements i, i + BLOCK, … of the tile, [columns][rows].
 template <u32 TILES>
-__device__ __forceinline__ void add_warps(const float sums[TILES][4], float* parts, const float* scales, u32 columns_used,
-                                          float out[(TILES + 1) / 2]) {
+__device__ __forceinline__ void add_warps(const float sums[TILES][4], float* parts, const float* scales,
+                                          u32 columns_used, float out[(TILES + 1) / 2]) {
     constexpr u32 columns = 8 * TILES;
     const u32 g = lane_index() / 4, t = lane_index() % 4;
     for (u32 c = 0; c < TILES; c++)
@@ -101,7 +102,7 @@ __device__ __forceinline__ void ready_product(const ProductParams& p) {
     ring.begin(&m, tile, begin, end, p.stage_units, reinterpret_cast<u8*>(room));
     wait_for_previous();
     const u32 n = *p.view.count, first = blockIdx.y * 8 * TILES;
-    if (first >= n) return;
+    if (first >= n) return wait_for_copies<0>();
     float sums[TILES][4] = {};
     multiply<TYPE, TILES>(ring, begin, end, p.input, first, n, sums);
     constexpr u32 mine = (TILES + 1) / 2;

@@ -1,8 +1,8 @@
 // Matrix products. Columns are cut into eight runs, whose sums are added in their order. So a result depends
 // on the matrix and its own row of activations only, however many rows come along. A block computes sixteen
-// rows of a matrix, a tile, for some rows of activations, each warp a run; or for a lone row several tiles,
-// each warp several runs of one (lone.cuh); or, for many rows, four tiles (wide.cuh). exact.cuh is for what
-// tensor cores cannot do.
+// rows of a matrix, a tile, for some rows of activations, each warp a run (many.cuh); or for a lone row several
+// tiles, each warp several runs of one (lone.cuh); or, for more rows, several tiles without sharing their columns
+// among the warps (wide.cuh). exact.cuh is for what tensor cores cannot do.
 #pragma once
 #include "fragments.cuh"
 
@@ -15,12 +15,14 @@ struct ProductParams {
     // Groups of 32 columns, and of those in a run.
     u32 groups;
     u32 groups_of_run;
-    // A lone row: its block takes 2^these tiles, up to 8; units in a stage of a warp's ring; and its slot, if
-    // that is known.
+    // A lone row: its block takes 2^these tiles, up to 8.
     u32 log_tiles;
+    // Units in a stage of a warp's ring (ring.cuh).
     u32 stage_units;
+    // A lone row's slot, if that is known.
     u32 slot;
-    u32 unused;
+    // Zero, which the compiler does not know (wide.cuh).
+    u32 zero;
     Prepared input;
     View view;
     // A lone row: what it is made of, for the block makes it ready itself.

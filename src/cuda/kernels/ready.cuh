@@ -263,7 +263,8 @@ MOR_READY(mor_ready_attention, ATTENTION)
 // Makes a row ready for single precision: `floats` [stride], of which thread i has elements i, i + BLOCK, …
 // GELUS: GELU is among what may be asked for; it takes many registers.
 template <bool GELUS>
-__device__ __forceinline__ void make_floats(const Source& s, u32 c, u32 slot, u32 columns, u32 stride, float* floats) {
+__device__ __forceinline__ void make_floats(const Source& s, u32 c, u32 slot, u32 columns, u32 stride,
+                                            float* floats) {
     __shared__ float room[WARPS];
     float squares = 0;
     for (u32 i = threadIdx.x; i < stride; i += BLOCK) {
@@ -290,6 +291,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) mor_floats(const ReadyParams
     wait_for_previous();
     const u32 c = blockIdx.x, slot = p.view.slots[c];
     if (c >= *p.view.count) return;
-    make_floats<true>(p.source, c, slot, p.out.columns, p.out.stride, p.out.floats + static_cast<u64>(c) * p.out.stride);
+    float* floats = p.out.floats + static_cast<u64>(c) * p.out.stride;
+    make_floats<true>(p.source, c, slot, p.out.columns, p.out.stride, floats);
 }
 MOR_KERNEL(mor_floats)

@@ -38,8 +38,10 @@ struct Unit {
                 from[upper] += 2 * GROUP;
             }
         } else {
-            for (u32 i = 0; i < bytes; i += 16 * WARP)
-                if (i + 16 * WARP <= bytes || i + 16 * lane_index() < bytes) begin_copy<16>(to + i, from[0] + i, wanted);
+            for (u32 i = 0; i < bytes; i += 16 * WARP) {
+                const bool inside = i + 16 * WARP <= bytes || i + 16 * lane_index() < bytes;
+                if (inside) begin_copy<16>(to + i, from[0] + i, wanted);
+            }
             from[0] += bytes;
         }
     }

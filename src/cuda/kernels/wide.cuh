@@ -241,7 +241,7 @@ __device__ __forceinline__ void wide_product(const ProductParams& p) {
             for (u32 c = 0; c < WIDE_ROWS; c++) W::read_rows(stage + (row + 8 * c) * PAIR_BYTES, i, b[c]);
 #pragma unroll
             for (u32 m = 0; m < M; m++) {
-                const Fragments f = w.read_weights(pair, tile + m, i, p.unused);
+                const Fragments f = w.read_weights(pair, tile + m, i, p.zero);
 #pragma unroll
                 for (u32 c = 0; c < WIDE_ROWS; c++) {
                     const float2 of = has_min(TYPE) ? pair_of_columns(W::sums(stage) + i * W::rows, row, c)
