@@ -2,8 +2,9 @@
 
 use super::Kind;
 use super::driver::Address;
+use super::functions::Kernels;
 use super::params::*;
-use super::program::{Kernels, Writer};
+use super::program::Writer;
 use crate::error::Result;
 use crate::kv::KvType;
 use crate::model::{Keys, Layer, LayerRun, Linear, PlaneTokens, RopePairing, Vector};

@@ -6,6 +6,7 @@
 //! used are free again.
 
 mod driver;
+mod functions;
 mod images;
 mod launch;
 mod layer;
@@ -27,10 +28,11 @@ use crate::model::{KvStrategy, Model, PlaneTokens, RouterKind};
 use crate::plan::{Plan, Region};
 use crate::routing::{self, Routing};
 use crate::sampling::Sampler;
+use functions::Kernels;
 use launch::{Module, Program};
 use memory::{Buffer, Pinned};
 use params::*;
-use program::{Kernels, Places, Writer};
+use program::{Places, Writer};
 use std::mem::size_of;
 
 /// A row that is to enter.

@@ -1,8 +1,9 @@
 //! Matrix products, as launches.
 
+use super::functions::{Kernels, MOST_SHARED, Products, WideProduct};
 use super::launch::Function;
 use super::params::*;
-use super::program::{Kernels, MOST_SHARED, Products, WideProduct, Writer};
+use super::program::Writer;
 use crate::quant::TensorType;
 
 impl<'a> Writer<'a> {

@@ -51,7 +51,7 @@ __device__ __forceinline__ float2 numbers(Pair pair) {
 // Elements of a head that a warp takes at a time, two a lane.
 constexpr u32 ELEMENTS = 2 * WARP;
 
-// Shared memory of a block, as attention_shared in program.rs: queries [elements][HEADS_TOGETHER] in whole
+// Shared memory of a block, as attention_shared in functions.rs: queries [elements][HEADS_TOGETHER] in whole
 // ELEMENTS, scores [PART][HEADS_TOGETHER], sums [WARPS][HEADS_TOGETHER][ELEMENTS].
 struct Room {
     float* q;

@@ -19,7 +19,7 @@ static_assert(PART == WARPS * WARP_ENTRIES && COLUMNS == WARPS, "");
 // Floats from one column's result to the next, so that fewer lanes meet in a bank.
 constexpr u32 RESULT_STRIDE = CHUNK_ELEMENTS + 8;
 
-// Shared memory of a block, as attention_shared in program.rs.
+// Shared memory of a block, as attention_shared in functions.rs.
 struct Tile {
     // Fragments of the queries, [elements / 16][lanes], in whole chunks.
     uint4* q;

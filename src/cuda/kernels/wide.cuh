@@ -16,7 +16,7 @@
 #include "products.cuh"
 
 #ifdef MOR_TENSOR_CORES
-// Shared memory for a block, where two or one stand on a multiprocessor, as `WideProduct` in program.rs. Devices
+// Shared memory for a block, where two or one stand on a multiprocessor, as `WideProduct` in functions.rs. Devices
 // of 9.0 have room for more pairs on their way; others of the same image have 99 KiB.
 #if __CUDA_ARCH__ == 900
 constexpr u32 MOST_OF_TWO = 112 << 10, MOST_OF_ONE = 208 << 10;

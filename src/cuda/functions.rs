@@ -1,0 +1,260 @@
+//! The kernels by name, and the shared memory that they take.
+
+use super::driver::Device;
+use super::launch::{Function, Module};
+use super::params::*;
+use super::weights::Weights;
+use crate::error::{Error, Result};
+use crate::kv::KvType;
+use crate::memory::reserved;
+use crate::quant::TensorType;
+use std::ffi::CStr;
+
+/// The kernels by name.
+pub(super) struct Kernels {
+    pub begin: Function<BeginParams>,
+    pub embed: Function<EmbedParams>,
+    pub copy_rows: Function<CopyRowsParams>,
+    /// By what the rows are made of (`make`); none where products take floats only.
+    ready: Option<[Function<ReadyParams>; 6]>,
+    pub floats: Function<ReadyParams>,
+    /// By tensor cores, for each type of matrices that the model has.
+    products: Vec<(u32, Products)>,
+    /// In single precision, with matrices of any type and of F32 only: for one row, which it makes ready, and for
+    /// up to `FEW` a block.
+    pub lone_exact: [Function<ProductParams>; 2],
+    pub exact: [Function<ProductParams>; 2],
+    pub store: ByCache<StoreParams>,
+    pub attention: ByCache<AttentionParams>,
+    pub seats: Function<SeatsParams>,
+    pub score: Function<ScoreParams>,
+    pub select: Function<SelectParams>,
+    pub decide: Function<DecideParams>,
+    pub merge: Function<MergeParams>,
+    pub leave: Function<LeaveParams>,
+    pub candidates: Function<CandidatesParams>,
+    pub sample: Function<SampleParams>,
+    /// Where the driver has conditional nodes.
+    pub condition: Option<Function<ConditionParams>>,
+}
+
+/// A kernel for each type of cache.
+pub(super) struct ByCache<P> {
+    f32: Function<P>,
+    f16: Function<P>,
+    q8_0: Function<P>,
+}
+
+impl<P> ByCache<P> {
+    pub fn of(&self, ty: KvType) -> Function<P> {
+        match ty {
+            KvType::F32 => self.f32,
+            KvType::F16 => self.f16,
+            KvType::Q8_0 => self.q8_0,
+        }
+    }
+}
+
+/// Kernels of products by tensor cores with matrices of one type.
+#[derive(Clone, Copy)]
+pub(super) struct Products {
+    /// For one row, which it makes ready, out of `NORM`, `PLAIN` or `ATTENTION`.
+    pub lone_norm: Function<ProductParams>,
+    pub lone_plain: Function<ProductParams>,
+    pub lone_attention: Function<ProductParams>,
+    /// The same of a norm, with a gate and what it lets through.
+    pub lone_swiglu: Function<ProductParams>,
+    /// For up to `FEW` rows a block, and for up to `MANY`.
+    pub few: Function<ProductParams>,
+    pub many: Function<ProductParams>,
+    /// For more rows, where so many blocks are enough, from the smallest blocks on.
+    pub wide: [WideProduct; 3],
+}
+
+/// A product for blocks of some tiles and some rows of activations.
+#[derive(Clone, Copy)]
+pub(super) struct WideProduct {
+    pub function: Function<ProductParams>,
+    pub tiles: u32,
+    pub rows: u32,
+    /// What a block takes for a group of columns (src/cuda/kernels/wide.cuh), to compare with others.
+    pub cycles: u32,
+    /// Bytes of dynamic shared memory.
+    pub shared: usize,
+}
+
+impl WideProduct {
+    /// As `Wide` in src/cuda/kernels/wide.cuh.
+    fn shared(device: &Device, ty: TensorType, tiles: u32, rows: u32) -> usize {
+        let most = match (device.architecture, rows) {
+            (90, 128) => 208 << 10,
+            (90, _) => 112 << 10,
+            _ => 99 << 10,
+        };
+        let (tiles, rows) = (tiles as usize, rows as usize);
+        let columns = (WIDE_GROUPS * GROUP) as usize;
+        let (unit, all_rows) = (ty.block_len().max(columns), tiles * TILE_ROWS as usize);
+        let weights = all_rows * (unit / ty.block_len() * ty.block_bytes());
+        let sources = if ty.block_len() == 1 { all_rows } else { tiles };
+        let activations = rows * (2 * columns + if has_min(ty.gguf_id()) { 12 } else { 4 });
+        let bytes = |stages| {
+            let units = if unit == columns { stages } else { 2 };
+            8 * sources + units * weights + stages * activations
+        };
+        let stages = if unit == columns { 3..=6 } else { 3..=5 };
+        let fits = stages.rev().find(|stages| bytes(*stages) <= most);
+        bytes(fits.unwrap_or(2))
+    }
+}
+
+impl Products {
+    fn find(device: &Device, module: &Module, ty: TensorType) -> Result<Self> {
+        let find = |kind: &str| {
+            let name = format!("mor_{kind}_{}\0", ty.name().to_lowercase());
+            let name = CStr::from_bytes_with_nul(name.as_bytes());
+            module.function(name.map_err(|_| Error::device("a kernel's name"))?)
+        };
+        let wide = |kind: &str, tiles, rows, cycles| {
+            Ok(WideProduct {
+                function: find(kind)?,
+                tiles,
+                rows,
+                cycles,
+                shared: WideProduct::shared(device, ty, tiles, rows),
+            })
+        };
+        Ok(Products {
+            lone_norm: find("lone_product_norm")?,
+            lone_plain: find("lone_product_plain")?,
+            lone_attention: find("lone_product_attention")?,
+            lone_swiglu: find("lone_swiglu")?,
+            few: find("few_product")?,
+            many: find("many_product")?,
+            wide: [
+                wide("wide_product_64x64", 4, 64, 256)?,
+                wide("wide_product_128x64", 8, 64, 352)?,
+                wide("wide_product_128x128", 8, 128, 512)?,
+            ],
+        })
+    }
+
+    /// The kernels that make a row ready, which takes shared memory.
+    fn lone(&self) -> [Function<ProductParams>; 4] {
+        [
+            self.lone_norm,
+            self.lone_plain,
+            self.lone_attention,
+            self.lone_swiglu,
+        ]
+    }
+}
+
+/// Bytes of dynamic shared memory for a row in single precision. Every device from 7.0 on has so much for a block,
+/// beside what the kernel declares.
+pub(super) const MOST_SHARED: usize = 56 << 10;
+
+impl Kernels {
+    /// The kernels that a model needs on a device.
+    pub fn find(weights: &Weights, conditional: Option<&Module>) -> Result<Self> {
+        let module = &weights.module;
+        let (mut ready, mut products) = (None, reserved(weights.types.len())?);
+        if weights.device.has_tensor_cores() {
+            let find = |name: &CStr| module.function(name);
+            ready = Some([
+                find(c"mor_ready_norm")?,
+                find(c"mor_ready_scaled")?,
+                find(c"mor_ready_gelu")?,
+                find(c"mor_ready_swiglu")?,
+                find(c"mor_ready_plain")?,
+                find(c"mor_ready_attention")?,
+            ]);
+            for ty in weights.types.iter().filter(|ty| **ty != TensorType::F32) {
+                products.push((ty.gguf_id(), Products::find(&weights.device, module, *ty)?));
+            }
+        }
+        Ok(Kernels {
+            begin: module.function(c"mor_begin")?,
+            embed: module.function(c"mor_embed")?,
+            copy_rows: module.function(c"mor_copy_rows")?,
+            ready,
+            floats: module.function(c"mor_floats")?,
+            products,
+            lone_exact: [
+                module.function(c"mor_lone_exact")?,
+                module.function(c"mor_lone_exact_f32")?,
+            ],
+            exact: [
+                module.function(c"mor_exact")?,
+                module.function(c"mor_exact_f32")?,
+            ],
+            store: ByCache {
+                f32: module.function(c"mor_store_f32")?,
+                f16: module.function(c"mor_store_f16")?,
+                q8_0: module.function(c"mor_store_q8_0")?,
+            },
+            attention: ByCache {
+                f32: module.function(c"mor_attention_f32")?,
+                f16: module.function(c"mor_attention_f16")?,
+                q8_0: module.function(c"mor_attention_q8_0")?,
+            },
+            seats: module.function(c"mor_seats")?,
+            score: module.function(c"mor_score")?,
+            select: module.function(c"mor_select")?,
+            decide: module.function(c"mor_decide")?,
+            merge: module.function(c"mor_merge")?,
+            leave: module.function(c"mor_leave")?,
+            candidates: module.function(c"mor_candidates")?,
+            sample: module.function(c"mor_sample")?,
+            condition: match conditional {
+                Some(module) => Some(module.function(c"mor_condition")?),
+                None => None,
+            },
+        })
+    }
+
+    /// Bytes of shared memory that attention takes: `Room` in attention_floats.cuh or, which is more, `Tile`
+    /// in attention_halves.cuh.
+    pub fn attention_shared(head_dim: usize) -> usize {
+        /// Elements of a head that are taken together.
+        const ELEMENTS: usize = 64;
+        let warps = BLOCK as usize / 32;
+        let queries = head_dim.next_multiple_of(ELEMENTS) / 16 * 32 * 16;
+        let scales = 2 * 4 * warps * warps;
+        queries + scales + 4 * warps * warps * (ELEMENTS + 8)
+    }
+
+    /// By tensor cores: the kernel that makes rows ready out of what `make` says, and those of products with
+    /// matrices of a type.
+    pub fn by_tensor_cores(
+        &self,
+        make: u32,
+        ty: u32,
+    ) -> Option<(Function<ReadyParams>, &Products)> {
+        let ready = self.ready.as_ref()?.get(make as usize)?;
+        let (_, products) = self.products.iter().find(|(of, _)| *of == ty)?;
+        Some((*ready, products))
+    }
+
+    /// Lets the kernels have what a model needs.
+    pub fn prepare(&self, weights: &Weights, head_dim: usize) -> Result<()> {
+        let module = &weights.module;
+        for ty in [KvType::F32, KvType::F16, KvType::Q8_0] {
+            module.allow_shared_memory(self.attention.of(ty), Self::attention_shared(head_dim))?;
+        }
+        for exact in self.lone_exact {
+            module.allow_shared_memory(exact, MOST_SHARED)?;
+        }
+        for (_, products) in &self.products {
+            for lone in products.lone() {
+                module.allow_shared_memory(lone, weights.device.product_shared())?;
+            }
+            for product in [products.few, products.many] {
+                module.allow_shared_memory(product, weights.device.product_shared())?;
+            }
+            for wide in products.wide {
+                module.allow_shared_memory(wide.function, wide.shared)?;
+            }
+        }
+        Ok(())
+    }
+}
