@@ -242,11 +242,10 @@ fn resized(
 
 /// A small model whose matrices are random blocks of a type that is only read, wherever rows are whole
 /// blocks.
-fn random_blocks(ty: TensorType) -> Vec<u8> {
-    let file = tiny(3);
+fn random_blocks(ty: TensorType, file: &[u8]) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let to = folder.path().join("b.gguf");
-    let gguf = Gguf::parse(&file).unwrap();
+    let gguf = Gguf::parse(file).unwrap();
     let fits = |t: &TensorInfo| {
         t.dims.len() == 2 && t.columns().is_multiple_of(ty.block_len()) && t.name.starts_with("blk")
     };
@@ -310,10 +309,14 @@ fn types_that_are_only_read_agree_too() {
         TensorType::Q5_K,
         TensorType::Q6_K,
     ] {
-        compare(ty.name(), random_blocks(ty), KvType::F32);
+        compare(ty.name(), random_blocks(ty, &tiny(3)), KvType::F32);
     }
     // With weights in single precision the keys differ too little to be rounded differently often.
-    compare("F32", random_blocks(TensorType::F32), KvType::Q8_0);
+    compare(
+        "F32",
+        random_blocks(TensorType::F32, &tiny(3)),
+        KvType::Q8_0,
+    );
 }
 
 /// A model of two layers whose matrices are larger than a test of results needs: so many columns that a
@@ -421,14 +424,19 @@ fn blocks_of_every_size_agree_for_every_type() {
         let bytes = match ty {
             TensorType::F16 | TensorType::BF16 => converted(ty),
             TensorType::Q8_0 | TensorType::Q4_0 | TensorType::Q4_1 => converted(ty),
-            _ => random_blocks(ty),
+            // Runs that begin within a long block, and more of those than are copied at once.
+            _ => random_blocks(ty, &of_sizes(2304, 1024)),
         };
-        let logits = |multiprocessors: u32, batch: usize| {
+        // Multiprocessors, and shared memory of a block.
+        let logits = |count: usize, attributes: &str, batch: usize| {
             fake.reset();
-            fake.set("MOR_FAKE_CUDA_ATTRIBUTE", &format!("16={multiprocessors}"));
+            fake.set("MOR_FAKE_CUDA_ATTRIBUTE", attributes);
+            if attributes.contains("97=") {
+                fake.set("MOR_FAKE_CUDA_ARCH", "86");
+            }
             let model = Model::from_bytes_on(bytes.clone(), Device::Cuda(0)).unwrap();
             let vocab = model.hyperparameters().vocab_size;
-            let tokens: Vec<u32> = (0..130).map(|i| (i * i * 31 % vocab) as u32).collect();
+            let tokens: Vec<u32> = (0..count).map(|i| (i * i * 31 % vocab) as u32).collect();
             let params = SessionParams {
                 context: 140,
                 batch,
@@ -438,10 +446,15 @@ fn blocks_of_every_size_agree_for_every_type() {
             session.prefill(&tokens).unwrap();
             session.logits().unwrap().to_vec()
         };
-        let few = logits(1, 8);
-        for multiprocessors in [1, 2, 4, 8] {
-            let wide = logits(multiprocessors, 130);
-            assert!(wide == few, "{} on {multiprocessors}", ty.name());
+        let few = logits(130, "16=1", 8);
+        for attributes in ["16=1", "16=2", "16=4", "16=8"] {
+            let wide = logits(130, attributes, 130);
+            assert!(wide == few, "{} with {attributes}", ty.name());
+        }
+        let few = logits(9, "16=1", 9);
+        for attributes in ["16=1", "16=8", "16=8,97=101376"] {
+            let lone = logits(9, attributes, 1);
+            assert!(lone == few, "{} with {attributes}, alone", ty.name());
         }
     }
     fake.reset();
@@ -860,6 +873,52 @@ fn every_call_of_the_driver_may_fail() {
     }
     fake.reset();
     assert_eq!(everything("expert_middle_cycle").unwrap(), expected);
+}
+
+/// A file that the device could read itself is copied if its tensors lie where the widest loads may not begin.
+#[test]
+fn tensors_that_lie_oddly_are_copied() {
+    let Some(fake) = Fake::find() else { return };
+    let file = tiny(3);
+    let gguf = Gguf::parse(&file).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let to = folder.path().join("a.gguf");
+    // A file whose first tensor begins at `rest` of sixteen bytes.
+    let lying = |rest: usize| {
+        for pad in 0..16 {
+            let mut metadata = gguf.metadata.clone();
+            metadata.insert("general.alignment", 8u32);
+            metadata.insert("general.name", "x".repeat(pad));
+            let plan = |t: &TensorInfo| TensorPlan {
+                name: t.name.to_string(),
+                ty: t.ty,
+                dims: t.dims.clone(),
+            };
+            let plans: Vec<TensorPlan> = gguf.tensors().iter().map(plan).collect();
+            let mut writer = GgufWriter::create(&to, &metadata, &plans).unwrap();
+            for t in gguf.tensors() {
+                let bytes = &file[t.offset..][..t.bytes];
+                writer.write_tensor_bytes(bytes).unwrap();
+                writer.next_tensor().unwrap();
+            }
+            writer.finish().unwrap();
+            let bytes = std::fs::read(&to).unwrap();
+            if Gguf::parse(&bytes).unwrap().tensors()[0].offset % 16 == rest {
+                return bytes;
+            }
+        }
+        panic!("no file begins its tensors there");
+    };
+    let scores_of = |bytes: Vec<u8>, in_place: bool| {
+        fake.reset();
+        fake.set("MOR_FAKE_CUDA_INTEGRATED", "1");
+        let model = Model::from_bytes_on(bytes, Device::Cuda(0)).unwrap();
+        assert_eq!(model.is_in_place_on_gpu(), in_place);
+        let mut session = Session::new(&model, &params()).unwrap();
+        scores(&mut session, &[1, 2, 3])
+    };
+    assert!(scores_of(lying(0), true) == scores_of(lying(8), false));
+    fake.reset();
 }
 
 /// Older drivers and devices take other ways to the same tokens.

@@ -89,7 +89,8 @@ impl WideProduct {
         let most = match (device.architecture, rows) {
             (90, 128) => 208 << 10,
             (90, _) => 112 << 10,
-            _ => 99 << 10,
+            (_, 128) => 99 << 10,
+            _ => 80 << 10,
         };
         let (tiles, rows) = (tiles as usize, rows as usize);
         let columns = (WIDE_GROUPS * GROUP) as usize;

@@ -105,7 +105,7 @@ impl<'a> Writer<'a> {
             self.launch(self.kernels.store.of(self.kv.ty), [rows, 1, 1], 0, &store);
         }
         // Rows of a session have their entries in common. Tensor cores take many of them at once.
-        let halves = self.kv.ty == KvType::F16 && self.weights.device.architecture >= 80;
+        let halves = self.kv.ty == KvType::F16 && self.weights.device.has_tensor_cores();
         let row_shift = match rows {
             _ if !session || !halves => 0,
             1 => 0,

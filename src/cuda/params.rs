@@ -11,7 +11,7 @@ pub(super) const TILE_ROWS: u32 = 16;
 pub(super) const GROUP: u32 = 32;
 /// Runs into which the columns of a product are cut.
 pub(super) const RUNS: u32 = BLOCK / 32;
-/// Bytes of shared memory for the weights of a lone row's product, at most, where more than one unit fits.
+/// Bytes of shared memory for the rings of a block, at most, where more than one unit fits.
 pub(super) const MOST_RING: u32 = 72 << 10;
 /// Rows of activations that a block of a product takes, at most.
 pub(super) const MANY: u32 = 32;

@@ -208,7 +208,7 @@ fn row_bytes(stride: u32) -> u32 {
     (2 * (stride + GROUP) + 4 * (stride / GROUP + 1)).next_multiple_of(16)
 }
 
-/// The rings of a block's warps, as `Ring` in lone.cuh.
+/// The rings of a block's warps, as `Ring` in ring.cuh.
 struct Ring {
     /// Bytes and groups of what is copied at a time, for all matrices abreast.
     bytes: u32,

@@ -235,7 +235,7 @@ impl<'a> Writer<'a> {
     fn decide_all(&mut self) -> Result<()> {
         let h = self.model.hyperparameters();
         let Some(spec) = &h.router else { return Ok(()) };
-        if self.routers_are_linear() {
+        if h.recursions > 1 && self.routers_are_linear() {
             self.score_linear(self.active(), spec)?;
         } else if spec.kind == RouterKind::Expert {
             for recursion in 1..h.recursions {

@@ -51,7 +51,8 @@ impl Weights {
             }
         }
         let mut table = reserved(gguf.tensors().len())?;
-        if device.integrated && gguf.tensors().iter().all(|t| lies_ready(t, tiled)) {
+        let ready = |t| lies_ready(t, file, tiled);
+        if device.integrated && gguf.tensors().iter().all(ready) {
             // Where the platform cannot do it, the weights are copied.
             // SAFETY: passed on.
             if let Ok(registered) = unsafe { Registered::new(&device, file) } {
@@ -116,9 +117,12 @@ impl Weights {
     }
 }
 
-/// Whether a tensor can be used as it lies in the file.
-fn lies_ready(tensor: &TensorInfo, tiled: bool) -> bool {
-    !is_tiled(tensor.ty) || tiled && tensor.rows().is_multiple_of(TILE_ROWS)
+/// Whether a tensor can be used as it lies in the file: in whole tiles, where the widest loads may begin.
+fn lies_ready(tensor: &TensorInfo, file: &[u8], tiled: bool) -> bool {
+    /// Bytes of the widest load.
+    const WIDEST: usize = 16;
+    let begins = file[tensor.offset..].as_ptr().addr().is_multiple_of(WIDEST);
+    begins && (!is_tiled(tensor.ty) || tiled && tensor.rows().is_multiple_of(TILE_ROWS))
 }
 
 /// Bytes of a tensor on the device: whole tiles.

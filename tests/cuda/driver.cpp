@@ -74,6 +74,8 @@ CUresult error_text(CUresult code, const char **out, const char *ErrorText::*fie
     return *out ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
+} // namespace
+
 int attribute(int number) {
     const Settings &s = driver.settings;
     const auto it = s.attributes.find(number);
@@ -120,8 +122,6 @@ int attribute(int number) {
     default: return 0;
     }
 }
-
-} // namespace
 
 int current_device() { return context_stack.empty() ? -1 : device_of(context_stack.back()); }
 
@@ -368,7 +368,7 @@ FAKE CUresult cuFuncSetAttribute(CUfunction function, int number, int value) {
     if (number == 9 && value >= -1 && value <= 100) return CUDA_SUCCESS; // carve-out: a hint
     if (number != 8)
         return refuse(CUDA_ERROR_INVALID_VALUE, self, "attribute %d cannot be set", number);
-    if (value < 0 || size_t(value) + f->static_shared > mor_emulated::MAX_SHARED)
+    if (value < 0 || size_t(value) + f->static_shared > size_t(attribute(97)))
         return refuse(CUDA_ERROR_INVALID_VALUE, self, "%d bytes of dynamic shared memory for %s",
                       value, f->kernel->name);
     f->max_dynamic_shared = value;

@@ -291,6 +291,8 @@ CUresult refuse(CUresult code, const char *function, const char *format, ...)
 
 /** The device of the calling thread's context, or -1. */
 int current_device();
+/** A device's attribute by its number, as cuDeviceGetAttribute tells it. */
+int attribute(int number);
 
 /** The live allocation that holds the whole range, or nothing. */
 const Allocation *holder(uintptr_t address, size_t size);

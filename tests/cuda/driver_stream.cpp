@@ -129,7 +129,8 @@ void run_launch(const Launch &launch) {
     Function *f = driver.functions.find(launch.function);
     if (!f) return;
     f->static_shared = std::max(f->static_shared, written);
-    const size_t limit = std::max(f->max_dynamic_shared, 48 * 1024);
+    // More than that only for those that asked, and then what a block may have in all.
+    const size_t limit = f->max_dynamic_shared > 48 * 1024 ? attribute(97) : 48 * 1024;
     if (f->static_shared > 48 * 1024 || f->static_shared + launch.shared_bytes > limit)
         mor_emulated::fail(nullptr,
                            "%zu bytes of static and %zu of dynamic shared memory are more than a "

@@ -4,10 +4,10 @@
 
 // A warp's groups of a tile against up to `COLUMNS` rows of floats.
 template <u32 TYPE, u32 COLUMNS>
-__device__ __forceinline__ void tile_by_fma(const Matrix& m, u32 groups, const float* floats, u32 stride, u32 tile,
+__device__ __forceinline__ void tile_by_fma(const ProductParams& p, const Matrix& m, const float* floats, u32 tile,
                                             u32 first, u32 n, float sums[2][COLUMNS]) {
     const u32 g = lane_index() / 4, t = lane_index() % 4;
-    const u32 each = groups_of_run(groups), begin = warp_index() * each;
+    const u32 each = p.groups_of_run, begin = warp_index() * each, groups = p.groups;
     const u32 end = begin + each < groups ? begin + each : groups;
     for (u32 group = begin; group < end; group++) {
         float w[2][8];
@@ -16,7 +16,7 @@ __device__ __forceinline__ void tile_by_fma(const Matrix& m, u32 groups, const f
 #pragma unroll
         for (u32 c = 0; c < COLUMNS; c++) {
             if (first + c >= n) break;
-            const float* x = floats + static_cast<u64>(first + c) * stride + GROUP * group + 4 * t;
+            const float* x = floats + static_cast<u64>(first + c) * p.input.stride + GROUP * group + 4 * t;
             float4 x0 = *reinterpret_cast<const float4*>(x);
             float4 x1 = *reinterpret_cast<const float4*>(x + 16);
             for (u32 upper = 0; upper < 2; upper++) {
@@ -54,7 +54,7 @@ __device__ __forceinline__ void product_by_fma(const ProductParams& p) {
     }
     const u32 columns = LONE ? 1 : n;
     float sums[2][COLUMNS] = {};
-#define MOR_TILE(TYPE) tile_by_fma<TYPE, COLUMNS>(m, p.groups, floats, p.input.stride, tile, first, columns, sums)
+#define MOR_TILE(TYPE) tile_by_fma<TYPE, COLUMNS>(p, m, floats, tile, first, columns, sums)
     if constexpr (SINGLE)
         MOR_TILE(F32);
     else

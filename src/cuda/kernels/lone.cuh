@@ -82,6 +82,7 @@ __device__ __forceinline__ void lone_product(const ProductParams& p) {
     u16* halves = reinterpret_cast<u16*>(room);
     const Place place = {halves, reinterpret_cast<float*>(halves + stride + GROUP), scales, squares};
     u8* rings = reinterpret_cast<u8*>(halves) + row_bytes(stride);
+    if (has_no_rows(p, 0)) return;
     Ring<TYPE, MATRICES> ring;
     ring.begin(m, tile, begin, end, p.stage_units, rings);
     if constexpr (MAKE == NORM) prefetch_source(p.source, p.input.columns);

@@ -98,10 +98,12 @@ __device__ __forceinline__ void ready_product(const ProductParams& p) {
     const Matrix& m = p.matrices[matrix_of(p, tile)];
     const u32 each = p.groups_of_run, begin = warp_index() * each;
     const u32 end = begin + each < p.groups ? begin + each : p.groups;
+    const u32 first = blockIdx.y * 8 * TILES;
+    if (has_no_rows(p, first)) return;
     Ring<TYPE, 1> ring;
     ring.begin(&m, tile, begin, end, p.stage_units, reinterpret_cast<u8*>(room));
     wait_for_previous();
-    const u32 n = *p.view.count, first = blockIdx.y * 8 * TILES;
+    const u32 n = *p.view.count;
     if (first >= n) return wait_for_copies<0>();
     float sums[TILES][4] = {};
     multiply<TYPE, TILES>(ring, begin, end, p.input, first, n, sums);

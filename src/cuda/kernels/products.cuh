@@ -12,7 +12,7 @@ struct ProductParams {
     // The first tile of each, ~0 where there is none.
     u32 first_tiles[3];
     u32 tiles;
-    // Groups of 32 columns, and of those in a run.
+    // Groups of 32 columns, and of those in a run: an eighth, in whole pairs. The last runs may have fewer or none.
     u32 groups;
     u32 groups_of_run;
     // A lone row: its block takes 2^these tiles, up to 8.
@@ -40,6 +40,14 @@ __device__ __forceinline__ u32 matrix_of(const ProductParams& p, u32& tile) {
     const u32 which = (tile >= p.first_tiles[1]) + (tile >= p.first_tiles[2]);
     tile -= p.first_tiles[which];
     return which;
+}
+
+// Whether a block first looks if it has rows, and then brings weights: where there is no time to win, and where
+// it may well have none. `first`: its first row.
+__device__ __forceinline__ bool has_no_rows(const ProductParams& p, u32 first) {
+    if (KERNELS_OVERLAP && first == 0) return false;
+    wait_for_previous();
+    return first >= *p.view.count;
 }
 
 // Where the product of row `row` of a matrix and a row of activations is written or added.

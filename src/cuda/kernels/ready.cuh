@@ -6,9 +6,6 @@
 
 constexpr u32 RUNS = WARPS;
 
-// Groups of 32 columns of a run: an eighth, in whole pairs. The last runs may have fewer or none.
-__device__ __forceinline__ u32 groups_of_run(u32 groups) { return ((groups + RUNS - 1) / RUNS + 1) / 2 * 2; }
-
 // Activations ready for products, [rows][stride] each. By tensor cores: halves, times `scales` [rows][RUNS],
 // the powers of two that bring the largest element of each run near 2^14: none overflows, and elements keep
 // their eleven bits down to 2^-28 of the largest; times `factors` [rows]. `sums` [rows][stride / 32] adds up

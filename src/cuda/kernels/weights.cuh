@@ -63,8 +63,7 @@ __device__ constexpr u32 field_words(u32 type) {
                                                           : 6;
 }
 
-// What a lane reads of a part of a row's group, as it lies in memory: read some groups ahead, for the
-// memory answers late.
+// What a lane reads of a part of a row's group, as it lies in memory.
 template <u32 TYPE>
 struct Fields {
     u32 words[field_words(TYPE)];

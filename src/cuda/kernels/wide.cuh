@@ -17,11 +17,12 @@
 
 #ifdef MOR_TENSOR_CORES
 // Shared memory for a block, where two or one stand on a multiprocessor, as `WideProduct` in functions.rs. Devices
-// of 9.0 have room for more pairs on their way; others of the same image have 99 KiB.
+// of 9.0 have room for more pairs on their way. Others have 163 KiB for all blocks and for one, but 8.6 and 8.9,
+// which share an image with 8.0, 99 KiB: there one block stands alone.
 #if __CUDA_ARCH__ == 900
 constexpr u32 MOST_OF_TWO = 112 << 10, MOST_OF_ONE = 208 << 10;
 #else
-constexpr u32 MOST_OF_TWO = 99 << 10, MOST_OF_ONE = 99 << 10;
+constexpr u32 MOST_OF_TWO = 80 << 10, MOST_OF_ONE = 99 << 10;
 #endif
 // Times eight: rows of activations of a warp.
 constexpr u32 WIDE_ROWS = 4;
@@ -205,10 +206,12 @@ __device__ __forceinline__ void wide_product(const ProductParams& p) {
     if (threadIdx.x < W::sources) w.from[threadIdx.x] = W::source(p, threadIdx.x);
     __syncthreads();
     const u32 groups = p.groups, pairs = (groups + 1) / 2, pairs_of_run = p.groups_of_run / 2;
+    const u32 first = blockIdx.y * W::rows;
+    if (has_no_rows(p, first)) return;
     for (u32 pair = 0; pair < W::stages - 1; pair++) w.copy_weights(p, pair);
     wait_for_previous();
     const Prepared& x = p.input;
-    const u32 n = *p.view.count, first = blockIdx.y * W::rows;
+    const u32 n = *p.view.count;
     if (first >= n) {
         close_copies();
         return wait_for_copies<0>();
