@@ -111,15 +111,7 @@ fn scores(session: &mut Session, tokens: &[u32]) -> Vec<f32> {
 
 /// A file's weights as F32, without loss.
 fn in_single_precision(bytes: &[u8]) -> Model {
-    let folder = tempfile::tempdir().unwrap();
-    let (from, to) = (folder.path().join("a.gguf"), folder.path().join("b.gguf"));
-    std::fs::write(&from, bytes).unwrap();
-    let options = ConvertOptions {
-        ty: Some(TensorType::F32),
-        ..Default::default()
-    };
-    convert(&from, &to, &options, &mut Silent).unwrap();
-    Model::from_bytes(std::fs::read(&to).unwrap()).unwrap()
+    Model::from_bytes(converted(bytes, TensorType::F32)).unwrap()
 }
 
 /// Against the same weights in single precision on the CPU, whose keys are stored alike. What differs is
@@ -240,6 +232,27 @@ fn resized(
     std::fs::read(&path).unwrap()
 }
 
+/// A matrix of single precision, of random weights of the usual size.
+fn random_floats(random: &mut common::Random, dims: &[u64]) -> Vec<u8> {
+    let size = (3.0 / dims[0] as f32).sqrt();
+    (0..dims.iter().product())
+        .flat_map(|_| (size * random.unit()).to_le_bytes())
+        .collect()
+}
+
+/// A file with its matrices in another type.
+fn converted(file: &[u8], ty: TensorType) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let (from, to) = (folder.path().join("a.gguf"), folder.path().join("b.gguf"));
+    std::fs::write(&from, file).unwrap();
+    let options = ConvertOptions {
+        ty: Some(ty),
+        ..Default::default()
+    };
+    convert(&from, &to, &options, &mut Silent).unwrap();
+    std::fs::read(&to).unwrap()
+}
+
 /// A small model whose matrices are random blocks of a type that is only read, wherever rows are whole
 /// blocks.
 fn random_blocks(ty: TensorType, file: &[u8]) -> Vec<u8> {
@@ -340,12 +353,7 @@ fn of_sizes(feed_forward: usize, vocab: usize) -> Vec<u8> {
                 dims[0] = feed_forward as u64;
             }
         },
-        |dims, _| {
-            let size = (3.0 / dims[0] as f32).sqrt();
-            (0..dims.iter().product())
-                .flat_map(|_| (size * random.unit()).to_le_bytes())
-                .collect()
-        },
+        |dims, _| random_floats(&mut random, dims),
     )
 }
 
@@ -360,15 +368,7 @@ fn large_matrices_agree_however_many_rows_come() {
         TensorType::Q4_0,
         TensorType::Q4_1,
     ] {
-        let folder = tempfile::tempdir().unwrap();
-        let (from, to) = (folder.path().join("a.gguf"), folder.path().join("b.gguf"));
-        std::fs::write(&from, &original).unwrap();
-        let options = ConvertOptions {
-            ty: Some(ty),
-            ..Default::default()
-        };
-        convert(&from, &to, &options, &mut Silent).unwrap();
-        let bytes = std::fs::read(&to).unwrap();
+        let bytes = converted(&original, ty);
         compare(&format!("large {}", ty.name()), bytes.clone(), KvType::F16);
         let model = Model::from_bytes_on(bytes, Device::Cuda(0)).unwrap();
         let tokens: Vec<u32> = (0..70).map(|i| (i * i * 31 % 17_000) as u32).collect();
@@ -396,36 +396,17 @@ fn large_matrices_agree_however_many_rows_come() {
 #[test]
 fn blocks_of_every_size_agree_for_every_type() {
     let Some(fake) = Fake::find() else { return };
-    let converted = |ty| {
-        let folder = tempfile::tempdir().unwrap();
-        let (from, to) = (folder.path().join("a.gguf"), folder.path().join("b.gguf"));
-        // Eleven groups of columns, so that a pair lacks one, and 22 tiles, so that blocks have some of both.
-        std::fs::write(&from, of_sizes(352, 1024)).unwrap();
-        let ty = Some(ty);
-        let options = ConvertOptions {
-            ty,
-            ..Default::default()
-        };
-        convert(&from, &to, &options, &mut Silent).unwrap();
-        std::fs::read(&to).unwrap()
-    };
-    for ty in [
-        TensorType::F16,
-        TensorType::BF16,
-        TensorType::Q8_0,
-        TensorType::Q4_0,
-        TensorType::Q4_1,
-        TensorType::Q5_0,
-        TensorType::Q5_1,
-        TensorType::Q4_K,
-        TensorType::Q5_K,
-        TensorType::Q6_K,
-    ] {
+    // Eleven groups of columns, so that a pair lacks one, and 22 tiles, so that blocks have some of both.
+    let odd = of_sizes(352, 1024);
+    // Runs that begin within a long block, and more of those than are copied at once.
+    let long = of_sizes(2304, 1024);
+    for ty in TensorType::ALL {
+        use TensorType::{BF16, F16, F32, Q4_0, Q4_1, Q8_0};
         let bytes = match ty {
-            TensorType::F16 | TensorType::BF16 => converted(ty),
-            TensorType::Q8_0 | TensorType::Q4_0 | TensorType::Q4_1 => converted(ty),
-            // Runs that begin within a long block, and more of those than are copied at once.
-            _ => random_blocks(ty, &of_sizes(2304, 1024)),
+            // Not by tensor cores.
+            F32 => continue,
+            F16 | BF16 | Q8_0 | Q4_0 | Q4_1 => converted(&odd, ty),
+            _ => random_blocks(ty, &long),
         };
         // Multiprocessors, and shared memory of a block.
         let logits = |count: usize, attributes: &str, batch: usize| {
@@ -512,12 +493,7 @@ fn other_heads(head_dim: usize, heads: usize, kv_heads: usize, rotated: usize) -
                 dims[0] = (heads * head_dim) as u64;
             }
         },
-        |dims, _| {
-            let size = (3.0 / dims[0] as f32).sqrt();
-            (0..dims.iter().product())
-                .flat_map(|_| (size * random.unit()).to_le_bytes())
-                .collect()
-        },
+        |dims, _| random_floats(&mut random, dims),
     )
 }
 

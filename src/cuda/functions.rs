@@ -69,6 +69,8 @@ pub(super) struct Products {
     pub many: Function<ProductParams>,
     /// For more rows, where so many blocks are enough, from the smallest blocks on.
     pub wide: [WideProduct; 3],
+    /// What kernels with one matrix, and with two abreast, have in shared memory.
+    pub rings: [Ring; 2],
 }
 
 /// A product for blocks of some tiles and some rows of activations.
@@ -108,6 +110,46 @@ impl WideProduct {
     }
 }
 
+/// The rings of a block's warps, as `Ring` in ring.cuh.
+#[derive(Clone, Copy)]
+pub(super) struct Ring {
+    /// Bytes and groups of what is copied at a time, for all matrices abreast.
+    bytes: u32,
+    groups: u32,
+    stages: u32,
+    /// Groups that are multiplied together.
+    step: u32,
+}
+
+impl Ring {
+    fn new(ty: TensorType, abreast: u32) -> Self {
+        let (columns, bytes) = match ty.block_len() {
+            1 => (GROUP as usize, ty.block_bytes() * GROUP as usize),
+            columns => (columns, ty.block_bytes()),
+        };
+        let bytes = abreast * TILE_ROWS * bytes as u32;
+        Ring {
+            bytes,
+            groups: columns as u32 / GROUP,
+            stages: if 4 * RUNS * bytes <= MOST_RING { 4 } else { 2 },
+            step: if abreast == 1 { 2 } else { 1 },
+        }
+    }
+
+    /// Bytes that a unit of a stage takes, over all stages and warps.
+    pub fn bytes_of_unit(&self) -> u32 {
+        self.stages * RUNS * self.bytes
+    }
+
+    /// Units of a stage: what `groups` of a warp want and `most` bytes have room for, but one at least.
+    pub fn units_of_stage(&self, groups: u32, most: u32) -> u32 {
+        let whole = if self.groups == 1 { self.step } else { 1 };
+        let wanted = groups.div_ceil(self.groups * self.stages);
+        let room = most / self.bytes_of_unit() / whole * whole;
+        wanted.next_multiple_of(whole).min(room.max(whole))
+    }
+}
+
 impl Products {
     fn find(device: &Device, module: &Module, ty: TensorType) -> Result<Self> {
         let find = |kind: &str| {
@@ -136,16 +178,19 @@ impl Products {
                 wide("wide_product_128x64", 8, 64, 352)?,
                 wide("wide_product_128x128", 8, 128, 512)?,
             ],
+            rings: [Ring::new(ty, 1), Ring::new(ty, 2)],
         })
     }
 
-    /// The kernels that make a row ready, which takes shared memory.
-    fn lone(&self) -> [Function<ProductParams>; 4] {
+    /// Those that have rings in shared memory.
+    fn with_rings(&self) -> [Function<ProductParams>; 6] {
         [
             self.lone_norm,
             self.lone_plain,
             self.lone_attention,
             self.lone_swiglu,
+            self.few,
+            self.many,
         ]
     }
 }
@@ -224,16 +269,15 @@ impl Kernels {
         queries + scales + 4 * warps * warps * (ELEMENTS + 8)
     }
 
-    /// By tensor cores: the kernel that makes rows ready out of what `make` says, and those of products with
-    /// matrices of a type.
-    pub fn by_tensor_cores(
-        &self,
-        make: u32,
-        ty: u32,
-    ) -> Option<(Function<ReadyParams>, &Products)> {
-        let ready = self.ready.as_ref()?.get(make as usize)?;
-        let (_, products) = self.products.iter().find(|(of, _)| *of == ty)?;
-        Some((*ready, products))
+    /// The kernel that makes rows ready for tensor cores, out of what `make` says.
+    pub fn ready(&self, make: u32) -> Option<Function<ReadyParams>> {
+        self.ready.as_ref()?.get(make as usize).copied()
+    }
+
+    /// Products by tensor cores with matrices of a type.
+    pub fn products(&self, ty: u32) -> Option<&Products> {
+        let mut all = self.products.iter();
+        all.find(|(of, _)| *of == ty).map(|(_, products)| products)
     }
 
     /// Lets the kernels have what a model needs.
@@ -246,10 +290,7 @@ impl Kernels {
             module.allow_shared_memory(exact, MOST_SHARED)?;
         }
         for (_, products) in &self.products {
-            for lone in products.lone() {
-                module.allow_shared_memory(lone, weights.device.product_shared())?;
-            }
-            for product in [products.few, products.many] {
+            for product in products.with_rings() {
                 module.allow_shared_memory(product, weights.device.product_shared())?;
             }
             for wide in products.wide {

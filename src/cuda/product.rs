@@ -11,13 +11,20 @@ impl<'a> Writer<'a> {
     /// by the product itself, if shared memory has room for it; more rows by a kernel of their own before.
     pub(super) fn product(&mut self, source: Source, matrices: &[Matrix], view: View) {
         let params = self.product_params(source, matrices, view);
-        let Some((ready, _)) = self.by_tensor_cores(source, matrices) else {
+        let ready = self.kernels.ready(source.make);
+        let Some(ready) = ready.filter(|_| self.takes_tensor_cores(matrices)) else {
             return self.exact_product(params, matrices);
         };
-        let of_one_type = || matrices.chunk_by(|a, b| a.ty == b.ty);
-        if of_one_type().all(|matrices| self.lone(source, matrices, 1, view).is_some()) {
-            for matrices in of_one_type() {
-                self.lone_product(source, matrices, view);
+        let all: &'a Kernels = self.kernels;
+        let of_one_type = || {
+            let types = matrices.chunk_by(|a, b| a.ty == b.ty);
+            types.filter_map(|matrices| Some((all.products(matrices[0].ty)?, matrices)))
+        };
+        if of_one_type().all(|(kernels, m)| self.lone(kernels, source, m, 1, view).is_some()) {
+            for (kernels, matrices) in of_one_type() {
+                if let Some(lone) = self.lone(kernels, source, matrices, 1, view) {
+                    self.launch_lone(&lone);
+                }
             }
             return;
         }
@@ -29,8 +36,8 @@ impl<'a> Writer<'a> {
             sums: u32::from(matrices.iter().any(|m| has_min(m.ty))),
         };
         self.launch(ready, [self.rows as u32, 1, 1], 0, &ready_params);
-        for matrices in of_one_type() {
-            self.ready_product(source, matrices, view);
+        for (kernels, matrices) in of_one_type() {
+            self.ready_product(kernels, source, matrices, view);
         }
     }
 
@@ -38,10 +45,10 @@ impl<'a> Writer<'a> {
     /// are one product, which writes the result.
     pub(super) fn swiglu(&mut self, source: Source, both: [Matrix; 2], view: View) -> Source {
         let [gate, up] = both;
-        let kernels = self.by_tensor_cores(source, &both);
-        let lone = self.lone(source, &both, 2, view);
-        if let (Some((_, kernels)), Some(lone), true) = (kernels, lone, gate.ty == up.ty) {
-            self.launch_lone(kernels.lone_swiglu, &lone);
+        let kernels = self.kernels.products(gate.ty);
+        let kernels = kernels.filter(|_| gate.ty == up.ty && self.takes_tensor_cores(&both));
+        if let Some(lone) = kernels.and_then(|k| self.lone(k, source, &both, 2, view)) {
+            self.launch_lone(&lone);
             return Source::new(make::PLAIN, gate.out);
         }
         self.product(source, &both, view);
@@ -52,10 +59,13 @@ impl<'a> Writer<'a> {
     }
 
     /// Rows that are ready, with matrices of one type.
-    fn ready_product(&mut self, source: Source, matrices: &[Matrix], view: View) {
-        let Some((_, kernels)) = self.by_tensor_cores(source, matrices) else {
-            return;
-        };
+    fn ready_product(
+        &mut self,
+        kernels: &Products,
+        source: Source,
+        matrices: &[Matrix],
+        view: View,
+    ) {
         let mut params = self.product_params(source, matrices, view);
         let rows = self.rows as u32;
         let multiprocessors = self.weights.device.multiprocessors;
@@ -72,55 +82,32 @@ impl<'a> Writer<'a> {
             true => (kernels.few, FEW),
             false => (kernels.many, MANY),
         };
-        let Some(ring) = Ring::new(matrices[0].ty, 1) else {
-            return;
-        };
+        let [ring, _] = kernels.rings;
         // All devices of 8.0 and later have room for that.
         params.stage_units = ring.units_of_stage(params.groups_of_run, MOST_RING);
         let shared = params.stage_units * ring.bytes_of_unit();
-        self.launch(
-            kernel,
-            [params.tiles, rows.div_ceil(each), 1],
-            shared,
-            &params,
-        );
+        let grid = [params.tiles, rows.div_ceil(each), 1];
+        self.launch(kernel, grid, shared, &params);
     }
 
-    /// A lone row, with matrices of one type.
-    fn lone_product(&mut self, source: Source, matrices: &[Matrix], view: View) {
-        let kernels = self.by_tensor_cores(source, matrices);
-        let lone = self.lone(source, matrices, 1, view);
-        if let (Some((_, kernels)), Some(lone)) = (kernels, lone) {
-            let kernel = match source.make {
-                make::ATTENTION => kernels.lone_attention,
-                make::PLAIN => kernels.lone_plain,
-                _ => kernels.lone_norm,
-            };
-            self.launch_lone(kernel, &lone);
-        }
-    }
-
-    fn launch_lone(
-        &mut self,
-        kernel: Function<ProductParams>,
-        (params, shared): &(ProductParams, u32),
-    ) {
-        let blocks = params.tiles.div_ceil(1 << params.log_tiles);
-        self.launch(kernel, [blocks, 1, 1], *shared, params);
-    }
-
-    /// The parameters of a product that makes a lone row ready itself, and its shared memory; none where there is
-    /// no such kernel, or not enough memory. `abreast`: matrices of which a block takes the same tiles.
+    /// A product that makes a lone row ready itself, with matrices of one type; none where there is no such
+    /// kernel, or not enough shared memory. `abreast`: matrices of which a block takes the same tiles.
     fn lone(
         &self,
+        kernels: &Products,
         source: Source,
         matrices: &[Matrix],
         abreast: u32,
         view: View,
-    ) -> Option<(ProductParams, u32)> {
-        if self.rows > 1 || ![make::NORM, make::PLAIN, make::ATTENTION].contains(&source.make) {
-            return None;
-        }
+    ) -> Option<Lone> {
+        let kernel = match (source.make, abreast) {
+            _ if self.rows > 1 => return None,
+            (make::NORM, 2) => kernels.lone_swiglu,
+            (make::NORM, _) => kernels.lone_norm,
+            (make::PLAIN, 1) => kernels.lone_plain,
+            (make::ATTENTION, 1) => kernels.lone_attention,
+            _ => return None,
+        };
         let mut params = self.product_params(source, matrices, view);
         params.tiles /= abreast;
         // As many tiles a block as leave a block for every multiprocessor, for what a block does before its
@@ -128,13 +115,23 @@ impl<'a> Writer<'a> {
         let enough = self.weights.device.multiprocessors;
         let several = (1..=3).rev().find(|log| params.tiles >> log >= enough);
         params.log_tiles = several.unwrap_or(0);
-        let ring = Ring::new(matrices[0].ty, abreast)?;
+        let ring = kernels.rings[abreast as usize - 1];
         let row = row_bytes(params.input.stride);
         let most = (self.weights.device.product_shared() as u32).checked_sub(row)?;
         let groups = params.groups_of_run << params.log_tiles;
         params.stage_units = ring.units_of_stage(groups, most.min(MOST_RING));
         let rings = params.stage_units * ring.bytes_of_unit();
-        (rings <= most).then_some((params, row + rings))
+        (rings <= most).then_some(Lone {
+            kernel,
+            params,
+            shared: row + rings,
+        })
+    }
+
+    fn launch_lone(&mut self, lone: &Lone) {
+        let params = &lone.params;
+        let blocks = params.tiles.div_ceil(1 << params.log_tiles);
+        self.launch(lone.kernel, [blocks, 1, 1], lone.shared, params);
     }
 
     /// In single precision throughout.
@@ -162,17 +159,13 @@ impl<'a> Writer<'a> {
         self.launch(self.kernels.exact[usize::from(single)], grid, 0, &params);
     }
 
-    /// Kernels for the first matrix's type, if tensor cores can do it with all.
-    fn by_tensor_cores(
-        &self,
-        source: Source,
-        matrices: &[Matrix],
-    ) -> Option<(Function<ReadyParams>, &'a Products)> {
-        let kernels: &'a Kernels = self.kernels;
-        let of = |m: &Matrix| kernels.by_tensor_cores(source.make, m.ty);
+    /// Whether tensor cores can do it with all matrices.
+    fn takes_tensor_cores(&self, matrices: &[Matrix]) -> bool {
         let whole = matrices[0].columns.is_multiple_of(GROUP);
-        let all = whole && matrices.iter().all(|m| of(m).is_some());
-        of(&matrices[0]).filter(|_| all)
+        whole
+            && matrices
+                .iter()
+                .all(|m| self.kernels.products(m.ty).is_some())
     }
 
     fn product_params(&self, source: Source, matrices: &[Matrix], view: View) -> ProductParams {
@@ -202,48 +195,15 @@ impl<'a> Writer<'a> {
     }
 }
 
+/// A launch for a lone row, which it makes ready.
+struct Lone {
+    kernel: Function<ProductParams>,
+    params: ProductParams,
+    shared: u32,
+}
+
 /// Bytes of shared memory in which a lone row of `stride` elements is made ready, as `row_bytes` in lone.cuh:
 /// halves and a sum for each group, of one group more.
 fn row_bytes(stride: u32) -> u32 {
     (2 * (stride + GROUP) + 4 * (stride / GROUP + 1)).next_multiple_of(16)
-}
-
-/// The rings of a block's warps, as `Ring` in ring.cuh.
-struct Ring {
-    /// Bytes and groups of what is copied at a time, for all matrices abreast.
-    bytes: u32,
-    groups: u32,
-    stages: u32,
-    /// Groups that are multiplied together.
-    step: u32,
-}
-
-impl Ring {
-    fn new(ty: u32, abreast: u32) -> Option<Self> {
-        let ty = TensorType::ALL.into_iter().find(|of| of.gguf_id() == ty)?;
-        let (columns, bytes) = match ty.block_len() {
-            1 => (GROUP as usize, ty.block_bytes() * GROUP as usize),
-            columns => (columns, ty.block_bytes()),
-        };
-        let bytes = abreast * TILE_ROWS * bytes as u32;
-        Some(Ring {
-            bytes,
-            groups: columns as u32 / GROUP,
-            stages: if 4 * RUNS * bytes <= MOST_RING { 4 } else { 2 },
-            step: if abreast == 1 { 2 } else { 1 },
-        })
-    }
-
-    /// Bytes that a unit of a stage takes, over all stages and warps.
-    fn bytes_of_unit(&self) -> u32 {
-        self.stages * RUNS * self.bytes
-    }
-
-    /// Units of a stage: what `groups` of a warp want and `most` bytes have room for, but one at least.
-    fn units_of_stage(&self, groups: u32, most: u32) -> u32 {
-        let whole = if self.groups == 1 { self.step } else { 1 };
-        let wanted = groups.div_ceil(self.groups * self.stages);
-        let room = most / self.bytes_of_unit() / whole * whole;
-        wanted.next_multiple_of(whole).min(room.max(whole))
-    }
 }

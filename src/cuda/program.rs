@@ -379,30 +379,40 @@ impl<'a> Writer<'a> {
 
     /// Such routers' scores of rows that may stand before different recursions.
     fn score_linear(&mut self, view: View, spec: &RouterSpec) -> Result<()> {
-        let (model, h) = (self.model, self.model.hyperparameters());
+        let model = self.model;
+        self.score_by(view, spec, self.plan.scores, |r| Some(model.router(r)))?;
+        match model.auxiliary_router(0) {
+            Some(_) => self.score_by(view, spec, self.plan.aux_scores, |r| {
+                model.auxiliary_router(r)
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Scores of each row by the router of the recursion before which it stands.
+    fn score_by(
+        &mut self,
+        view: View,
+        spec: &RouterSpec,
+        to: Region,
+        router: impl Fn(usize) -> Option<&'a Router>,
+    ) -> Result<()> {
+        let h = self.model.hyperparameters();
         let mut params = ScoreParams {
             view,
             rows: self.at(self.plan.rows),
             h: self.at(self.plan.h),
-            scores: self.at(self.plan.scores),
+            scores: self.at(to),
             weights: [0; _],
             width: h.hidden_size as u32,
             temperature: spec.temperature,
         };
         for (r, weights) in params.weights[..h.recursions].iter_mut().enumerate() {
-            *weights = self.weights.at(model.router(r).first.weight.offset)?;
+            if let Some(router) = router(r) {
+                *weights = self.weights.at(router.first.weight.offset)?;
+            }
         }
         self.launch(self.kernels.score, [self.rows as u32, 1, 1], 0, &params);
-        if model.auxiliary_router(0).is_some() {
-            params.scores = self.at(self.plan.aux_scores);
-            for (r, weights) in params.weights[..h.recursions].iter_mut().enumerate() {
-                *weights = match model.auxiliary_router(r) {
-                    Some(router) => self.weights.at(router.first.weight.offset)?,
-                    None => 0,
-                };
-            }
-            self.launch(self.kernels.score, [self.rows as u32, 1, 1], 0, &params);
-        }
         Ok(())
     }
 
