@@ -77,7 +77,11 @@ for test in cuda reference session batch embedding; do
     started "$test" "$programs/$test" --nocapture --skip a_session_takes_its_plan --skip locked_and_prefaulted \
         --skip the_plan_is_what
 done
-started reference_again "$programs/reference"
+# With passes of one kernel each (src/cuda/pass.rs).
+for test in reference session batch steady_state; do
+    started "pass_$test" env MOR_CUDA_PASS=1 "$programs/$test" --skip a_session_takes_its_plan \
+        --skip locked_and_prefaulted --skip the_plan_is_what
+done
 ended
 
 sanitizer=$(command -v compute-sanitizer || echo "${MOR_COMPUTE_SANITIZER:-}")
@@ -90,6 +94,9 @@ if [ -n "$sanitizer" ]; then
     # with two threads. Batches run the same kernels without.
     started racecheck env RUST_TEST_THREADS=1 "$sanitizer" --tool racecheck --error-exitcode 1 \
         "$programs/batch" forks_share
+    for tool in memcheck initcheck synccheck racecheck; do
+        started "pass_$tool" env MOR_CUDA_PASS=1 RUST_TEST_THREADS=1 "$sanitizer" --tool "$tool" --error-exitcode 1 "$programs/reference" greedy
+    done
     ended
 else
     echo "SKIPPED compute-sanitizer: not installed (MOR_COMPUTE_SANITIZER names it)"
@@ -99,14 +106,17 @@ echo "=== figures"
 for synth in $synths; do
     wait "$synth" || { cat "$models"/*.log; exit 1; }
 done
+# Each by graphs of kernels, and with passes of one kernel each.
 for model in smollm-1.7b-f16 smollm-1.7b-q4_0 smollm-360m-f16; do
     "$mor" bench "$models/$model.gguf" --device cuda -p 512 -n 128 -r 3 --json >"$out/bench-$model.json"
+    MOR_CUDA_PASS=1 "$mor" bench "$models/$model.gguf" --device cuda -p 0 -n 128 -r 3 --json >"$out/pass-bench-$model.json"
     "$mor" bench "$models/$model.gguf" --device cuda -p 512 -n 0 --batch 512 -r 3 --json >"$out/prompt-$model.json"
 done
 # The paper's numbers of places, each beside the vanilla model's.
 for case in smollm-360m:32 smollm-360m-mor2:32,42 smollm-360m-mor3:32,48 smollm-360m-mor4:32,51; do
     model=${case%:*}-f16
     "$mor" bench "$models/$model.gguf" --device cuda -b "${case#*:}" -r 2 --json >"$out/batch-$model.json"
+    MOR_CUDA_PASS=1 "$mor" bench "$models/$model.gguf" --device cuda -b "${case#*:}" -r 2 --json >"$out/pass-batch-$model.json"
 done
 if python3 -c "import torch" 2>/dev/null; then
     # MOR_CUDA_PEERS: fewer parts and limits, where time is short.
