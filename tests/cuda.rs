@@ -44,14 +44,19 @@ struct Fake {
     reset: libloading::Symbol<'static, unsafe extern "C" fn()>,
     set: libloading::Symbol<'static, unsafe extern "C" fn(*const c_char, *const c_char)>,
     calls: libloading::Symbol<'static, unsafe extern "C" fn(*const c_char) -> u64>,
+    kernels: libloading::Symbol<'static, unsafe extern "C" fn() -> u64>,
     live: libloading::Symbol<'static, unsafe extern "C" fn() -> u64>,
-    _alone: MutexGuard<'static, ()>,
 }
 
 impl Fake {
-    /// None on a real driver.
-    fn find() -> Option<Self> {
+    /// None on a real driver; else it keeps other tests away too.
+    fn find() -> Option<(Self, MutexGuard<'static, ()>)> {
         let alone = alone();
+        Some((Self::loaded()?, alone))
+    }
+
+    /// For tests that keep others away themselves.
+    fn loaded() -> Option<Self> {
         // SAFETY: a driver may be loaded at any time; these functions have these arguments.
         unsafe {
             let library = Box::leak(Box::new(libloading::Library::new("libcuda.so.1").ok()?));
@@ -59,10 +64,16 @@ impl Fake {
                 reset: library.get(b"fakeCudaReset").ok()?,
                 set: library.get(b"fakeCudaSet").ok()?,
                 calls: library.get(b"fakeCudaCalls").ok()?,
+                kernels: library.get(b"fakeCudaKernels").ok()?,
                 live: library.get(b"fakeCudaLive").ok()?,
-                _alone: alone,
             })
         }
+    }
+
+    /// Kernels that ran.
+    fn kernels(&self) -> u64 {
+        // SAFETY: takes nothing.
+        unsafe { (self.kernels)() }
     }
 
     fn set(&self, name: &str, value: &str) {
@@ -395,7 +406,9 @@ fn large_matrices_agree_however_many_rows_come() {
 /// those for a few rows.
 #[test]
 fn blocks_of_every_size_agree_for_every_type() {
-    let Some(fake) = Fake::find() else { return };
+    let Some((fake, _alone)) = Fake::find() else {
+        return;
+    };
     // Eleven groups of columns, so that a pair lacks one, and 22 tiles, so that blocks have some of both.
     let odd = of_sizes(352, 1024);
     // Runs that begin within a long block, and more of those than are copied at once.
@@ -437,6 +450,144 @@ fn blocks_of_every_size_agree_for_every_type() {
             let lone = logits(9, attributes, 1);
             assert!(lone == few, "{} with {attributes}, alone", ty.name());
         }
+    }
+    fake.reset();
+}
+
+/// What is computed on models that are loaded meanwhile, by graphs of kernels or with a pass as one kernel
+/// (src/cuda/pass.rs).
+fn with_passes<R>(asked: bool, run: impl FnOnce() -> R) -> R {
+    const NAME: &str = "MOR_CUDA_PASS";
+    let before = std::env::var_os(NAME);
+    // SAFETY: tests that load models on a GPU take turns.
+    unsafe {
+        std::env::set_var(NAME, if asked { "1" } else { "0" });
+        let result = run();
+        match before {
+            Some(value) => std::env::set_var(NAME, value),
+            None => std::env::remove_var(NAME),
+        }
+        result
+    }
+}
+
+/// A pass as one kernel gives the same bits and depths as kernels one after another: lone rows, a few, some and many,
+/// in sessions and batches, for every type.
+#[test]
+fn a_pass_of_one_kernel_changes_no_bit() {
+    let Some(_alone) = device() else { return };
+    let fake = Fake::loaded();
+    // Four blocks, for they take turns.
+    if let Some(fake) = &fake {
+        fake.set("MOR_FAKE_CUDA_ATTRIBUTE", "16=2");
+    }
+    // More tiles than the blocks take in one turn.
+    let large = of_sizes(2304, 1024);
+    let mut cases = vec![
+        (
+            "expert",
+            gguf_bytes("expert_middle_cycle", TensorType::Q8_0),
+        ),
+        ("token", gguf_bytes("token_cycle", TensorType::F16)),
+        ("exact", gguf_bytes("expert_middle_cycle", TensorType::F32)),
+        (
+            "unrouted",
+            gguf_bytes("recursive_middle_sequence", TensorType::F16),
+        ),
+        ("heads", other_heads(64, 6, 2, 64)),
+    ];
+    for ty in TensorType::ALL {
+        use TensorType::{BF16, F16, F32, Q4_0, Q4_1, Q8_0};
+        cases.push(match ty {
+            F32 => continue,
+            F16 | BF16 | Q8_0 | Q4_0 | Q4_1 => (ty.name(), converted(&large, ty)),
+            _ => (ty.name(), random_blocks(ty, &large)),
+        });
+    }
+    for (name, bytes) in &cases {
+        let run = |asked| {
+            let model = &Model::from_bytes_on(bytes.clone(), Device::Cuda(0)).unwrap();
+            let vocab = model.hyperparameters().vocab_size;
+            let tokens: Vec<u32> = (0..45).map(|i| (i * i * 31 % vocab) as u32).collect();
+            let mut found = Vec::new();
+            let whole = model.hyperparameters().head_dim.is_multiple_of(32);
+            let other = if whole { KvType::Q8_0 } else { KvType::F16 };
+            for (batch, kv) in [(64, KvType::F16), (8, other), (1, KvType::F32)] {
+                let params = SessionParams {
+                    batch,
+                    kv,
+                    ..params()
+                };
+                let mut session = Session::new(model, &params).unwrap();
+                let length = if batch > 8 { tokens.len() } else { 11 };
+                session.prefill(&tokens[..length]).unwrap();
+                let before = fake.as_ref().map(|fake| fake.kernels());
+                for _ in 0..3 {
+                    let token = session.sample().unwrap();
+                    session.prefill(&[token]).unwrap();
+                }
+                let kernels = before
+                    .zip(fake.as_ref())
+                    .map(|(n, fake)| fake.kernels() - n);
+                if asked {
+                    assert!(
+                        kernels.is_none_or(|kernels| kernels == 3),
+                        "{name}: {kernels:?}"
+                    );
+                }
+                found.push((
+                    session.depths().to_vec(),
+                    session.logits().unwrap().to_vec(),
+                ));
+            }
+            let of_five = SessionParams {
+                sequences: 5,
+                ..params()
+            };
+            let mut batch = Batch::new(model, &of_five).unwrap();
+            let ids: Vec<_> = (1..6)
+                .map(|i| batch.add(&request(&tokens[..7 * i], 4)).unwrap())
+                .collect();
+            while !batch.is_idle() {
+                batch.tick().unwrap();
+            }
+            let texts: Vec<_> = ids
+                .iter()
+                .map(|id| batch.tokens(*id).unwrap().to_vec())
+                .collect();
+            (found, texts)
+        };
+        assert!(
+            with_passes(true, || run(true)) == with_passes(false, || run(false)),
+            "{name}"
+        );
+    }
+    let Some(fake) = fake else { return };
+    // A device that cannot do it takes graphs.
+    let tokens_and_kernels = |asked| {
+        let before = fake.kernels();
+        let tokens = with_passes(asked, || everything("expert_middle_cycle").unwrap());
+        (tokens, fake.kernels() - before)
+    };
+    let expected = tokens_and_kernels(false);
+    fake.set("MOR_FAKE_CUDA_ATTRIBUTE", "16=2,95=0");
+    assert!(tokens_and_kernels(true) == expected);
+    // Whatever of it fails is told.
+    for (name, code) in [
+        ("cuOccupancyMaxActiveBlocksPerMultiprocessor", 2),
+        ("cuGraphKernelNodeSetAttribute", 1),
+        ("cuGraphInstantiateWithFlags", 720),
+        ("cuGraphLaunch", 720),
+    ] {
+        fake.reset();
+        fake.set("MOR_FAKE_CUDA_ATTRIBUTE", "16=2");
+        fake.set("MOR_FAKE_CUDA_FAIL", &format!("{name}:1={code}"));
+        let result = with_passes(true, || everything("expert_middle_cycle"));
+        assert!(
+            matches!(result, Err(Error::Device(_))),
+            "{name}: {result:?}"
+        );
+        assert_eq!(fake.live(), 0, "{name} leaves something behind");
     }
     fake.reset();
 }
@@ -616,7 +767,9 @@ fn draw_on_both(model: &Model, draws: usize) {
 /// One launch a pass, and no memory is taken or given back after creation.
 #[test]
 fn a_step_is_one_launch_and_takes_no_memory() {
-    let Some(fake) = Fake::find() else { return };
+    let Some((fake, _alone)) = Fake::find() else {
+        return;
+    };
     fake.reset();
     let model = gpu("expert_middle_cycle", TensorType::Q8_0).unwrap();
     let mut session = Session::new(&model, &params()).unwrap();
@@ -654,7 +807,9 @@ fn request(prompt: &[u32], max_tokens: usize) -> Request<'_> {
 /// device takes the changes; and a launch that fails loses none.
 #[test]
 fn a_page_that_changes_twice_is_the_last_one() {
-    let Some(fake) = Fake::find() else { return };
+    let Some((fake, _alone)) = Fake::find() else {
+        return;
+    };
     for order in ["forward", "reverse"] {
         fake.reset();
         fake.set("MOR_EMULATED_ORDER", order);
@@ -730,7 +885,9 @@ fn everything(case: &str) -> Result<Vec<u32>, Error> {
 /// A launch that fails is not the fault of the sequence that made an earlier one fail.
 #[test]
 fn a_failed_launch_is_nobodys_fault() {
-    let Some(fake) = Fake::find() else { return };
+    let Some((fake, _alone)) = Fake::find() else {
+        return;
+    };
     fake.reset();
     {
         let mut bytes = gguf_bytes("expert_middle_cycle", TensorType::F32);
@@ -765,7 +922,9 @@ fn a_failed_launch_is_nobodys_fault() {
 /// Whatever call of the driver fails, the result is an error, nothing leaks, and the next attempt works.
 #[test]
 fn every_call_of_the_driver_may_fail() {
-    let Some(fake) = Fake::find() else { return };
+    let Some((fake, _alone)) = Fake::find() else {
+        return;
+    };
     fake.reset();
     let expected = everything("expert_middle_cycle").unwrap();
     assert_eq!(fake.live(), 0, "something was left behind");
@@ -854,7 +1013,9 @@ fn every_call_of_the_driver_may_fail() {
 /// A file that the device could read itself is copied if its tensors lie where the widest loads may not begin.
 #[test]
 fn tensors_that_lie_oddly_are_copied() {
-    let Some(fake) = Fake::find() else { return };
+    let Some((fake, _alone)) = Fake::find() else {
+        return;
+    };
     let file = tiny(3);
     let gguf = Gguf::parse(&file).unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -900,7 +1061,9 @@ fn tensors_that_lie_oddly_are_copied() {
 /// Older drivers and devices take other ways to the same tokens.
 #[test]
 fn other_drivers_and_devices_give_the_same() {
-    let Some(fake) = Fake::find() else { return };
+    let Some((fake, _alone)) = Fake::find() else {
+        return;
+    };
     for case in [
         "expert_middle_cycle",
         "expert_own_attention",

@@ -25,7 +25,9 @@ pub(super) struct Kernels {
     pub lone_exact: [Function<ProductParams>; 2],
     pub exact: [Function<ProductParams>; 2],
     pub store: ByCache<StoreParams>,
-    pub attention: ByCache<AttentionParams>,
+    attention: ByCache<AttentionParams>,
+    /// Of halves with tensor cores, by whether heads are whole chunks of elements, and whether the row is alone.
+    attention_halves: Option<[[Function<AttentionParams>; 2]; 2]>,
     pub seats: Function<SeatsParams>,
     pub score: Function<ScoreParams>,
     pub select: Function<SelectParams>,
@@ -36,6 +38,8 @@ pub(super) struct Kernels {
     pub sample: Function<SampleParams>,
     /// Where the driver has conditional nodes.
     pub condition: Option<Function<ConditionParams>>,
+    /// A whole pass, where that is asked for.
+    pub pass: Option<Function<PassParams>>,
 }
 
 /// A kernel for each type of cache.
@@ -90,7 +94,7 @@ impl WideProduct {
     fn shared(device: &Device, ty: TensorType, tiles: u32, rows: u32) -> usize {
         let most = match (device.architecture, rows) {
             (90, 128) => 208 << 10,
-            (90, _) => 112 << 10,
+            (90, _) => 104 << 10,
             (_, 128) => 99 << 10,
             _ => 80 << 10,
         };
@@ -195,15 +199,23 @@ impl Products {
     }
 }
 
+/// Elements of a head that attention takes together.
+const ELEMENTS: usize = 64;
+
 /// Bytes of dynamic shared memory for a row in single precision. Every device from 7.0 on has so much for a block,
 /// beside what the kernel declares.
 pub(super) const MOST_SHARED: usize = 56 << 10;
+
+/// Bytes of dynamic shared memory of a pass that is one kernel, for a block of two on a multiprocessor: what the largest
+/// products want (src/cuda/kernels/wide.cuh).
+pub(super) const PASS_SHARED: u32 = 104 << 10;
 
 impl Kernels {
     /// The kernels that a model needs on a device.
     pub fn find(weights: &Weights, conditional: Option<&Module>) -> Result<Self> {
         let module = &weights.module;
         let (mut ready, mut products) = (None, reserved(weights.types.len())?);
+        let mut attention_halves = None;
         if weights.device.has_tensor_cores() {
             let find = |name: &CStr| module.function(name);
             ready = Some([
@@ -213,6 +225,16 @@ impl Kernels {
                 find(c"mor_ready_swiglu")?,
                 find(c"mor_ready_plain")?,
                 find(c"mor_ready_attention")?,
+            ]);
+            attention_halves = Some([
+                [
+                    module.function(c"mor_attention_halves")?,
+                    module.function(c"mor_attention_halves_alone")?,
+                ],
+                [
+                    module.function(c"mor_attention_halves_whole")?,
+                    module.function(c"mor_attention_halves_whole_alone")?,
+                ],
             ]);
             for ty in weights.types.iter().filter(|ty| **ty != TensorType::F32) {
                 products.push((ty.gguf_id(), Products::find(&weights.device, module, *ty)?));
@@ -240,9 +262,13 @@ impl Kernels {
             },
             attention: ByCache {
                 f32: module.function(c"mor_attention_f32")?,
-                f16: module.function(c"mor_attention_f16")?,
+                f16: match &attention_halves {
+                    Some([[any, _], _]) => *any,
+                    None => module.function(c"mor_attention_f16")?,
+                },
                 q8_0: module.function(c"mor_attention_q8_0")?,
             },
+            attention_halves,
             seats: module.function(c"mor_seats")?,
             score: module.function(c"mor_score")?,
             select: module.function(c"mor_select")?,
@@ -255,14 +281,26 @@ impl Kernels {
                 Some(module) => Some(module.function(c"mor_condition")?),
                 None => None,
             },
+            pass: match weights.passes {
+                true => Some(module.function(c"mor_pass")?),
+                false => None,
+            },
         })
+    }
+
+    /// Attention over a cache of a type; `alone`: of a lone row.
+    pub fn attention(&self, ty: KvType, head_dim: usize, alone: bool) -> Function<AttentionParams> {
+        match &self.attention_halves {
+            Some(halves) if ty == KvType::F16 => {
+                halves[usize::from(head_dim.is_multiple_of(ELEMENTS))][usize::from(alone)]
+            }
+            _ => self.attention.of(ty),
+        }
     }
 
     /// Bytes of shared memory that attention takes: `Room` in attention_floats.cuh or, which is more, `Tile`
     /// in attention_halves.cuh.
     pub fn attention_shared(head_dim: usize) -> usize {
-        /// Elements of a head that are taken together.
-        const ELEMENTS: usize = 64;
         let warps = BLOCK as usize / 32;
         let queries = head_dim.next_multiple_of(ELEMENTS) / 16 * 32 * 16;
         let scales = 2 * 4 * warps * warps;
@@ -284,10 +322,18 @@ impl Kernels {
     pub fn prepare(&self, weights: &Weights, head_dim: usize) -> Result<()> {
         let module = &weights.module;
         for ty in [KvType::F32, KvType::F16, KvType::Q8_0] {
-            module.allow_shared_memory(self.attention.of(ty), Self::attention_shared(head_dim))?;
+            for alone in [false, true] {
+                let attention = self.attention(ty, head_dim, alone);
+                module.allow_shared_memory(attention, Self::attention_shared(head_dim))?;
+            }
         }
         for exact in self.lone_exact {
             module.allow_shared_memory(exact, MOST_SHARED)?;
+        }
+        if let Some(pass) = self.pass {
+            module.allow_shared_memory(pass, PASS_SHARED as usize)?;
+            // Or there might not be room for as many blocks as are to run at the same time.
+            module.prefer_shared_memory(pass)?;
         }
         for (_, products) in &self.products {
             for product in products.with_rings() {

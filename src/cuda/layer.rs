@@ -128,12 +128,8 @@ impl<'a> Writer<'a> {
         };
         let grid = [rows.div_ceil(1 << row_shift), cache.kv_heads, parts];
         let shared = Kernels::attention_shared(h.head_dim) as u32;
-        self.launch(
-            self.kernels.attention.of(self.kv.ty),
-            grid,
-            shared,
-            &attention,
-        );
+        let kernel = self.kernels.attention(self.kv.ty, h.head_dim, alone);
+        self.launch(kernel, grid, shared, &attention);
         let attended = Source {
             part_scales: self.at(partial_scales),
             visible: self.at(self.plan.visible),

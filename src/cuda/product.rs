@@ -1,6 +1,6 @@
 //! Matrix products, as launches.
 
-use super::functions::{Kernels, MOST_SHARED, Products, WideProduct};
+use super::functions::{Kernels, MOST_SHARED, PASS_SHARED, Products, WideProduct};
 use super::launch::Function;
 use super::params::*;
 use super::program::Writer;
@@ -71,11 +71,16 @@ impl<'a> Writer<'a> {
         let multiprocessors = self.weights.device.multiprocessors;
         let blocks = |w: &WideProduct| [params.tiles.div_ceil(w.tiles), rows.div_ceil(w.rows), 1];
         let count = |w: &WideProduct| blocks(w).iter().product::<u32>();
-        let smallest = &kernels.wide[0];
+        // Two blocks of the largest kind would not fit, as a pass that is one kernel wants.
+        let wide = match self.together {
+            Some(_) => &kernels.wide[..2],
+            None => &kernels.wide[..],
+        };
+        let smallest = &wide[0];
         if rows > MANY && count(smallest) >= multiprocessors / 2 {
             // Cycles of the multiprocessor that has the most to do.
             let cycles = |w: &&WideProduct| count(w).div_ceil(multiprocessors) * w.cycles;
-            let wide = kernels.wide.iter().min_by_key(cycles).unwrap_or(smallest);
+            let wide = wide.iter().min_by_key(cycles).unwrap_or(smallest);
             return self.launch(wide.function, blocks(wide), wide.shared as u32, &params);
         }
         let (kernel, each) = match rows <= FEW {
@@ -85,7 +90,9 @@ impl<'a> Writer<'a> {
         let [ring, _] = kernels.rings;
         // All devices of 8.0 and later have room for that.
         params.stage_units = ring.units_of_stage(params.groups_of_run, MOST_RING);
-        let shared = params.stage_units * ring.bytes_of_unit();
+        // As many columns of sums as rows, each a little longer than a tile (many.cuh).
+        let sums = 4 * RUNS * each * (TILE_ROWS + 4);
+        let shared = sums + params.stage_units * ring.bytes_of_unit();
         let grid = [params.tiles, rows.div_ceil(each), 1];
         self.launch(kernel, grid, shared, &params);
     }
@@ -110,14 +117,27 @@ impl<'a> Writer<'a> {
         };
         let mut params = self.product_params(source, matrices, view);
         params.tiles /= abreast;
-        // As many tiles a block as leave a block for every multiprocessor, for what a block does before its
-        // first product is then done seldom.
-        let enough = self.weights.device.multiprocessors;
-        let several = (1..=3).rev().find(|log| params.tiles >> log >= enough);
-        params.log_tiles = several.unwrap_or(0);
+        params.log_tiles = match self.together {
+            // As few tiles a block as give each block of the pass one turn.
+            Some(blocks) => (0..3)
+                .find(|log| params.tiles.div_ceil(1 << log) <= blocks)
+                .unwrap_or(3),
+            // As many as leave a block for every multiprocessor, for what a block does before its first product is
+            // then done seldom.
+            None => {
+                let enough = self.weights.device.multiprocessors;
+                let several = (1..=3).rev().find(|log| params.tiles >> log >= enough);
+                several.unwrap_or(0)
+            }
+        };
         let ring = kernels.rings[abreast as usize - 1];
-        let row = row_bytes(params.input.stride);
-        let most = (self.weights.device.product_shared() as u32).checked_sub(row)?;
+        let sums = (4 * abreast * RUNS * TILE_ROWS) << params.log_tiles;
+        let row = sums + row_bytes(params.input.stride);
+        let room = match self.together {
+            Some(_) => PASS_SHARED,
+            None => self.weights.device.product_shared() as u32,
+        };
+        let most = room.checked_sub(row)?;
         let groups = params.groups_of_run << params.log_tiles;
         params.stage_units = ring.units_of_stage(groups, most.min(MOST_RING));
         let rings = params.stage_units * ring.bytes_of_unit();
@@ -137,7 +157,10 @@ impl<'a> Writer<'a> {
     /// In single precision throughout.
     fn exact_product(&mut self, params: ProductParams, matrices: &[Matrix]) {
         let single = matrices.iter().all(|m| m.ty == TensorType::F32.gguf_id());
-        let (rows, shared, tiles) = (self.rows as u32, 4 * params.input.stride, params.tiles);
+        let (rows, tiles) = (self.rows as u32, params.tiles);
+        // The warps' sums of a row, and the row (exact.cuh).
+        let sums = 4 * RUNS * TILE_ROWS;
+        let shared = sums + 4 * params.input.stride;
         // With GELU, of a router's hidden layer, the product would take too many registers.
         if rows == 1 && shared as usize <= MOST_SHARED && params.source.make != make::GELU {
             return self.launch(
@@ -156,7 +179,8 @@ impl<'a> Writer<'a> {
         };
         self.launch(self.kernels.floats, [rows, 1, 1], 0, &floats);
         let grid = [tiles, rows.div_ceil(FEW), 1];
-        self.launch(self.kernels.exact[usize::from(single)], grid, 0, &params);
+        let exact = self.kernels.exact[usize::from(single)];
+        self.launch(exact, grid, FEW * sums, &params);
     }
 
     /// Whether tensor cores can do it with all matrices.
@@ -202,8 +226,8 @@ struct Lone {
     shared: u32,
 }
 
-/// Bytes of shared memory in which a lone row of `stride` elements is made ready, as `row_bytes` in lone.cuh:
-/// halves and a sum for each group, of one group more.
+/// Bytes of shared memory in which a lone row of `stride` elements is made ready, as in lone.cuh: its runs' scales and
+/// squares, halves and a sum for each group, of one group more.
 fn row_bytes(stride: u32) -> u32 {
-    (2 * (stride + GROUP) + 4 * (stride / GROUP + 1)).next_multiple_of(16)
+    8 * RUNS + (2 * (stride + GROUP) + 4 * (stride / GROUP + 1)).next_multiple_of(16)
 }

@@ -6,7 +6,7 @@
 use super::Kind;
 use super::driver::Address;
 use super::functions::Kernels;
-use super::launch::{Function, Launch, Program, Work};
+use super::launch::{Condition, Function, Launch, Program, Work};
 use super::memory::Buffer;
 use super::params::*;
 use super::plan::DevicePlan;
@@ -42,6 +42,8 @@ pub(super) struct Writer<'a> {
     pub rows: usize,
     /// The slot of a lone row, if it is known.
     pub slot: u32,
+    /// For a pass that is one kernel: how many blocks it has.
+    pub together: Option<u32>,
     pub work: Vec<Work>,
 }
 
@@ -61,7 +63,10 @@ impl<'a> Writer<'a> {
                 continue;
             }
             // Whether anybody is left was decided just before.
-            let condition = program.condition()?;
+            let condition = match self.together {
+                Some(_) => Condition::default(),
+                None => program.condition()?,
+            };
             if let (Some(kernel), true) = (self.kernels.condition, condition.0 != 0) {
                 let report = self.report(0);
                 let params = ConditionParams {
@@ -74,7 +79,12 @@ impl<'a> Writer<'a> {
             let before = std::mem::take(&mut self.work);
             self.recursion(stage)?;
             let work = std::mem::replace(&mut self.work, before);
-            self.work.push(Work::When { condition, work });
+            let rows = self.report(0);
+            self.work.push(Work::When {
+                condition,
+                rows,
+                work,
+            });
         }
         self.leave()?;
         self.finish();
@@ -319,7 +329,8 @@ impl<'a> Writer<'a> {
             context: self.plan.sizes.context as u32,
         };
         let grid = [self.rows as u32, vocab.div_ceil(CHUNK), 1];
-        self.launch(self.kernels.candidates, grid, 0, &params);
+        let candidates = self.kernels.candidates;
+        self.launch(candidates, grid, CANDIDATES_SHARED, &params);
         let params = SampleParams {
             view: wanted,
             rows: self.at(self.plan.rows),
@@ -329,7 +340,8 @@ impl<'a> Writer<'a> {
             vocab,
             unused: 0,
         };
-        self.launch(self.kernels.sample, [self.rows as u32, 1, 1], 0, &params);
+        let sample = self.kernels.sample;
+        self.launch(sample, [self.rows as u32, 1, 1], DRAW_SHARED, &params);
         self.rows = rows;
         Ok(())
     }

@@ -4,6 +4,7 @@ use super::driver::{Address, Device};
 use super::images;
 use super::launch::Module;
 use super::memory::{Buffer, Registered};
+use super::pass;
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::memory::{Shared, reserved, try_push};
@@ -15,6 +16,8 @@ use crate::quant::tiles::{TILE_ROWS, interleave, is_tiled};
 pub(crate) struct Weights {
     pub(super) device: Shared<Device>,
     pub(super) module: Module,
+    /// Whether passes of few rows are one kernel each (src/cuda/pass.rs).
+    pub(super) passes: bool,
     /// Types of the tensors.
     pub(super) types: Vec<TensorType>,
     place: Place,
@@ -43,6 +46,7 @@ impl Weights {
     pub unsafe fn new(index: u32, gguf: &Gguf, h: &Hyperparameters, file: &[u8]) -> Result<Self> {
         let device = Device::open(index)?;
         let module = Module::new(&device, images::for_device(&device)?, true)?;
+        let passes = pass::is_asked_for() && device.can_pass()?;
         let tiled = h.layout == TensorLayout::Tiles16;
         let mut types = reserved(TensorType::ALL.len())?;
         for tensor in gguf.tensors() {
@@ -61,6 +65,7 @@ impl Weights {
                 return Ok(Weights {
                     device,
                     module,
+                    passes,
                     types,
                     place: Place::InPlace(registered),
                     table,
@@ -86,6 +91,7 @@ impl Weights {
         Ok(Weights {
             device,
             module,
+            passes,
             types,
             place: Place::Copy(buffer),
             table,

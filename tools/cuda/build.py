@@ -11,6 +11,7 @@ Python's standard library, on Linux on x86-64 or 64-bit ARM (the latter has not 
 """
 
 import argparse
+import concurrent.futures
 import dataclasses
 import difflib
 import hashlib
@@ -45,11 +46,12 @@ class Image:
         return self.name.endswith(".ptx")
 
 
+# What takes longest comes first.
 IMAGES = (
+    Image("sm_90.cubin", "mor.cu", "12.6", "compute_90", "sm_90"),
     Image("sm_72.cubin", "mor.cu", "11.8", "compute_72", "sm_72"),
     Image("sm_80.cubin", "mor.cu", "12.6", "compute_80", "sm_80"),
     Image("sm_87.cubin", "mor.cu", "11.8", "compute_87", "sm_87"),
-    Image("sm_90.cubin", "mor.cu", "12.6", "compute_90", "sm_90"),
     Image("compute_70.ptx", "mor.cu", "11.8", "compute_70", "sm_75"),
     Image("compute_80.ptx", "mor.cu", "11.8", "compute_80", "sm_90"),
     Image("conditional.ptx", "conditional.cu", "11.8", "compute_70", "sm_90", frozenset({"cudaGraphSetConditional"})),
@@ -97,8 +99,10 @@ def build(sources, args):
     """The files of the images' folder, by name, with the manifest."""
     tools = {release: Toolchain(release, args.cache, args.wheels) for release in RELEASES}
     files, rows = {}, []
-    for image in IMAGES:
-        content, kernels = build_image(image, sources, tools)
+    # The compilers are a library, which lets other threads run meanwhile, and a program.
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        built = list(pool.map(lambda image: build_image(image, sources, tools), IMAGES))
+    for image, (content, kernels) in zip(IMAGES, built):
         files[image.name] = content
         rows += [(image.name, image.device, name, kernels[name]) for name in sorted(kernels)]
     files["registers.txt"] = table(rows).encode()

@@ -159,7 +159,7 @@ class BuildTest(unittest.TestCase):
         self.fails("device.cuh(")
         (self.kernels / "device.cuh").write_text('__device__ inline void f() { asm("no.such;"); }\n')
         self.append("mor.cu", 'extern "C" __global__ void mor_asm() { f(); }\n')
-        self.fails("ptxas 11.8 for sm_72:")
+        self.fails("ptxas 12.6 for sm_90:")
 
     def test_what_is_missing_is_named(self):
         (self.kernels / "mor.cu").unlink()

@@ -1,37 +1,34 @@
-// Attention over the cache: a kernel for each of its types. grid: (blocks of rows, key heads, parts).
+// Attention over the cache: a kernel for each of its types, of halves by tensor cores one for each kind of rows and
+// heads. grid: (blocks of rows, key heads, parts).
 #pragma once
 #include "attention_floats.cuh"
 #include "attention_halves.cuh"
 
-extern "C" __global__ void __launch_bounds__(BLOCK, 2) mor_attention_f16(const AttentionParams p) {
-    enter();
+// A cache of any type, on any device.
+template <u32 TYPE, class Turn>
+__device__ __forceinline__ void attend_floats(const AttentionParams& p, Turn& turn) {
+    enter(turn);
     MOR_DYNAMIC_SHARED(float4, shared);
-#ifdef MOR_TENSOR_CORES
-    const bool whole = p.input.cache.head_dim % CHUNK_ELEMENTS == 0;
-    if (whole && p.alone)
-        attend_halves<true, true>(p, shared);
-    else if (whole)
-        attend_halves<true, false>(p, shared);
-    else if (p.alone)
-        attend_halves<false, true>(p, shared);
-    else
-        attend_halves<false, false>(p, shared);
-#else
-    attend_row<F16>(p, shared);
+    attend_row<TYPE>(p, shared, turn);
+}
+
+MOR_WORK(mor_attention_f32, AttentionParams, (BLOCK, 2), attend_floats<F32>)
+MOR_WORK(mor_attention_q8_0, AttentionParams, (BLOCK, 2), attend_floats<Q8_0>)
+#if !defined(MOR_TENSOR_CORES) || defined(MOR_EMULATED)
+MOR_WORK(mor_attention_f16, AttentionParams, (BLOCK, 2), attend_floats<F16>)
 #endif
-}
-MOR_KERNEL(mor_attention_f16)
 
-extern "C" __global__ void __launch_bounds__(BLOCK, 2) mor_attention_f32(const AttentionParams p) {
-    enter();
+#ifdef MOR_TENSOR_CORES
+// A cache in halves; WHOLE and ALONE as in attention_halves.cuh.
+template <bool WHOLE, bool ALONE, class Turn>
+__device__ __forceinline__ void attend_tiles(const AttentionParams& p, Turn& turn) {
+    enter(turn);
     MOR_DYNAMIC_SHARED(float4, shared);
-    attend_row<F32>(p, shared);
+    attend_halves<WHOLE, ALONE>(p, shared, turn);
 }
-MOR_KERNEL(mor_attention_f32)
 
-extern "C" __global__ void __launch_bounds__(BLOCK, 2) mor_attention_q8_0(const AttentionParams p) {
-    enter();
-    MOR_DYNAMIC_SHARED(float4, shared);
-    attend_row<Q8_0>(p, shared);
-}
-MOR_KERNEL(mor_attention_q8_0)
+MOR_WORK(mor_attention_halves, AttentionParams, (BLOCK, 2), attend_tiles<false, false>)
+MOR_WORK(mor_attention_halves_alone, AttentionParams, (BLOCK, 2), attend_tiles<false, true>)
+MOR_WORK(mor_attention_halves_whole, AttentionParams, (BLOCK, 2), attend_tiles<true, false>)
+MOR_WORK(mor_attention_halves_whole_alone, AttentionParams, (BLOCK, 2), attend_tiles<true, true>)
+#endif

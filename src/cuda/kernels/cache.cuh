@@ -157,10 +157,10 @@ __device__ __forceinline__ void store_head(const StoreParams& p, u32 c, u32 slot
 }
 
 // Rotates keys, and stores keys and values. A block a row, a warp a head.
-template <u32 TYPE>
-__device__ __forceinline__ void store_row(const StoreParams& p) {
-    enter();
-    const u32 c = blockIdx.x, running = load_now(p.view.count), slot = load_now(p.view.slots + c);
+template <u32 TYPE, class Turn>
+__device__ __forceinline__ void store_row(const StoreParams& p, Turn& turn) {
+    enter(turn);
+    const u32 c = turn.x(), running = load_now(p.view.count), slot = load_now(p.view.slots + c);
     if (c >= running) return;
     const Seat seat = seat_of(p.cache, p.planes, p.rows[slot], p.states[slot]);
     if (!seat.own) return;
@@ -168,12 +168,9 @@ __device__ __forceinline__ void store_row(const StoreParams& p) {
         store_head<TYPE>(p, c, slot, seat, head, lane_index(), WARP);
 }
 
-extern "C" __global__ void __launch_bounds__(BLOCK) mor_store_f16(const StoreParams p) { store_row<F16>(p); }
-MOR_KERNEL(mor_store_f16)
-extern "C" __global__ void __launch_bounds__(BLOCK) mor_store_f32(const StoreParams p) { store_row<F32>(p); }
-MOR_KERNEL(mor_store_f32)
-extern "C" __global__ void __launch_bounds__(BLOCK) mor_store_q8_0(const StoreParams p) { store_row<Q8_0>(p); }
-MOR_KERNEL(mor_store_q8_0)
+MOR_WORK(mor_store_f16, StoreParams, (BLOCK), store_row<F16>)
+MOR_WORK(mor_store_f32, StoreParams, (BLOCK), store_row<F32>)
+MOR_WORK(mor_store_q8_0, StoreParams, (BLOCK), store_row<Q8_0>)
 
 // What is attended to, and where the result goes.
 struct AttentionParams {

@@ -36,15 +36,15 @@ __device__ __forceinline__ void tile_by_fma(const ProductParams& p, const Matrix
 }
 
 // SINGLE: matrices of F32 only, as routers mostly are.
-template <bool LONE, bool SINGLE>
-__device__ __forceinline__ void product_by_fma(const ProductParams& p) {
-    enter();
+template <bool LONE, bool SINGLE, class Turn>
+__device__ __forceinline__ void product_by_fma(const ProductParams& p, Turn& turn) {
+    enter(turn);
     constexpr u32 COLUMNS = LONE ? 1 : FEW;
-    __shared__ float parts[WARPS * TILE_ROWS * COLUMNS];
+    // The lone row, and the warps' sums, [WARPS][TILE_ROWS][COLUMNS].
     MOR_DYNAMIC_SHARED(float, row_room);
-    const u32 n = *p.view.count, first = blockIdx.y * FEW;
+    const u32 n = *p.view.count, first = turn.y() * FEW;
     if (first >= n) return;
-    u32 tile = blockIdx.x;
+    u32 tile = turn.x();
     const Matrix& m = p.matrices[matrix_of(p, tile)];
     const float* floats = p.input.floats;
     if constexpr (LONE) {
@@ -55,11 +55,13 @@ __device__ __forceinline__ void product_by_fma(const ProductParams& p) {
     const u32 columns = LONE ? 1 : n;
     float sums[2][COLUMNS] = {};
 #define MOR_TILE(TYPE) tile_by_fma<TYPE, COLUMNS>(p, m, floats, tile, first, columns, sums)
-    if constexpr (SINGLE)
+    if constexpr (SINGLE) {
         MOR_TILE(F32);
-    else
+    } else {
         MOR_FOR_TYPE(m.type, MOR_TILE)
+    }
 #undef MOR_TILE
+    float* parts = row_room + (LONE ? p.input.stride : 0);
     const u32 g = lane_index() / 4, t = lane_index() % 4;
     for (u32 upper = 0; upper < 2; upper++)
         for (u32 c = 0; c < COLUMNS; c++) {
@@ -82,12 +84,7 @@ __device__ __forceinline__ void product_by_fma(const ProductParams& p) {
 
 // Matrices of F32, rows that are not whole groups, devices without tensor cores for halves. grid: (tiles of
 // all matrices, rows / 8); `lone_exact` makes a lone row ready, with shared memory as above.
-#define MOR_EXACT(name, LONE, SINGLE)                                                   \
-    extern "C" __global__ void __launch_bounds__(BLOCK) name(const ProductParams p) { \
-        product_by_fma<LONE, SINGLE>(p);                                              \
-    }                                                                                 \
-    MOR_KERNEL(name)
-MOR_EXACT(mor_lone_exact, true, false)
-MOR_EXACT(mor_lone_exact_f32, true, true)
-MOR_EXACT(mor_exact, false, false)
-MOR_EXACT(mor_exact_f32, false, true)
+MOR_WORK(mor_lone_exact, ProductParams, (BLOCK), product_by_fma<true, false>)
+MOR_WORK(mor_lone_exact_f32, ProductParams, (BLOCK), product_by_fma<true, true>)
+MOR_WORK(mor_exact, ProductParams, (BLOCK), product_by_fma<false, false>)
+MOR_WORK(mor_exact_f32, ProductParams, (BLOCK), product_by_fma<false, true>)

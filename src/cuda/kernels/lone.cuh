@@ -9,7 +9,7 @@ template <u32 TYPE, u32 MATRICES>
 __device__ __forceinline__ void multiply_lone(Ring<TYPE, MATRICES>& ring, u32 begin, u32 end, u32 each,
                                               const u16* halves, const float* group_sums, u32 run, u32 last_run,
                                               float* parts) {
-    constexpr u32 groups = Unit<TYPE>::groups, stages = Ring<TYPE, MATRICES>::stages;
+    constexpr u32 groups = Unit<TYPE>::groups;
     constexpr u32 step = Ring<TYPE, MATRICES>::step, unit_bytes = Ring<TYPE, MATRICES>::unit_bytes;
     float sums[MATRICES][4] = {};
     u32 next = begin + each;
@@ -23,13 +23,10 @@ __device__ __forceinline__ void multiply_lone(Ring<TYPE, MATRICES>& ring, u32 be
         run++;
         next += each;
     };
-    const u32 stage_groups = ring.stage_units * groups;
-    u32 stage = 0;
+    const u32 stage_groups = ring.groups_of_stage();
 #pragma unroll 1
     for (u32 group = begin, first = begin / groups * groups; group < end; first += stage_groups) {
-        wait_for_copies<stages - 1>();
-        __syncwarp();
-        const u8* units = ring.stage(stage);
+        const u8* units = ring.take();
         const u32 until = first + stage_groups < end ? first + stage_groups : end;
 #pragma unroll 1
         for (; group < until; group += step) {
@@ -48,45 +45,45 @@ __device__ __forceinline__ void multiply_lone(Ring<TYPE, MATRICES>& ring, u32 be
                                        sums[i]);
             }
         }
-        __syncwarp();
-        ring.fill(stage);
-        stage = (stage + 1) % stages;
+        ring.give_back();
     }
 #pragma unroll 1
     while (run < last_run) finish_run();
 }
 
-// Bytes of shared memory in which a row is made ready, as `row_bytes` in product.rs.
+// Bytes of shared memory for a row that is made ready, without its scales and squares.
 __device__ __forceinline__ u32 row_bytes(u32 stride) {
     return (2 * (stride + GROUP) + 4 * (stride / GROUP + 1) + 15) / 16 * 16;
 }
 
 // A lone row with one matrix of several, or with two that are a gate and what it lets through.
-template <u32 TYPE, u32 MAKE, u32 MATRICES>
-__device__ __forceinline__ void lone_product(const ProductParams& p) {
-    __shared__ float parts[WARPS * MATRICES * RUNS * TILE_ROWS], scales[RUNS], squares[RUNS];
+template <u32 TYPE, u32 MAKE, u32 MATRICES, class Turn>
+__device__ __forceinline__ void lone_product(const ProductParams& p, Turn& turn) {
     MOR_DYNAMIC_SHARED(uint4, room);
-    let_next_begin();
+    turn.let_next_begin();
     // A warp takes as many runs of its tile as the block has tiles.
     const u32 log = p.log_tiles, place_of_tile = warp_index() << log >> 3;
     const u32 first_run = warp_index() << log & (RUNS - 1), last_run = first_run + (1 << log);
     const u32 each = p.groups_of_run, begin = first_run * each;
     const u32 end = last_run * each < p.groups ? last_run * each : p.groups;
-    u32 tile = (blockIdx.x << log) + place_of_tile;
+    u32 tile = (turn.x() << log) + place_of_tile;
     if (tile >= p.tiles) tile = p.tiles - 1;
     const Matrix* m = p.matrices;
     if constexpr (MATRICES == 1) m += matrix_of(p, tile);
-    // As in product.rs: the row's halves and sums, with half a pair of groups beyond the last, which is read too
-    // (its weights are zero); the rings.
+    // As in product.rs: the tiles' sums; the row's scales, squares, halves and sums, with half a pair of groups
+    // beyond the last, which is read too (its weights are zero); the rings.
     const u32 stride = p.input.stride;
-    u16* halves = reinterpret_cast<u16*>(room);
+    float* parts = reinterpret_cast<float*>(room);
+    float* scales = parts + (MATRICES * RUNS * TILE_ROWS << log);
+    float* squares = scales + RUNS;
+    u16* halves = reinterpret_cast<u16*>(squares + RUNS);
     const Place place = {halves, reinterpret_cast<float*>(halves + stride + GROUP), scales, squares};
     u8* rings = reinterpret_cast<u8*>(halves) + row_bytes(stride);
-    if (has_no_rows(p, 0)) return;
+    if (has_no_rows(p, 0, turn)) return;
     Ring<TYPE, MATRICES> ring;
     ring.begin(m, tile, begin, end, p.stage_units, rings);
     if constexpr (MAKE == NORM) prefetch_source(p.source, p.input.columns);
-    wait_for_previous();
+    turn.wait();
     const u32 n = *p.view.count;
     u32 slot = p.slot;
     if (slot == ANY_SLOT) {
@@ -94,11 +91,13 @@ __device__ __forceinline__ void lone_product(const ProductParams& p) {
         slot = p.view.slots[0];
         if (n == 0) return wait_for_copies<0>();
     }
-    if (threadIdx.x < GROUP) halves[stride + threadIdx.x] = 0;
-    if (threadIdx.x == GROUP) place.sums[stride / GROUP] = 0;
-    make_run<MAKE>(p.source, 0, slot, p.input.columns, warp_index(), GROUP * each, has_min(TYPE), place);
+    if (turn.is_first()) {
+        if (threadIdx.x < GROUP) halves[stride + threadIdx.x] = 0;
+        if (threadIdx.x == GROUP) place.sums[stride / GROUP] = 0;
+        make_run<MAKE>(p.source, 0, slot, p.input.columns, warp_index(), GROUP * each, has_min(TYPE), place);
+    }
     // The element of thread i: row i % 16 of tile i / 16.
-    u32 my_tile = (blockIdx.x << log) + threadIdx.x / TILE_ROWS;
+    u32 my_tile = (turn.x() << log) + threadIdx.x / TILE_ROWS;
     const bool has_element = threadIdx.x < TILE_ROWS << log && my_tile < p.tiles;
     const Matrix& mine = p.matrices[MATRICES == 1 ? matrix_of(p, my_tile) : 0];
     const u32 row = my_tile * TILE_ROWS + threadIdx.x % TILE_ROWS;

@@ -8,7 +8,7 @@
 template <u32 TYPE, u32 TILES>
 __device__ __forceinline__ void multiply(Ring<TYPE, 1>& ring, u32 begin, u32 end, const Prepared& x, u32 first, u32 n,
                                          float sums[TILES][4]) {
-    constexpr u32 groups = Unit<TYPE>::groups, stages = Ring<TYPE, 1>::stages;
+    constexpr u32 groups = Unit<TYPE>::groups;
     const u32 used = (n - first + 7) / 8;
     // Beyond the last row that again: what comes of it is not written.
     const u16* rows[TILES];
@@ -27,13 +27,10 @@ __device__ __forceinline__ void multiply(Ring<TYPE, 1>& ring, u32 begin, u32 end
     };
     read(begin, 0);
     read(begin + 1, 1);
-    const u32 stage_groups = ring.stage_units * groups;
-    u32 stage = 0;
+    const u32 stage_groups = ring.groups_of_stage();
 #pragma unroll 1
     for (u32 group = begin, start = begin / groups * groups; group < end; start += stage_groups) {
-        wait_for_copies<stages - 1>();
-        __syncwarp();
-        const u8* units = ring.stage(stage);
+        const u8* units = ring.take();
         const u32 until = start + stage_groups < end ? start + stage_groups : end;
 #pragma unroll 1
         for (; group < until; group += 2) {
@@ -57,9 +54,7 @@ __device__ __forceinline__ void multiply(Ring<TYPE, 1>& ring, u32 begin, u32 end
                 }
             }
         }
-        __syncwarp();
-        ring.fill(stage);
-        stage = (stage + 1) % stages;
+        ring.give_back();
     }
 }
 
@@ -87,22 +82,23 @@ __device__ __forceinline__ void add_warps(const float sums[TILES][4], float* par
     }
 }
 
-
 // Rows that are ready.
-template <u32 TYPE, u32 TILES>
-__device__ __forceinline__ void ready_product(const ProductParams& p) {
-    __shared__ float parts[RUNS * 8 * TILES * COLUMN_STRIDE];
+template <u32 TYPE, u32 TILES, class Turn>
+__device__ __forceinline__ void ready_product(const ProductParams& p, Turn& turn) {
+    // The warps' sums and the rings.
     MOR_DYNAMIC_SHARED(uint4, room);
-    let_next_begin();
-    u32 tile = blockIdx.x;
+    float* parts = reinterpret_cast<float*>(room);
+    u8* rings = reinterpret_cast<u8*>(parts + WARPS * 8 * TILES * COLUMN_STRIDE);
+    turn.let_next_begin();
+    u32 tile = turn.x();
     const Matrix& m = p.matrices[matrix_of(p, tile)];
     const u32 each = p.groups_of_run, begin = warp_index() * each;
     const u32 end = begin + each < p.groups ? begin + each : p.groups;
-    const u32 first = blockIdx.y * 8 * TILES;
-    if (has_no_rows(p, first)) return;
+    const u32 first = turn.y() * 8 * TILES;
+    if (has_no_rows(p, first, turn)) return;
     Ring<TYPE, 1> ring;
-    ring.begin(&m, tile, begin, end, p.stage_units, reinterpret_cast<u8*>(room));
-    wait_for_previous();
+    ring.begin(&m, tile, begin, end, p.stage_units, rings);
+    turn.wait();
     const u32 n = *p.view.count;
     if (first >= n) return wait_for_copies<0>();
     float sums[TILES][4] = {};
@@ -120,7 +116,7 @@ __device__ __forceinline__ void ready_product(const ProductParams& p) {
     }
 }
 
-// grid: (tiles of the matrices, rows / 8 or 32); dynamic shared memory for the rings.
+// grid: (tiles of the matrices, rows / 8 or 32); dynamic shared memory as above.
 #define MOR_READY_PRODUCTS(TYPE, type)                                    \
     MOR_PRODUCT(mor_few_product_##type, ready_product<TYPE, 1>)           \
     MOR_PRODUCT(mor_many_product_##type, ready_product<TYPE, MANY / 8>)

@@ -44,9 +44,10 @@ __device__ __forceinline__ u32 matrix_of(const ProductParams& p, u32& tile) {
 
 // Whether a block first looks if it has rows, and then brings weights: where there is no time to win, and where
 // it may well have none. `first`: its first row.
-__device__ __forceinline__ bool has_no_rows(const ProductParams& p, u32 first) {
-    if (KERNELS_OVERLAP && first == 0) return false;
-    wait_for_previous();
+template <class Turn>
+__device__ __forceinline__ bool has_no_rows(const ProductParams& p, u32 first, Turn& turn) {
+    if (Turn::OVERLAPS && first == 0) return false;
+    turn.wait();
     return first >= *p.view.count;
 }
 
@@ -65,7 +66,5 @@ __device__ __forceinline__ float finished(float sum, float factor, const float* 
 #ifdef MOR_TENSOR_CORES
 // A kernel of which a multiprocessor has registers for two blocks. One for each type: instructions come from
 // memory too, and what runs once is waited for, so code has to be short and without jumps.
-#define MOR_PRODUCT(name, ...)                                                                                \
-    extern "C" __global__ void __launch_bounds__(BLOCK, 2) name(const ProductParams p) { (__VA_ARGS__)(p); } \
-    MOR_KERNEL(name)
+#define MOR_PRODUCT(name, ...) MOR_WORK(name, ProductParams, (BLOCK, 2), __VA_ARGS__)
 #endif

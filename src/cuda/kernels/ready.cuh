@@ -144,60 +144,78 @@ struct Place {
     float* squares;
 };
 
+// A lane's quads from element `start` on; zeros from `end` on. `largest` becomes the largest of all.
+template <u32 MAKE, u32 SOME>
+__device__ __forceinline__ void read_some(const Source& s, u32 c, u32 slot, u32 columns, u32 start, u32 end,
+                                          float v[SOME][4], float& squares, float& largest) {
+#pragma unroll
+    for (u32 q = 0; q < SOME; q++) {
+        const u32 i = start + q * 4 * WARP + 4 * lane_index();
+        for (u32 k = 0; k < 4; k++) v[q][k] = 0;
+        if (i < end) source_four<MAKE>(s, c, slot, columns, i, v[q], squares);
+    }
+#pragma unroll
+    for (u32 q = 0; q < SOME; q++)
+        for (u32 k = 0; k < 4; k++) largest = fmaxf(largest, fabsf(v[q][k]));
+}
+
+// Writes them as halves, and the sums of groups if they are wanted. All lanes of a warp come as often, for they add up
+// the groups together: eight lanes one.
+template <u32 SOME>
+__device__ __forceinline__ void write_some(u32 start, u32 end, const float v[SOME][4], float inverse, bool sums,
+                                           const Place& to) {
+#pragma unroll
+    for (u32 q = 0; q < SOME; q++) {
+        if (start + q * 4 * WARP >= end) break;
+        const u32 i = start + q * 4 * WARP + 4 * lane_index();
+        const u32 low = pair_of_halves(v[q][0] * inverse, v[q][1] * inverse);
+        const u32 high = pair_of_halves(v[q][2] * inverse, v[q][3] * inverse);
+        if (i < end) *reinterpret_cast<uint2*>(to.halves + i) = make_uint2(low, high);
+        if (!sums) continue;
+        float sum = (half_to_float(low & 0xffff) + half_to_float(low >> 16)) +
+                    (half_to_float(high & 0xffff) + half_to_float(high >> 16));
+        for (u32 distance = 4; distance > 0; distance /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, distance);
+        if (i < end && i % GROUP == 0) to.sums[i / GROUP] = sum;
+    }
+}
+
 // A warp makes a run of row `c`, whose slot is `slot`, ready; columns are whole groups. Other warps may look at
 // it after a barrier.
 template <u32 MAKE>
 __device__ __forceinline__ void make_run(const Source& s, u32 c, u32 slot, u32 columns, u32 run, u32 columns_of_run,
                                          bool sums, const Place& to) {
     // Quads of a lane at once, so that it waits once for all of them; what takes many instructions one by one.
-    constexpr u32 some = MAKE == GELU || MAKE == SCALED ? 1 : MAKE == ATTENTION ? 2 : 4, step = 4 * WARP;
+    constexpr u32 some = MAKE == GELU || MAKE == SCALED ? 1 : MAKE == ATTENTION ? 2 : 4, step = some * 4 * WARP;
     const u32 begin = run * columns_of_run, end = begin + columns_of_run < columns ? begin + columns_of_run : columns;
-    float v[some][4], squares = 0, largest = 0;
-    const auto read = [&](u32 start) {
-#pragma unroll
-        for (u32 q = 0; q < some; q++) {
-            const u32 i = start + q * step + 4 * lane_index();
-            for (u32 k = 0; k < 4; k++) v[q][k] = 0;
-            if (i < end) source_four<MAKE>(s, c, slot, columns, i, v[q], squares);
+    float squares = 0, largest = 0;
+    const auto scale = [&] {
+        if constexpr (MAKE == NORM) squares = warp_sum(squares);
+        // Of numbers that are not negative the bits have the same order.
+        u32 exponent = warp_most(__float_as_uint(largest)) >> 23;
+        if (exponent < 27) exponent = 27;
+        if (exponent == 255) exponent = 127 + 14;
+        if (lane_index() == 0) {
+            to.scales[run] = __uint_as_float((exponent - 14) << 23);
+            if constexpr (MAKE == NORM) to.squares[run] = squares;
         }
+        // 2^(14 - e), where 2^e is in the largest.
+        return __uint_as_float((127 + 14 + 127 - exponent) << 23);
     };
-#pragma unroll 1
-    for (u32 start = begin; start < end; start += some * step) {
-        read(start);
-#pragma unroll
-        for (u32 q = 0; q < some; q++)
-            for (u32 k = 0; k < 4; k++) largest = fmaxf(largest, fabsf(v[q][k]));
+    float v[some][4];
+    if (columns_of_run <= step) {
+        read_some<MAKE, some>(s, c, slot, columns, begin, end, v, squares, largest);
+        write_some<some>(begin, end, v, scale(), sums, to);
+        return;
     }
-    if constexpr (MAKE == NORM) squares = warp_sum(squares);
-    // Of numbers that are not negative the bits have the same order.
-    u32 exponent = warp_most(__float_as_uint(largest)) >> 23;
-    if (exponent < 27) exponent = 27;
-    if (exponent == 255) exponent = 127 + 14;
-    // 2^(14 - e) and 2^(e - 14), where 2^e is in the largest.
-    const float inverse = __uint_as_float((127 + 14 + 127 - exponent) << 23);
-    if (lane_index() == 0) {
-        to.scales[run] = __uint_as_float((exponent - 14) << 23);
-        if constexpr (MAKE == NORM) to.squares[run] = squares;
-    }
-    // All lanes of a warp come as often, for they add up the groups together: eight lanes one.
+    // More than fits into registers is read twice.
 #pragma unroll 1
-    for (u32 start = begin; start < end; start += some * step) {
-        // What did not stay in registers is read again.
-        if (columns_of_run > some * step) read(start);
-#pragma unroll
-        for (u32 q = 0; q < some; q++) {
-            if (start + q * step >= end) break;
-            const u32 i = start + q * step + 4 * lane_index();
-            const u32 low = pair_of_halves(v[q][0] * inverse, v[q][1] * inverse);
-            const u32 high = pair_of_halves(v[q][2] * inverse, v[q][3] * inverse);
-            if (i < end) *reinterpret_cast<uint2*>(to.halves + i) = make_uint2(low, high);
-            if (!sums) continue;
-            float sum = (half_to_float(low & 0xffff) + half_to_float(low >> 16)) +
-                        (half_to_float(high & 0xffff) + half_to_float(high >> 16));
-            for (u32 distance = 4; distance > 0; distance /= 2)
-                sum += __shfl_xor_sync(ALL_LANES, sum, distance);
-            if (i < end && i % GROUP == 0) to.sums[i / GROUP] = sum;
-        }
+    for (u32 start = begin; start < end; start += step)
+        read_some<MAKE, some>(s, c, slot, columns, start, end, v, squares, largest);
+    const float inverse = scale();
+#pragma unroll 1
+    for (u32 start = begin; start < end; start += step) {
+        read_some<MAKE, some>(s, c, slot, columns, start, end, v, squares, largest);
+        write_some<some>(start, end, v, inverse, sums, to);
     }
 }
 
@@ -229,13 +247,13 @@ struct ReadyParams {
 };
 
 #ifdef MOR_TENSOR_CORES
-template <u32 MAKE>
-__device__ __forceinline__ void ready(const ReadyParams& p) {
-    let_next_begin();
+template <u32 MAKE, class Turn>
+__device__ __forceinline__ void ready(const ReadyParams& p, Turn& turn) {
+    turn.let_next_begin();
     prefetch_source(p.source, p.out.columns);
-    wait_for_previous();
+    turn.wait();
     __shared__ float squares[RUNS];
-    const u32 c = blockIdx.x, slot = p.view.slots[c];
+    const u32 c = turn.x(), slot = p.view.slots[c];
     if (c >= *p.view.count) return;
     const Prepared& out = p.out;
     const u64 row = static_cast<u64>(c) * out.stride;
@@ -246,15 +264,12 @@ __device__ __forceinline__ void ready(const ReadyParams& p) {
 }
 
 // Rows for tensor cores. A block a row.
-#define MOR_READY(name, MAKE)                                                                            \
-    extern "C" __global__ void __launch_bounds__(BLOCK) name(const ReadyParams p) { ready<MAKE>(p); } \
-    MOR_KERNEL(name)
-MOR_READY(mor_ready_norm, NORM)
-MOR_READY(mor_ready_scaled, SCALED)
-MOR_READY(mor_ready_gelu, GELU)
-MOR_READY(mor_ready_swiglu, SWIGLU)
-MOR_READY(mor_ready_plain, PLAIN)
-MOR_READY(mor_ready_attention, ATTENTION)
+MOR_WORK(mor_ready_norm, ReadyParams, (BLOCK), ready<NORM>)
+MOR_WORK(mor_ready_scaled, ReadyParams, (BLOCK), ready<SCALED>)
+MOR_WORK(mor_ready_gelu, ReadyParams, (BLOCK), ready<GELU>)
+MOR_WORK(mor_ready_swiglu, ReadyParams, (BLOCK), ready<SWIGLU>)
+MOR_WORK(mor_ready_plain, ReadyParams, (BLOCK), ready<PLAIN>)
+MOR_WORK(mor_ready_attention, ReadyParams, (BLOCK), ready<ATTENTION>)
 #endif
 
 // Makes a row ready for single precision: `floats` [stride], of which thread i has elements i, i + BLOCK, …
@@ -282,13 +297,14 @@ __device__ __forceinline__ void make_floats(const Source& s, u32 c, u32 slot, u3
 }
 
 // Rows for single precision. A block a row.
-extern "C" __global__ void __launch_bounds__(BLOCK) mor_floats(const ReadyParams p) {
-    let_next_begin();
+template <class Turn>
+__device__ __forceinline__ void ready_floats(const ReadyParams& p, Turn& turn) {
+    turn.let_next_begin();
     prefetch_source(p.source, p.out.columns);
-    wait_for_previous();
-    const u32 c = blockIdx.x, slot = p.view.slots[c];
+    turn.wait();
+    const u32 c = turn.x(), slot = p.view.slots[c];
     if (c >= *p.view.count) return;
     float* floats = p.out.floats + static_cast<u64>(c) * p.out.stride;
     make_floats<true>(p.source, c, slot, p.out.columns, p.out.stride, floats);
 }
-MOR_KERNEL(mor_floats)
+MOR_WORK(mor_floats, ReadyParams, (BLOCK), ready_floats)

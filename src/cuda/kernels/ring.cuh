@@ -76,12 +76,15 @@ struct Ring {
     Unit<TYPE> units[MATRICES];
     u8* room;
     u32 stage_units;
+    // The stage that is used.
+    u32 used;
     // The next unit that is copied, and how many there are; a last half of a pair of groups has zeros beside it.
     u32 next, last;
 
     __device__ __forceinline__ void begin(const Matrix* m, u32 tile, u32 begin, u32 end, u32 units_of_stage, u8* to) {
         constexpr u32 groups = Unit<TYPE>::groups;
         stage_units = units_of_stage;
+        used = 0;
         room = to + warp_index() * (stages * stage_units * unit_bytes);
         next = begin / groups;
         last = begin < end ? (end + groups - 1) / groups : next;
@@ -91,6 +94,22 @@ struct Ring {
     }
 
     __device__ __forceinline__ u8* stage(u32 number) const { return room + number * (stage_units * unit_bytes); }
+
+    __device__ __forceinline__ u32 groups_of_stage() const { return stage_units * Unit<TYPE>::groups; }
+
+    // Waits for the stage that comes next.
+    __device__ __forceinline__ const u8* take() const {
+        wait_for_copies<stages - 1>();
+        __syncwarp();
+        return stage(used);
+    }
+
+    // Nobody uses that stage any more: others come in its place.
+    __device__ __forceinline__ void give_back() {
+        __syncwarp();
+        fill(used);
+        used = (used + 1) % stages;
+    }
 
     __device__ __forceinline__ void fill(u32 number) {
         u8* to = stage(number);

@@ -20,7 +20,7 @@
 // of 9.0 have room for more pairs on their way. Others have 163 KiB for all blocks and for one, but 8.6 and 8.9,
 // which share an image with 8.0, 99 KiB: there one block stands alone.
 #if __CUDA_ARCH__ == 900
-constexpr u32 MOST_OF_TWO = 112 << 10, MOST_OF_ONE = 208 << 10;
+constexpr u32 MOST_OF_TWO = 104 << 10, MOST_OF_ONE = 208 << 10;
 #else
 constexpr u32 MOST_OF_TWO = 80 << 10, MOST_OF_ONE = 99 << 10;
 #endif
@@ -90,9 +90,9 @@ struct Wide {
     // [2][rows].
     static __device__ __forceinline__ float* sums(u8* stage) { return scales(stage) + rows; }
 
-    // Where a source of the block begins. Beyond the last one that again: what comes of it is not written.
-    static __device__ __forceinline__ const uint4* source(const ProductParams& p, u32 i) {
-        u32 tile = blockIdx.x * tiles + (plain ? i / TILE_ROWS : i);
+    // Where a source of block `block` begins. Beyond the last one that again: what comes of it is not written.
+    static __device__ __forceinline__ const uint4* source(const ProductParams& p, u32 block, u32 i) {
+        u32 tile = block * tiles + (plain ? i / TILE_ROWS : i);
         if (tile >= p.tiles) tile = p.tiles - 1;
         const Matrix& m = p.matrices[matrix_of(p, tile)];
         const u32 row = tile * TILE_ROWS + (plain ? i % TILE_ROWS : 0);
@@ -197,19 +197,19 @@ struct Wide {
     }
 };
 
-template <u32 TYPE, u32 M, u32 ACROSS>
-__device__ __forceinline__ void wide_product(const ProductParams& p) {
+template <u32 TYPE, u32 M, u32 ACROSS, class Turn>
+__device__ __forceinline__ void wide_product(const ProductParams& p, Turn& turn) {
     using W = Wide<TYPE, M, ACROSS>;
     MOR_DYNAMIC_SHARED(uint4, room);
-    let_next_begin();
+    turn.let_next_begin();
     const W w(room);
-    if (threadIdx.x < W::sources) w.from[threadIdx.x] = W::source(p, threadIdx.x);
+    if (threadIdx.x < W::sources) w.from[threadIdx.x] = W::source(p, turn.x(), threadIdx.x);
     __syncthreads();
     const u32 groups = p.groups, pairs = (groups + 1) / 2, pairs_of_run = p.groups_of_run / 2;
-    const u32 first = blockIdx.y * W::rows;
-    if (has_no_rows(p, first)) return;
+    const u32 first = turn.y() * W::rows;
+    if (has_no_rows(p, first, turn)) return;
     for (u32 pair = 0; pair < W::stages - 1; pair++) w.copy_weights(p, pair);
-    wait_for_previous();
+    turn.wait();
     const Prepared& x = p.input;
     const u32 n = *p.view.count;
     if (first >= n) {
@@ -282,7 +282,7 @@ __device__ __forceinline__ void wide_product(const ProductParams& p) {
     for (u32 writes = 0; writes < 2; writes++)
 #pragma unroll
         for (u32 m = 0; m < M; m++) {
-            u32 number = blockIdx.x * W::tiles + tile + m;
+            u32 number = turn.x() * W::tiles + tile + m;
             if (number >= p.tiles) continue;
             const Matrix& matrix = p.matrices[matrix_of(p, number)];
             if (!writes && !matrix.add) continue;
@@ -303,12 +303,9 @@ __device__ __forceinline__ void wide_product(const ProductParams& p) {
 }
 
 // grid: (tiles / 4 or 8, rows / 64 or 128).
-#define MOR_WIDE_PRODUCT(name, BLOCKS, ...)                                                                        \
-    extern "C" __global__ void __launch_bounds__(BLOCK, BLOCKS) name(const ProductParams p) { (__VA_ARGS__)(p); } \
-    MOR_KERNEL(name)
-#define MOR_WIDE_PRODUCTS(TYPE, type)                                                    \
-    MOR_WIDE_PRODUCT(mor_wide_product_64x64_##type, 2, wide_product<TYPE, 1, 2>)  \
-    MOR_WIDE_PRODUCT(mor_wide_product_128x64_##type, 2, wide_product<TYPE, 2, 2>) \
-    MOR_WIDE_PRODUCT(mor_wide_product_128x128_##type, 1, wide_product<TYPE, 4, 4>)
+#define MOR_WIDE_PRODUCTS(TYPE, type)                                                                     \
+    MOR_WORK(mor_wide_product_64x64_##type, ProductParams, (BLOCK, 2), wide_product<TYPE, 1, 2>)  \
+    MOR_WORK(mor_wide_product_128x64_##type, ProductParams, (BLOCK, 2), wide_product<TYPE, 2, 2>) \
+    MOR_WORK(mor_wide_product_128x128_##type, ProductParams, (BLOCK, 1), wide_product<TYPE, 4, 4>)
 MOR_EVERY_TYPE(MOR_WIDE_PRODUCTS)
 #endif
