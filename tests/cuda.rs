@@ -349,6 +349,21 @@ fn large_matrices() -> Vec<u8> {
     of_sizes(2048, 17_000)
 }
 
+/// The types of matrices that tensor cores take.
+fn by_tensor_cores() -> impl Iterator<Item = TensorType> {
+    let all = TensorType::ALL.into_iter();
+    all.filter(|ty| *ty != TensorType::F32)
+}
+
+/// A file with matrices of a type: one of these converted, or, of types that are only read, with random blocks.
+fn in_type(ty: TensorType, to_convert: &[u8], to_fill: &[u8]) -> Vec<u8> {
+    use TensorType::{BF16, F16, Q4_0, Q4_1, Q8_0};
+    match ty {
+        F16 | BF16 | Q8_0 | Q4_0 | Q4_1 => converted(to_convert, ty),
+        _ => random_blocks(ty, to_fill),
+    }
+}
+
 /// The model of two layers with another width of the feed-forward part and another vocabulary.
 fn of_sizes(feed_forward: usize, vocab: usize) -> Vec<u8> {
     let mut random = common::Random(11);
@@ -413,14 +428,8 @@ fn blocks_of_every_size_agree_for_every_type() {
     let odd = of_sizes(352, 1024);
     // Runs that begin within a long block, and more of those than are copied at once.
     let long = of_sizes(2304, 1024);
-    for ty in TensorType::ALL {
-        use TensorType::{BF16, F16, F32, Q4_0, Q4_1, Q8_0};
-        let bytes = match ty {
-            // Not by tensor cores.
-            F32 => continue,
-            F16 | BF16 | Q8_0 | Q4_0 | Q4_1 => converted(&odd, ty),
-            _ => random_blocks(ty, &long),
-        };
+    for ty in by_tensor_cores() {
+        let bytes = in_type(ty, &odd, &long);
         // Multiprocessors, and shared memory of a block.
         let logits = |count: usize, attributes: &str, batch: usize| {
             fake.reset();
@@ -460,15 +469,16 @@ fn with_passes<R>(asked: bool, run: impl FnOnce() -> R) -> R {
     const NAME: &str = "MOR_CUDA_PASS";
     let before = std::env::var_os(NAME);
     // SAFETY: tests that load models on a GPU take turns.
+    unsafe { std::env::set_var(NAME, if asked { "1" } else { "0" }) };
+    let result = run();
+    // SAFETY: as above.
     unsafe {
-        std::env::set_var(NAME, if asked { "1" } else { "0" });
-        let result = run();
         match before {
             Some(value) => std::env::set_var(NAME, value),
             None => std::env::remove_var(NAME),
         }
-        result
     }
+    result
 }
 
 /// A pass as one kernel gives the same bits and depths as kernels one after another: lone rows, a few, some and many,
@@ -496,13 +506,8 @@ fn a_pass_of_one_kernel_changes_no_bit() {
         ),
         ("heads", other_heads(64, 6, 2, 64)),
     ];
-    for ty in TensorType::ALL {
-        use TensorType::{BF16, F16, F32, Q4_0, Q4_1, Q8_0};
-        cases.push(match ty {
-            F32 => continue,
-            F16 | BF16 | Q8_0 | Q4_0 | Q4_1 => (ty.name(), converted(&large, ty)),
-            _ => (ty.name(), random_blocks(ty, &large)),
-        });
+    for ty in by_tensor_cores() {
+        cases.push((ty.name(), in_type(ty, &large, &large)));
     }
     for (name, bytes) in &cases {
         let run = |asked| {

@@ -24,10 +24,11 @@ pub(super) struct Kernels {
     /// up to `FEW` a block.
     pub lone_exact: [Function<ProductParams>; 2],
     pub exact: [Function<ProductParams>; 2],
-    pub store: ByCache<StoreParams>,
-    attention: ByCache<AttentionParams>,
-    /// Of halves with tensor cores, by whether heads are whole chunks of elements, and whether the row is alone.
-    attention_halves: Option<[[Function<AttentionParams>; 2]; 2]>,
+    pub store: ByCache,
+    attention_f32: Function<AttentionParams>,
+    /// By whether heads are whole chunks of elements, and whether the row is alone, which matters to tensor cores.
+    attention_f16: [[Function<AttentionParams>; 2]; 2],
+    attention_q8_0: Function<AttentionParams>,
     pub seats: Function<SeatsParams>,
     pub score: Function<ScoreParams>,
     pub select: Function<SelectParams>,
@@ -42,15 +43,15 @@ pub(super) struct Kernels {
     pub pass: Option<Function<PassParams>>,
 }
 
-/// A kernel for each type of cache.
-pub(super) struct ByCache<P> {
-    f32: Function<P>,
-    f16: Function<P>,
-    q8_0: Function<P>,
+/// A kernel that stores keys and values for each type of cache.
+pub(super) struct ByCache {
+    f32: Function<StoreParams>,
+    f16: Function<StoreParams>,
+    q8_0: Function<StoreParams>,
 }
 
-impl<P> ByCache<P> {
-    pub fn of(&self, ty: KvType) -> Function<P> {
+impl ByCache {
+    pub fn of(&self, ty: KvType) -> Function<StoreParams> {
         match ty {
             KvType::F32 => self.f32,
             KvType::F16 => self.f16,
@@ -215,7 +216,19 @@ impl Kernels {
     pub fn find(weights: &Weights, conditional: Option<&Module>) -> Result<Self> {
         let module = &weights.module;
         let (mut ready, mut products) = (None, reserved(weights.types.len())?);
-        let mut attention_halves = None;
+        let attention_f16 = match weights.device.has_tensor_cores() {
+            true => [
+                [
+                    module.function(c"mor_attention_halves")?,
+                    module.function(c"mor_attention_halves_alone")?,
+                ],
+                [
+                    module.function(c"mor_attention_halves_whole")?,
+                    module.function(c"mor_attention_halves_whole_alone")?,
+                ],
+            ],
+            false => [[module.function(c"mor_attention_f16")?; 2]; 2],
+        };
         if weights.device.has_tensor_cores() {
             let find = |name: &CStr| module.function(name);
             ready = Some([
@@ -225,16 +238,6 @@ impl Kernels {
                 find(c"mor_ready_swiglu")?,
                 find(c"mor_ready_plain")?,
                 find(c"mor_ready_attention")?,
-            ]);
-            attention_halves = Some([
-                [
-                    module.function(c"mor_attention_halves")?,
-                    module.function(c"mor_attention_halves_alone")?,
-                ],
-                [
-                    module.function(c"mor_attention_halves_whole")?,
-                    module.function(c"mor_attention_halves_whole_alone")?,
-                ],
             ]);
             for ty in weights.types.iter().filter(|ty| **ty != TensorType::F32) {
                 products.push((ty.gguf_id(), Products::find(&weights.device, module, *ty)?));
@@ -260,15 +263,9 @@ impl Kernels {
                 f16: module.function(c"mor_store_f16")?,
                 q8_0: module.function(c"mor_store_q8_0")?,
             },
-            attention: ByCache {
-                f32: module.function(c"mor_attention_f32")?,
-                f16: match &attention_halves {
-                    Some([[any, _], _]) => *any,
-                    None => module.function(c"mor_attention_f16")?,
-                },
-                q8_0: module.function(c"mor_attention_q8_0")?,
-            },
-            attention_halves,
+            attention_f32: module.function(c"mor_attention_f32")?,
+            attention_f16,
+            attention_q8_0: module.function(c"mor_attention_q8_0")?,
             seats: module.function(c"mor_seats")?,
             score: module.function(c"mor_score")?,
             select: module.function(c"mor_select")?,
@@ -290,11 +287,11 @@ impl Kernels {
 
     /// Attention over a cache of a type; `alone`: of a lone row.
     pub fn attention(&self, ty: KvType, head_dim: usize, alone: bool) -> Function<AttentionParams> {
-        match &self.attention_halves {
-            Some(halves) if ty == KvType::F16 => {
-                halves[usize::from(head_dim.is_multiple_of(ELEMENTS))][usize::from(alone)]
-            }
-            _ => self.attention.of(ty),
+        let whole = head_dim.is_multiple_of(ELEMENTS);
+        match ty {
+            KvType::F32 => self.attention_f32,
+            KvType::F16 => self.attention_f16[usize::from(whole)][usize::from(alone)],
+            KvType::Q8_0 => self.attention_q8_0,
         }
     }
 

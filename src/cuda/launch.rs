@@ -188,10 +188,11 @@ impl Launch {
         }
     }
 
-    /// The same with blocks that wait for each other; in graphs only.
+    /// The same with blocks that wait for each other, not for the kernel before; in graphs only.
     pub fn together(self) -> Self {
         Launch {
             together: true,
+            waits: false,
             ..self
         }
     }
@@ -384,10 +385,9 @@ impl Program {
             let overlaps = std::mem::take(&mut lets_begin);
             match piece {
                 Work::Launch(launch) => {
-                    let waits = launch.waits && !launch.together;
-                    lets_begin = waits && self.device.can_overlap();
+                    lets_begin = launch.waits && self.device.can_overlap();
                     let mut parameters = [launch.parameter.as_ptr().cast_mut().cast::<c_void>()];
-                    match f.cuGraphAddNode_v2.filter(|_| overlaps && waits) {
+                    match f.cuGraphAddNode_v2.filter(|_| overlaps && launch.waits) {
                         Some(add) => {
                             // SAFETY: plain numbers and pointers.
                             let mut params: sys::CUgraphNodeParams = unsafe { zeroed() };

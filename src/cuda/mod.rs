@@ -180,9 +180,7 @@ impl Gpu {
         // SAFETY: as above.
         unsafe { logits.set(work) }?;
         for (at, steps) in passes {
-            // SAFETY: numbers as bytes.
-            let (_, bytes, _) = unsafe { steps.align_to::<u8>() };
-            buffer.write(at, bytes)?;
+            buffer.write(at, bytes_of(&steps))?;
         }
         let mut gpu = Gpu {
             programs,
@@ -291,9 +289,7 @@ impl Gpu {
     /// Tells the device the tokens of a sequence that it did not run itself.
     pub fn send_tokens(&mut self, sequence: usize, tokens: &[u32]) -> Result<()> {
         let at = self.plan.tokens.offset + 4 * sequence * self.plan.sizes.context;
-        // SAFETY: numbers as bytes.
-        let (_, bytes, _) = unsafe { tokens.align_to::<u8>() };
-        self.buffer.write(at, bytes)
+        self.buffer.write(at, bytes_of(tokens))
     }
 
     /// Runs a pass and waits for it.
@@ -423,9 +419,7 @@ impl Gpu {
     /// As if the first sequence's last token, at `position`, had passed all layers in that slot.
     pub fn write_row(&mut self, slot: u32, position: usize, row: &[f32]) -> Result<()> {
         let at = self.plan.x.offset + 4 * slot as usize * row.len();
-        // SAFETY: numbers as bytes.
-        let (_, bytes, _) = unsafe { row.align_to::<u8>() };
-        self.buffer.write(at, bytes)?;
+        self.buffer.write(at, bytes_of(row))?;
         // Who asks for its logits asks whose row it is.
         let row = [Row {
             sequence: 0,
@@ -438,9 +432,7 @@ impl Gpu {
             unused: 0,
         }];
         let at = self.plan.rows.offset + slot as usize * size_of::<Row>();
-        // SAFETY: numbers as bytes.
-        let (_, bytes, _) = unsafe { row.align_to::<u8>() };
-        self.buffer.write(at, bytes)
+        self.buffer.write(at, bytes_of(&row))
     }
 
     /// Copies a page of the cache out, or in.

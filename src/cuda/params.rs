@@ -35,6 +35,17 @@ pub(super) const DRAW_SHARED: u32 = CANDIDATES_SHARED + 6 * 8 * MAX_CANDIDATES a
 /// `repr(C)`, without padding.
 pub(super) unsafe trait Parameter: Copy {}
 
+// SAFETY: a number.
+unsafe impl Parameter for u32 {}
+// SAFETY: a number.
+unsafe impl Parameter for f32 {}
+
+/// As the device takes them.
+pub(super) fn bytes_of<P: Parameter>(values: &[P]) -> &[u8] {
+    // SAFETY: `Parameter`s have no padding, so that all of it are bytes.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
 macro_rules! structs {
     ($($(#[$doc:meta])* struct $name:ident { $($(#[$field_doc:meta])* $field:ident: $ty:ty,)* })*) => {
         $(

@@ -70,18 +70,6 @@ const PRODUCTS: [&str; 8] = [
     "wide_product_64x64_",
     "wide_product_128x64_",
 ];
-const TYPES: [TensorType; 10] = [
-    TensorType::F16,
-    TensorType::BF16,
-    TensorType::Q8_0,
-    TensorType::Q4_0,
-    TensorType::Q4_1,
-    TensorType::Q5_0,
-    TensorType::Q5_1,
-    TensorType::Q4_K,
-    TensorType::Q5_K,
-    TensorType::Q6_K,
-];
 
 /// For [`Step::work`]: the steps before number `skip` are for rows only.
 const WHEN: u32 = u32::MAX;
@@ -94,7 +82,8 @@ pub(super) fn number_of(name: &CStr) -> Option<u32> {
     }
     PRODUCTS.iter().enumerate().find_map(|(number, product)| {
         let ty = name.strip_prefix(product)?;
-        let mut types = TYPES.iter();
+        // In the order of MOR_EVERY_TYPE, which are those that tensor cores take.
+        let mut types = TensorType::ALL.iter().filter(|ty| **ty != TensorType::F32);
         let place = types.position(|known| known.name().eq_ignore_ascii_case(ty))?;
         Some((WORKS.len() + PRODUCTS.len() * place + number) as u32)
     })

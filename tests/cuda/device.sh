@@ -72,15 +72,16 @@ ended() {
 
 echo "=== suites"
 started steady_state "$programs/steady_state"
+# Some tests of sessions measure the memory and the threads of the CPU.
+skipped="--skip a_session_takes_its_plan --skip locked_and_prefaulted --skip the_plan_is_what"
 for test in cuda reference session batch embedding; do
-    # Some tests of sessions measure the memory and the threads of the CPU.
-    started "$test" "$programs/$test" --nocapture --skip a_session_takes_its_plan --skip locked_and_prefaulted \
-        --skip the_plan_is_what
+    # shellcheck disable=SC2086
+    started "$test" "$programs/$test" --nocapture $skipped
 done
 # With passes of one kernel each (src/cuda/pass.rs).
 for test in reference session batch steady_state; do
-    started "pass_$test" env MOR_CUDA_PASS=1 "$programs/$test" --skip a_session_takes_its_plan \
-        --skip locked_and_prefaulted --skip the_plan_is_what
+    # shellcheck disable=SC2086
+    started "pass_$test" env MOR_CUDA_PASS=1 "$programs/$test" $skipped
 done
 ended
 

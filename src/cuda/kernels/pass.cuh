@@ -58,9 +58,10 @@
 
 constexpr u32 WORKS = 31, PRODUCT_WORKS = 8;
 
-// The types are in the order of MOR_EVERY_TYPE.
 __device__ constexpr u32 number_of_product(u32 type, u32 product) {
-    constexpr u32 types[] = {F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K};
+#define MOR_NUMBER(TYPE, type) TYPE,
+    constexpr u32 types[] = {MOR_EVERY_TYPE(MOR_NUMBER)};
+#undef MOR_NUMBER
     u32 place = 0;
     while (types[place] != type) place++;
     return WORKS + PRODUCT_WORKS * place + product;
