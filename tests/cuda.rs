@@ -44,7 +44,7 @@ struct Fake {
     reset: libloading::Symbol<'static, unsafe extern "C" fn()>,
     set: libloading::Symbol<'static, unsafe extern "C" fn(*const c_char, *const c_char)>,
     calls: libloading::Symbol<'static, unsafe extern "C" fn(*const c_char) -> u64>,
-    kernels: libloading::Symbol<'static, unsafe extern "C" fn() -> u64>,
+    kernels: libloading::Symbol<'static, unsafe extern "C" fn(*const c_char) -> u64>,
     live: libloading::Symbol<'static, unsafe extern "C" fn() -> u64>,
 }
 
@@ -70,10 +70,11 @@ impl Fake {
         }
     }
 
-    /// Kernels that ran.
-    fn kernels(&self) -> u64 {
-        // SAFETY: takes nothing.
-        unsafe { (self.kernels)() }
+    /// Kernels that ran, whose names have this in them.
+    fn kernels(&self, part: &str) -> u64 {
+        let part = CString::new(part).unwrap();
+        // SAFETY: a text.
+        unsafe { (self.kernels)(part.as_ptr()) }
     }
 
     fn set(&self, name: &str, value: &str) {
@@ -179,11 +180,15 @@ fn every_type_agrees_with_the_cpu() {
 
 /// A random model of two small layers in single precision, as a file.
 fn tiny(seed: u64) -> Vec<u8> {
+    synthetic("tiny", Some(2), seed)
+}
+
+fn synthetic(shape: &str, layers: Option<usize>, seed: u64) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tiny.gguf");
     let options = SynthOptions {
-        shape: SynthShape::parse("tiny").unwrap(),
-        layers: Some(2),
+        shape: SynthShape::parse(shape).unwrap(),
+        layers,
         ty: TensorType::F32,
         seed,
         mean_depth: None,
@@ -192,17 +197,16 @@ fn tiny(seed: u64) -> Vec<u8> {
     std::fs::read(&path).unwrap()
 }
 
-/// The same without a tokenizer and with other sizes: `sizes` are the numbers of the header that change,
+/// A model without its tokenizer and with other sizes: `sizes` are the numbers of the header that change,
 /// `reshape` changes a tensor's dimensions by its name, `fill` gives the bytes of one whose dimensions are
 /// new.
 fn resized(
-    seed: u64,
+    file: &[u8],
     sizes: &[(&str, usize)],
     reshape: impl Fn(&str, &mut [u64]),
     mut fill: impl FnMut(&[u64], &[u8]) -> Vec<u8>,
 ) -> Vec<u8> {
-    let file = tiny(seed);
-    let gguf = Gguf::parse(&file).unwrap();
+    let gguf = Gguf::parse(file).unwrap();
     let plans: Vec<TensorPlan> = gguf
         .tensors()
         .iter()
@@ -368,7 +372,7 @@ fn in_type(ty: TensorType, to_convert: &[u8], to_fill: &[u8]) -> Vec<u8> {
 fn of_sizes(feed_forward: usize, vocab: usize) -> Vec<u8> {
     let mut random = common::Random(11);
     resized(
-        7,
+        &tiny(7),
         &[("vocab_size", vocab), ("feed_forward_length", feed_forward)],
         |name, dims| {
             if name == "token_embd.weight" {
@@ -463,22 +467,77 @@ fn blocks_of_every_size_agree_for_every_type() {
     fake.reset();
 }
 
-/// What is computed on models that are loaded meanwhile, by graphs of kernels or with a pass as one kernel
-/// (src/cuda/pass.rs).
-fn with_passes<R>(asked: bool, run: impl FnOnce() -> R) -> R {
-    const NAME: &str = "MOR_CUDA_PASS";
-    let before = std::env::var_os(NAME);
+/// Asks for a pass as one kernel (src/cuda/pass.rs).
+const PASS: &str = "MOR_CUDA_PASS";
+/// Asks for kernels for prompts (`Prompts` in src/cuda/weights.rs).
+const PROMPTS: &str = "MOR_CUDA_PROMPTS";
+
+/// What is computed on models that are loaded meanwhile, with what is on trial or without it.
+fn with<R>(trial: &str, asked: &str, run: impl FnOnce() -> R) -> R {
+    let before = std::env::var_os(trial);
     // SAFETY: tests that load models on a GPU take turns.
-    unsafe { std::env::set_var(NAME, if asked { "1" } else { "0" }) };
+    unsafe { std::env::set_var(trial, asked) };
     let result = run();
     // SAFETY: as above.
     unsafe {
         match before {
-            Some(value) => std::env::set_var(NAME, value),
-            None => std::env::remove_var(NAME),
+            Some(value) => std::env::set_var(trial, value),
+            None => std::env::remove_var(trial),
         }
     }
     result
+}
+
+/// Products by warpgroups give every type the same bits as those by warps.
+#[test]
+fn products_for_prompts_change_no_bit() {
+    let Some(_alone) = device() else { return };
+    let fake = Fake::loaded();
+    let (odd, long) = (of_sizes(352, 1024), of_sizes(2304, 1024));
+    // How many multiprocessors decides which blocks there are; an emulated row takes its time.
+    let cases: &[_] = match fake {
+        Some(_) => &[(130, "16=1"), (130, "16=4"), (67, "16=8")],
+        None => &[(130, ""), (512, "")],
+    };
+    for ty in by_tensor_cores() {
+        let mut seen = [0, 0];
+        let bytes = in_type(ty, &odd, &long);
+        for (count, attributes) in cases {
+            if let Some(fake) = &fake {
+                fake.reset();
+                fake.set("MOR_FAKE_CUDA_ATTRIBUTE", attributes);
+            }
+            let logits = |asked| {
+                with(PROMPTS, asked, || {
+                    let model = Model::from_bytes_on(bytes.clone(), Device::Cuda(0)).unwrap();
+                    let vocab = model.hyperparameters().vocab_size;
+                    let tokens: Vec<u32> =
+                        (0..*count).map(|i| (i * i * 31 % vocab) as u32).collect();
+                    let params = SessionParams {
+                        context: *count,
+                        batch: *count,
+                        ..params()
+                    };
+                    let mut session = Session::new(&model, &params).unwrap();
+                    session.prefill(&tokens).unwrap();
+                    session.logits().unwrap().to_vec()
+                })
+            };
+            assert!(
+                logits("1") == logits("0"),
+                "{}, {count} rows, {attributes}",
+                ty.name()
+            );
+            for (seen, size) in seen.iter_mut().zip(["128x64", "128x128"]) {
+                let name = format!("warpgroup_product_{size}_{}", ty.name().to_lowercase());
+                *seen += fake.as_ref().map_or(1, |fake| fake.kernels(&name));
+            }
+        }
+        assert!(seen.iter().all(|seen| *seen > 0), "{}: {seen:?}", ty.name());
+    }
+    if let Some(fake) = fake {
+        fake.reset();
+    }
 }
 
 /// A pass as one kernel gives the same bits and depths as kernels one after another: lone rows, a few, some and many,
@@ -526,14 +585,14 @@ fn a_pass_of_one_kernel_changes_no_bit() {
                 let mut session = Session::new(model, &params).unwrap();
                 let length = if batch > 8 { tokens.len() } else { 11 };
                 session.prefill(&tokens[..length]).unwrap();
-                let before = fake.as_ref().map(|fake| fake.kernels());
+                let before = fake.as_ref().map(|fake| fake.kernels(""));
                 for _ in 0..3 {
                     let token = session.sample().unwrap();
                     session.prefill(&[token]).unwrap();
                 }
                 let kernels = before
                     .zip(fake.as_ref())
-                    .map(|(n, fake)| fake.kernels() - n);
+                    .map(|(n, fake)| fake.kernels("") - n);
                 if asked {
                     assert!(
                         kernels.is_none_or(|kernels| kernels == 3),
@@ -563,16 +622,18 @@ fn a_pass_of_one_kernel_changes_no_bit() {
             (found, texts)
         };
         assert!(
-            with_passes(true, || run(true)) == with_passes(false, || run(false)),
+            with(PASS, "1", || run(true)) == with(PASS, "0", || run(false)),
             "{name}"
         );
     }
     let Some(fake) = fake else { return };
     // A device that cannot do it takes graphs.
     let tokens_and_kernels = |asked| {
-        let before = fake.kernels();
-        let tokens = with_passes(asked, || everything("expert_middle_cycle").unwrap());
-        (tokens, fake.kernels() - before)
+        let before = fake.kernels("");
+        let tokens = with(PASS, if asked { "1" } else { "0" }, || {
+            everything("expert_middle_cycle").unwrap()
+        });
+        (tokens, fake.kernels("") - before)
     };
     let expected = tokens_and_kernels(false);
     fake.set("MOR_FAKE_CUDA_ATTRIBUTE", "16=2,95=0");
@@ -587,7 +648,7 @@ fn a_pass_of_one_kernel_changes_no_bit() {
         fake.reset();
         fake.set("MOR_FAKE_CUDA_ATTRIBUTE", "16=2");
         fake.set("MOR_FAKE_CUDA_FAIL", &format!("{name}:1={code}"));
-        let result = with_passes(true, || everything("expert_middle_cycle"));
+        let result = with(PASS, "1", || everything("expert_middle_cycle"));
         assert!(
             matches!(result, Err(Error::Device(_))),
             "{name}: {result:?}"
@@ -630,9 +691,19 @@ fn long_passes_change_no_bit() {
 
 /// A small model whose two layers have attention of these sizes.
 fn other_heads(head_dim: usize, heads: usize, kv_heads: usize, rotated: usize) -> Vec<u8> {
+    with_heads(&tiny(9), head_dim, heads, kv_heads, rotated)
+}
+
+fn with_heads(
+    file: &[u8],
+    head_dim: usize,
+    heads: usize,
+    kv_heads: usize,
+    rotated: usize,
+) -> Vec<u8> {
     let mut random = common::Random(13);
     resized(
-        9,
+        file,
         &[
             ("attention.head_count", heads),
             ("attention.head_count_kv", kv_heads),
@@ -702,11 +773,64 @@ fn attention_agrees_however_many_rows_come() {
     }
 }
 
+/// Attention made for prompts gives the same bits: within a part of a context and across its end, with rows that are
+/// fewer than a block takes, heads of both sizes, one query head to a key head and several, and routers, so that rows
+/// see what others do not.
+#[test]
+fn attention_for_prompts_changes_no_bit() {
+    let Some(_alone) = device() else { return };
+    let fake = Fake::loaded();
+    let routed = synthetic("tiny-mor3", None, 21);
+    for (head_dim, heads, kv_heads, rotated, routers) in [
+        (64, 3, 1, 64, false),
+        (64, 2, 2, 64, true),
+        (64, 10, 2, 40, false),
+        (128, 4, 1, 96, true),
+    ] {
+        let name = format!("{heads} heads of {head_dim} on {kv_heads}, routers: {routers}");
+        let tiny = if routers { routed.clone() } else { tiny(9) };
+        let bytes = with_heads(&tiny, head_dim, heads, kv_heads, rotated);
+        let before = fake.as_ref().map(|fake| fake.kernels("attention_prompt"));
+        let run = |asked, pieces: &[usize]| {
+            with(PROMPTS, asked, || {
+                let model = Model::from_bytes_on(bytes.clone(), Device::Cuda(0)).unwrap();
+                let vocab = model.hyperparameters().vocab_size;
+                let params = SessionParams {
+                    context: 600,
+                    batch: 300,
+                    ..params()
+                };
+                let mut session = Session::new(&model, &params).unwrap();
+                let mut at = 0;
+                for piece in pieces {
+                    let tokens: Vec<u32> = (at..at + piece)
+                        .map(|i| (i * i * 7 % vocab) as u32)
+                        .collect();
+                    session.prefill(&tokens).unwrap();
+                    at += piece;
+                }
+                (
+                    session.depths().to_vec(),
+                    session.logits().unwrap().to_vec(),
+                )
+            })
+        };
+        for pieces in [&[270][..], &[100, 170, 66]] {
+            let whole = run("attention", pieces);
+            assert!(whole == run("0", pieces), "{name}: {pieces:?}");
+        }
+        let ran = before
+            .zip(fake.as_ref())
+            .map(|(n, fake)| fake.kernels("attention_prompt") - n);
+        assert!(ran.is_none_or(|n| n > 0), "{name}");
+    }
+}
+
 /// A small model whose vocabulary of 1,024 tokens comes again and again, up to `vocab`: no token is the only
 /// one with its logit.
 fn repeated_vocabulary(vocab: usize) -> Vec<u8> {
     resized(
-        5,
+        &tiny(5),
         &[("vocab_size", vocab)],
         |name, dims| {
             if name == "token_embd.weight" {

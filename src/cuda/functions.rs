@@ -29,6 +29,8 @@ pub(super) struct Kernels {
     /// By whether heads are whole chunks of elements, and whether the row is alone, which matters to tensor cores.
     attention_f16: [[Function<AttentionParams>; 2]; 2],
     attention_q8_0: Function<AttentionParams>,
+    /// For many rows of a session, by the size of a head, where they are asked for.
+    attention_prompt: Option<[(usize, Function<AttentionParams>); 2]>,
     pub seats: Function<SeatsParams>,
     pub score: Function<ScoreParams>,
     pub select: Function<SelectParams>,
@@ -74,6 +76,8 @@ pub(super) struct Products {
     pub many: Function<ProductParams>,
     /// For more rows, where so many blocks are enough, from the smallest blocks on.
     pub wide: [WideProduct; 3],
+    /// The same by warpgroups, where they are asked for; they want rows in an order of their own (`Order`).
+    pub warpgroup: Option<[WideProduct; 2]>,
     /// What kernels with one matrix, and with two abreast, have in shared memory.
     pub rings: [Ring; 2],
 }
@@ -88,11 +92,13 @@ pub(super) struct WideProduct {
     pub cycles: u32,
     /// Bytes of dynamic shared memory.
     pub shared: usize,
+    /// How it wants its rows.
+    pub order: Order,
 }
 
 impl WideProduct {
-    /// As `Wide` in src/cuda/kernels/wide.cuh.
-    fn shared(device: &Device, ty: TensorType, tiles: u32, rows: u32) -> usize {
+    /// Bytes of shared memory, as `Wide` in src/cuda/kernels/wide.cuh; `swizzled`: for warpgroups.
+    fn shared(device: &Device, ty: TensorType, tiles: u32, rows: u32, swizzled: bool) -> usize {
         let most = match (device.architecture, rows) {
             (90, 128) => 208 << 10,
             (90, _) => 104 << 10,
@@ -105,9 +111,12 @@ impl WideProduct {
         let weights = all_rows * (unit / ty.block_len() * ty.block_bytes());
         let sources = if ty.block_len() == 1 { all_rows } else { tiles };
         let activations = rows * (2 * columns + if has_min(ty.gguf_id()) { 12 } else { 4 });
+        // Eight rows, at whole multiples of which a stage begins.
+        let whole = if swizzled { 16 * columns } else { 1 };
+        let fixed = 8 * sources + if swizzled { whole } else { 0 };
         let bytes = |stages| {
             let units = if unit == columns { stages } else { 2 };
-            8 * sources + units * weights + stages * activations
+            fixed + units * weights + stages * activations.next_multiple_of(whole)
         };
         let stages = if unit == columns { 3..=6 } else { 3..=5 };
         let fits = stages.rev().find(|stages| bytes(*stages) <= most);
@@ -156,21 +165,30 @@ impl Ring {
 }
 
 impl Products {
-    fn find(device: &Device, module: &Module, ty: TensorType) -> Result<Self> {
+    fn find(weights: &Weights, ty: TensorType) -> Result<Self> {
+        let (device, module) = (&weights.device, &weights.module);
         let find = |kind: &str| {
             let name = format!("mor_{kind}_{}\0", ty.name().to_lowercase());
             let name = CStr::from_bytes_with_nul(name.as_bytes());
             module.function(name.map_err(|_| Error::device("a kernel's name"))?)
         };
-        let wide = |kind: &str, tiles, rows, cycles| {
+        let of_size = |kind: &str, tiles, rows, cycles, order| {
+            let swizzled = order != Order::ByColumn;
             Ok(WideProduct {
-                function: find(kind)?,
+                function: find(&format!("{kind}_product_{}x{rows}", tiles * TILE_ROWS))?,
                 tiles,
                 rows,
                 cycles,
-                shared: WideProduct::shared(device, ty, tiles, rows),
+                shared: WideProduct::shared(device, ty, tiles, rows, swizzled),
+                order,
             })
         };
+        let fragments = match ty.block_len() {
+            1 => Order::PlainFragments,
+            _ => Order::BlockFragments,
+        };
+        let wide = |tiles, rows, cycles| of_size("wide", tiles, rows, cycles, Order::ByColumn);
+        let warpgroup = |rows, cycles| of_size("warpgroup", 8, rows, cycles, fragments);
         Ok(Products {
             lone_norm: find("lone_product_norm")?,
             lone_plain: find("lone_product_plain")?,
@@ -178,11 +196,11 @@ impl Products {
             lone_swiglu: find("lone_swiglu")?,
             few: find("few_product")?,
             many: find("many_product")?,
-            wide: [
-                wide("wide_product_64x64", 4, 64, 256)?,
-                wide("wide_product_128x64", 8, 64, 352)?,
-                wide("wide_product_128x128", 8, 128, 512)?,
-            ],
+            wide: [wide(4, 64, 256)?, wide(8, 64, 352)?, wide(8, 128, 512)?],
+            warpgroup: match weights.prompts.products {
+                true => Some([warpgroup(64, 224)?, warpgroup(128, 320)?]),
+                false => None,
+            },
             rings: [Ring::new(ty, 1), Ring::new(ty, 2)],
         })
     }
@@ -240,7 +258,7 @@ impl Kernels {
                 find(c"mor_ready_attention")?,
             ]);
             for ty in weights.types.iter().filter(|ty| **ty != TensorType::F32) {
-                products.push((ty.gguf_id(), Products::find(&weights.device, module, *ty)?));
+                products.push((ty.gguf_id(), Products::find(weights, *ty)?));
             }
         }
         Ok(Kernels {
@@ -266,6 +284,13 @@ impl Kernels {
             attention_f32: module.function(c"mor_attention_f32")?,
             attention_f16,
             attention_q8_0: module.function(c"mor_attention_q8_0")?,
+            attention_prompt: match weights.prompts.attention {
+                true => Some([
+                    (64, module.function(c"mor_attention_prompt_64")?),
+                    (128, module.function(c"mor_attention_prompt_128")?),
+                ]),
+                false => None,
+            },
             seats: module.function(c"mor_seats")?,
             score: module.function(c"mor_score")?,
             select: module.function(c"mor_select")?,
@@ -293,6 +318,18 @@ impl Kernels {
             KvType::F16 => self.attention_f16[usize::from(whole)][usize::from(alone)],
             KvType::Q8_0 => self.attention_q8_0,
         }
+    }
+
+    /// Attention for many rows of a session over a cache of halves, where there is such a kernel.
+    pub fn attention_prompt(&self, head_dim: usize) -> Option<Function<AttentionParams>> {
+        let mut all = self.attention_prompt.iter().flatten();
+        all.find(|(of, _)| *of == head_dim)
+            .map(|(_, kernel)| *kernel)
+    }
+
+    /// Bytes of shared memory that it takes, as `Prompt` in attention_prompt.cuh: keys, values and queries.
+    pub fn attention_prompt_shared(head_dim: usize) -> usize {
+        2 * (2 * PART as usize * head_dim) + BLOCK as usize * head_dim
     }
 
     /// Bytes of shared memory that attention takes: `Room` in attention_floats.cuh or, which is more, `Tile`
@@ -324,6 +361,9 @@ impl Kernels {
                 module.allow_shared_memory(attention, Self::attention_shared(head_dim))?;
             }
         }
+        if let Some(attention) = self.attention_prompt(head_dim) {
+            module.allow_shared_memory(attention, Self::attention_prompt_shared(head_dim))?;
+        }
         for exact in self.lone_exact {
             module.allow_shared_memory(exact, MOST_SHARED)?;
         }
@@ -336,7 +376,11 @@ impl Kernels {
             for product in products.with_rings() {
                 module.allow_shared_memory(product, weights.device.product_shared())?;
             }
-            for wide in products.wide {
+            for wide in products
+                .wide
+                .iter()
+                .chain(products.warpgroup.iter().flatten())
+            {
                 module.allow_shared_memory(wide.function, wide.shared)?;
             }
         }

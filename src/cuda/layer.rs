@@ -106,8 +106,13 @@ impl<'a> Writer<'a> {
         }
         // Rows of a session have their entries in common. Tensor cores take many of them at once.
         let halves = self.kv.ty == KvType::F16 && self.weights.device.has_tensor_cores();
+        let heads_of_key = heads / cache.kv_heads;
+        let prompt = self.kernels.attention_prompt(h.head_dim);
+        let prompt = prompt.filter(|_| session && halves && self.rows > SOME);
         let row_shift = match rows {
             _ if !session || !halves => 0,
+            // As many as give each warp a tile.
+            _ if prompt.is_some() => (PROMPT_ROWS / heads_of_key).max(1).ilog2(),
             1 => 0,
             2..=FEW => 3,
             _ => 4,
@@ -123,13 +128,18 @@ impl<'a> Writer<'a> {
             alone: u32::from(alone),
             rows,
             row_shift,
-            heads_of_key: heads / cache.kv_heads,
+            heads_of_key,
             factor: 1.0 / (h.head_dim as f32).sqrt(),
         };
         let grid = [rows.div_ceil(1 << row_shift), cache.kv_heads, parts];
-        let shared = Kernels::attention_shared(h.head_dim) as u32;
-        let kernel = self.kernels.attention(self.kv.ty, h.head_dim, alone);
-        self.launch(kernel, grid, shared, &attention);
+        let (kernel, shared) = match prompt {
+            Some(kernel) => (kernel, Kernels::attention_prompt_shared(h.head_dim)),
+            None => (
+                self.kernels.attention(self.kv.ty, h.head_dim, alone),
+                Kernels::attention_shared(h.head_dim),
+            ),
+        };
+        self.launch(kernel, grid, shared as u32, &attention);
         let attended = Source {
             part_scales: self.at(partial_scales),
             visible: self.at(self.plan.visible),

@@ -20,6 +20,8 @@ pub(super) const FEW: u32 = 8;
 pub(super) const SOME: usize = 64;
 /// Groups of weights and activations that `mor_wide_product_…` copies together, at least.
 pub(super) const WIDE_GROUPS: u32 = 2;
+/// Rows of a block at most in attention for prompts.
+pub(super) const PROMPT_ROWS: u32 = 64;
 /// Entries of a part of a context.
 pub(super) const PART: u32 = 256;
 pub(super) const MAX_CANDIDATES: usize = 256;
@@ -101,7 +103,8 @@ structs! {
         head_dim: u32, per_head: u32, parts: u32, unused: u32,
     }
     struct ReadyParams {
-        view: View, source: Source, out: Prepared, columns_of_run: u32, sums: u32,
+        view: View, source: Source, out: Prepared, columns_of_run: u32, sums: u32, order: u32,
+        unused: u32,
     }
     struct ProductParams {
         matrices: [Matrix; 3], first_tiles: [u32; 3], tiles: u32, groups: u32, groups_of_run: u32,
@@ -217,6 +220,14 @@ pub(super) mod make {
     pub const SWIGLU: u32 = 3;
     pub const PLAIN: u32 = 4;
     pub const ATTENTION: u32 = 5;
+}
+
+/// How the halves of a row's groups stand (`Order` in ready.cuh).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    ByColumn = 0,
+    PlainFragments = 1,
+    BlockFragments = 2,
 }
 
 /// Where a row is (`Stage` in rows.cuh).

@@ -19,11 +19,6 @@ pub(super) fn takes(rows: usize) -> bool {
     rows <= SOME
 }
 
-/// Whether the environment asks for passes of one kernel.
-pub(super) fn is_asked_for() -> bool {
-    std::env::var_os("MOR_CUDA_PASS").is_some_and(|value| value == "1")
-}
-
 /// The works by their numbers, as `MOR_EVERY_WORK` in pass.cuh; the kernels' names without `mor_`.
 const WORKS: [&str; 31] = [
     "begin",

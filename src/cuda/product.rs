@@ -28,16 +28,28 @@ impl<'a> Writer<'a> {
             }
             return;
         }
+        // The rows stand in one order, which all products have to want.
+        let mut orders = of_one_type().map(|(kernels, matrices)| {
+            let wide = self.wide(kernels, count_tiles(matrices), true);
+            wide.map_or(Order::ByColumn, |wide| wide.order)
+        });
+        let first = orders.next().unwrap_or(Order::ByColumn);
+        let order = match orders.all(|order| order == first) {
+            true => first,
+            false => Order::ByColumn,
+        };
         let ready_params = ReadyParams {
             view,
             source,
             out: params.input,
             columns_of_run: GROUP * params.groups_of_run,
             sums: u32::from(matrices.iter().any(|m| has_min(m.ty))),
+            order: order as u32,
+            unused: 0,
         };
         self.launch(ready, [self.rows as u32, 1, 1], 0, &ready_params);
         for (kernels, matrices) in of_one_type() {
-            self.ready_product(kernels, source, matrices, view);
+            self.ready_product(kernels, source, matrices, view, order);
         }
     }
 
@@ -58,30 +70,48 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Rows that are ready, with matrices of one type.
+    /// The kernel for rows of a program with many, if these are enough for it; `warpgroups`: or one by warpgroups.
+    fn wide<'k>(
+        &self,
+        kernels: &'k Products,
+        tiles: u32,
+        warpgroups: bool,
+    ) -> Option<&'k WideProduct> {
+        let multiprocessors = self.weights.device.multiprocessors;
+        // Two blocks of the largest kind would not fit, as a pass that is one kernel wants.
+        let (wide, warpgroup) = match self.together {
+            Some(_) => (&kernels.wide[..2], None),
+            None => (&kernels.wide[..], kernels.warpgroup.as_ref()),
+        };
+        let count = |w: &WideProduct| self.wide_blocks(w, tiles).iter().product::<u32>();
+        if self.rows as u32 <= MANY || count(&wide[0]) < multiprocessors / 2 {
+            return None;
+        }
+        // Cycles of the multiprocessor that has the most to do.
+        let cycles = |w: &&WideProduct| count(w).div_ceil(multiprocessors) * w.cycles;
+        let warpgroup = warpgroup.filter(|_| warpgroups).into_iter().flatten();
+        wide.iter().chain(warpgroup).min_by_key(cycles)
+    }
+
+    fn wide_blocks(&self, wide: &WideProduct, tiles: u32) -> [u32; 3] {
+        let rows = self.rows as u32;
+        [tiles.div_ceil(wide.tiles), rows.div_ceil(wide.rows), 1]
+    }
+
+    /// Rows that are ready, in an order, with matrices of one type.
     fn ready_product(
         &mut self,
         kernels: &Products,
         source: Source,
         matrices: &[Matrix],
         view: View,
+        order: Order,
     ) {
         let mut params = self.product_params(source, matrices, view);
         let rows = self.rows as u32;
-        let multiprocessors = self.weights.device.multiprocessors;
-        let blocks = |w: &WideProduct| [params.tiles.div_ceil(w.tiles), rows.div_ceil(w.rows), 1];
-        let count = |w: &WideProduct| blocks(w).iter().product::<u32>();
-        // Two blocks of the largest kind would not fit, as a pass that is one kernel wants.
-        let wide = match self.together {
-            Some(_) => &kernels.wide[..2],
-            None => &kernels.wide[..],
-        };
-        let smallest = &wide[0];
-        if rows > MANY && count(smallest) >= multiprocessors / 2 {
-            // Cycles of the multiprocessor that has the most to do.
-            let cycles = |w: &&WideProduct| count(w).div_ceil(multiprocessors) * w.cycles;
-            let wide = wide.iter().min_by_key(cycles).unwrap_or(smallest);
-            return self.launch(wide.function, blocks(wide), wide.shared as u32, &params);
+        if let Some(wide) = self.wide(kernels, params.tiles, order != Order::ByColumn) {
+            let blocks = self.wide_blocks(wide, params.tiles);
+            return self.launch(wide.function, blocks, wide.shared as u32, &params);
         }
         let (kernel, each) = match rows <= FEW {
             true => (kernels.few, FEW),
@@ -176,6 +206,8 @@ impl<'a> Writer<'a> {
             out: params.input,
             columns_of_run: 0,
             sums: 0,
+            order: Order::ByColumn as u32,
+            unused: 0,
         };
         self.launch(self.kernels.floats, [rows, 1, 1], 0, &floats);
         let grid = [tiles, rows.div_ceil(FEW), 1];
@@ -195,17 +227,16 @@ impl<'a> Writer<'a> {
     fn product_params(&self, source: Source, matrices: &[Matrix], view: View) -> ProductParams {
         let mut all = [matrices[0]; 3];
         all[..matrices.len()].copy_from_slice(matrices);
-        let (mut first_tiles, mut tiles) = ([u32::MAX; 3], 0);
-        for (first, matrix) in first_tiles.iter_mut().zip(matrices) {
-            *first = tiles;
-            tiles += matrix.rows.div_ceil(TILE_ROWS);
+        let mut first_tiles = [u32::MAX; 3];
+        for (i, first) in first_tiles.iter_mut().take(matrices.len()).enumerate() {
+            *first = count_tiles(&matrices[..i]);
         }
         let columns = matrices[0].columns;
         let groups = columns.div_ceil(GROUP);
         ProductParams {
             matrices: all,
             first_tiles,
-            tiles,
+            tiles: count_tiles(matrices),
             groups,
             groups_of_run: groups.div_ceil(RUNS).next_multiple_of(2),
             log_tiles: 0,
@@ -217,6 +248,10 @@ impl<'a> Writer<'a> {
             source,
         }
     }
+}
+
+fn count_tiles(matrices: &[Matrix]) -> u32 {
+    matrices.iter().map(|m| m.rows.div_ceil(TILE_ROWS)).sum()
 }
 
 /// A launch for a lone row, which it makes ready.

@@ -4,7 +4,6 @@ use super::driver::{Address, Device};
 use super::images;
 use super::launch::Module;
 use super::memory::{Buffer, Registered};
-use super::pass;
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::memory::{Shared, reserved, try_push};
@@ -18,6 +17,8 @@ pub(crate) struct Weights {
     pub(super) module: Module,
     /// Whether passes of few rows are one kernel each (src/cuda/pass.rs).
     pub(super) passes: bool,
+    /// Which kernels for prompts are tried.
+    pub(super) prompts: Prompts,
     /// Types of the tensors.
     pub(super) types: Vec<TensorType>,
     place: Place,
@@ -30,6 +31,16 @@ enum Place {
     Copy(Buffer),
     /// The file itself, where host and device share their memory.
     InPlace(Registered),
+}
+
+/// Kernels for prompts that are on trial: `MOR_CUDA_PROMPTS` asks for both (1) or one, until a device has shown that
+/// they are faster. The images for 9.0 have them.
+#[derive(Clone, Copy)]
+pub(super) struct Prompts {
+    /// Products by warpgroups (src/cuda/kernels/warpgroup.cuh).
+    pub products: bool,
+    /// Attention with the context in shared memory (src/cuda/kernels/attention_prompt.cuh).
+    pub attention: bool,
 }
 
 /// Bytes that are rearranged at a time.
@@ -46,7 +57,16 @@ impl Weights {
     pub unsafe fn new(index: u32, gguf: &Gguf, h: &Hyperparameters, file: &[u8]) -> Result<Self> {
         let device = Device::open(index)?;
         let module = Module::new(&device, images::for_device(&device)?, true)?;
-        let passes = pass::is_asked_for() && device.can_pass()?;
+        let asked = |name, value: &str| std::env::var_os(name).is_some_and(|is| is == value);
+        let passes = asked("MOR_CUDA_PASS", "1") && device.can_pass()?;
+        let prompts = |what| {
+            let asked = ["1", what].iter().any(|v| asked("MOR_CUDA_PROMPTS", v));
+            asked && device.architecture == 90
+        };
+        let prompts = Prompts {
+            products: prompts("products"),
+            attention: prompts("attention"),
+        };
         let tiled = h.layout == TensorLayout::Tiles16;
         let mut types = reserved(TensorType::ALL.len())?;
         for tensor in gguf.tensors() {
@@ -66,6 +86,7 @@ impl Weights {
                     device,
                     module,
                     passes,
+                    prompts,
                     types,
                     place: Place::InPlace(registered),
                     table,
@@ -92,6 +113,7 @@ impl Weights {
             device,
             module,
             passes,
+            prompts,
             types,
             place: Place::Copy(buffer),
             table,

@@ -3,6 +3,8 @@
  */
 #include "fibers.h"
 
+#include <vector>
+
 namespace mor_emulated {
 
 // GCC 12 has _Float16 in C++ for x86-64 only, and __fp16 for ARM.
@@ -71,7 +73,45 @@ uint32_t reduced(const Exchange &e, uint32_t x, uint32_t y) {
     }
 }
 
+/** A product that a lane has begun. */
+struct Begun {
+    float (*d)[4];
+    unsigned count;
+    uint32_t a[4];
+    uint64_t b;
+    bool adds;
+};
+/** What the threads of the block have begun; the last batch is open. */
+std::vector<std::vector<Begun>> begun[MAX_THREADS];
+
+/**
+ * Four bytes of row `row` of B, `at` bytes behind its first column, of rows of columns (K-major) in 128-byte swizzle:
+ * eight rows are 1 KiB, and bits 4 to 6 of an address are changed by bits 7 to 9 (PTX manual, wgmma).
+ */
+uint32_t word_of(uint64_t description, unsigned row, unsigned at) {
+    const auto field = [&](unsigned bit) { return unsigned(description >> bit & 0x3fff) << 4; };
+    if (description >> 62 != 1 || (description >> 49 & 7)) trap("wgmma: not the layout that is known here");
+    unsigned place = field(0) + row / 8 * field(32) + row % 8 * 128 + at;
+    place ^= (place >> 7) % 8 << 4;
+    uint32_t word;
+    std::memcpy(&word, dynamic_shared + (place - SHARED_BEGIN), 4);
+    return word;
+}
+
+void multiply(const Begun &p) {
+    const unsigned g = current->lane / 4, t = current->lane % 4;
+    for (unsigned c = 0; c < p.count; c++) {
+        const uint32_t b[2] = {word_of(p.b, 8 * c + g, 4 * t), word_of(p.b, 8 * c + g, 4 * t + 16)};
+        if (!p.adds) std::memset(p.d[c], 0, sizeof(p.d[c]));
+        mor_emulated_mma_m16n8k16(p.d[c], p.a, b);
+    }
+}
+
+std::vector<std::vector<Begun>> &begun_here() { return begun[static_cast<Fiber *>(current)->index]; }
+
 } // namespace
+
+bool is_multiplying(const Fiber &fiber) { return !begun[fiber.index].empty(); }
 
 void complete(Fiber *warp, unsigned mask) {
     const auto in_mask = [mask](unsigned lane) { return mask >> lane & 1u; };
@@ -108,3 +148,22 @@ void complete(Fiber *warp, unsigned mask) {
 }
 
 } // namespace mor_emulated
+
+void mor_emulated_wgmma(float (*d)[4], unsigned count, const uint32_t a[4], uint64_t b, bool adds) {
+    auto &batches = mor_emulated::begun_here();
+    if (batches.empty()) batches.emplace_back();
+    batches.back().push_back({d, count, {a[0], a[1], a[2], a[3]}, b, adds});
+}
+
+void mor_emulated_wgmma_commit() { mor_emulated::begun_here().emplace_back(); }
+
+void mor_emulated_wgmma_wait(unsigned count) {
+    auto &batches = mor_emulated::begun_here();
+    while (batches.size() > count + 1) {
+        const auto products = batches.front();
+        batches.erase(batches.begin());
+        for (const auto &product : products) mor_emulated::multiply(product);
+    }
+    // Only an open batch without products is left.
+    if (batches.size() == 1 && batches.front().empty()) batches.clear();
+}

@@ -98,6 +98,8 @@ if [ -n "$sanitizer" ]; then
     for tool in memcheck initcheck synccheck racecheck; do
         started "pass_$tool" env MOR_CUDA_PASS=1 RUST_TEST_THREADS=1 "$sanitizer" --tool "$tool" --error-exitcode 1 "$programs/reference" greedy
     done
+    # Kernels for prompts, on trial.
+    started prompts_memcheck "$sanitizer" --tool memcheck --error-exitcode 1 "$programs/cuda" for_prompts
     ended
 else
     echo "SKIPPED compute-sanitizer: not installed (MOR_COMPUTE_SANITIZER names it)"
@@ -111,7 +113,10 @@ done
 for model in smollm-1.7b-f16 smollm-1.7b-q4_0 smollm-360m-f16; do
     "$mor" bench "$models/$model.gguf" --device cuda -p 512 -n 128 -r 3 --json >"$out/bench-$model.json"
     MOR_CUDA_PASS=1 "$mor" bench "$models/$model.gguf" --device cuda -p 0 -n 128 -r 3 --json >"$out/pass-bench-$model.json"
-    "$mor" bench "$models/$model.gguf" --device cuda -p 512 -n 0 --batch 512 -r 3 --json >"$out/prompt-$model.json"
+    # Prompts with the kernels that are on trial, both and each alone, and without.
+    for trial in 0 1 products attention; do
+        MOR_CUDA_PROMPTS=$trial "$mor" bench "$models/$model.gguf" --device cuda -p 512 -n 0 --batch 512 -r 3 --json >"$out/prompt-$trial-$model.json"
+    done
 done
 # The paper's numbers of places, each beside the vanilla model's.
 for case in smollm-360m:32 smollm-360m-mor2:32,42 smollm-360m-mor3:32,48 smollm-360m-mor4:32,51; do

@@ -257,7 +257,8 @@ struct Driver {
     bool configured = false, initialised = false;
     CUresult lost = CUDA_SUCCESS; // sticky
     std::map<std::string, uint64_t> calls;
-    uint64_t launches = 0, kernels = 0, leaks = 0, sequence = 0;
+    std::map<std::string, uint64_t> kernels; // how often each ran
+    uint64_t launches = 0, leaks = 0, sequence = 0;
     std::string last_refusal, last_image;
     std::map<int, int> retained; // by device
     std::map<int, size_t> used;  // device memory, by device

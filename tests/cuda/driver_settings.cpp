@@ -169,7 +169,8 @@ using namespace fake;
 FAKE void fakeCudaReset() {
     const std::lock_guard<std::recursive_mutex> lock(driver.mutex);
     driver.calls.clear();
-    driver.launches = driver.kernels = driver.leaks = 0;
+    driver.kernels.clear();
+    driver.launches = driver.leaks = 0;
     driver.lost = CUDA_SUCCESS;
     driver.last_refusal.clear();
     configure();
@@ -203,10 +204,13 @@ FAKE uint64_t fakeCudaLaunches() {
     const std::lock_guard<std::recursive_mutex> lock(driver.mutex);
     return driver.launches;
 }
-/** Kernels that ran, in graphs too. */
-FAKE uint64_t fakeCudaKernels() {
+/** Kernels that ran, in graphs too, whose names have this in them. */
+FAKE uint64_t fakeCudaKernels(const char *part) {
     const std::lock_guard<std::recursive_mutex> lock(driver.mutex);
-    return driver.kernels;
+    uint64_t total = 0;
+    for (const auto &entry : driver.kernels)
+        if (entry.first.find(part) != std::string::npos) total += entry.second;
+    return total;
 }
 /** The reason of the last refusal, or "". */
 FAKE const char *fakeCudaLastRefusal() { return driver.last_refusal.c_str(); }

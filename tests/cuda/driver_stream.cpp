@@ -140,7 +140,7 @@ CUresult check_together(const char *function, const Launch &launch) {
 }
 
 void run_launch(const Launch &launch) {
-    driver.kernels++;
+    driver.kernels[launch.kernel->name]++;
     const size_t written = mor_emulated::run_grid(*launch.kernel, launch.parameters.data(),
                                                   launch.grid, launch.block, launch.shared_bytes,
                                                   launch.together);

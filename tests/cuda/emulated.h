@@ -88,6 +88,8 @@ extern Position *current;
 extern uint3 block_index;
 extern dim3 block_size, grid_size;
 extern unsigned char *dynamic_shared;
+/** Where dynamic shared memory begins among the addresses of the block's shared memory. */
+constexpr unsigned SHARED_BEGIN = 1024 + 48;
 
 /** One kernel of the translation unit: all of them form a list. */
 struct Registration {
@@ -295,6 +297,17 @@ inline void mor_emulated_mma_m16n8k16(float d[4], const uint32_t a[4], const uin
     mor_emulated::warp_collective(e);
 }
 #undef MOR_HERE
+
+/**
+ * wgmma.mma_async.sync.aligned.m64nNk16.f32.f16.f16, a warp's sixteen rows of it, N = 8 * count: D = A B, or D += A B,
+ * with A in registers and B in shared memory, as its description says. It is carried out when it is waited for, so that
+ * what is overwritten too early is seen; that A's registers are left alone is the compiler's affair. That all four
+ * warps come is not checked.
+ */
+void mor_emulated_wgmma(float (*d)[4], unsigned count, const uint32_t a[4], uint64_t b, bool adds);
+void mor_emulated_wgmma_commit();
+/** Until no more than so many of the lane's batches are left. */
+void mor_emulated_wgmma_wait(unsigned batches);
 
 inline float mor_emulated_half_to_float(uint16_t bits) { return mor_emulated::half_to_float(bits); }
 inline uint16_t mor_emulated_float_to_half(float value) {

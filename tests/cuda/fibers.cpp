@@ -185,6 +185,7 @@ void fiber_main() {
     arrive(nullptr);
     kernel->invoke(kernel->function, kernel_parameters);
     Fiber &fiber = *running();
+    if (is_multiplying(fiber)) fail(&fiber, "ends before its products");
     fiber.state = State::Ended;
     block->ready[fiber.index / WARP] &= ~(1u << fiber.lane);
     block->ended++;

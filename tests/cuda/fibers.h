@@ -34,6 +34,9 @@ unsigned warp_lanes();
 /** Carries a collective out for all lanes of its mask, which have all arrived (collectives.cpp). */
 void complete(Fiber *warp, unsigned mask);
 
+/** Whether a thread has begun products that it has not waited for. */
+bool is_multiplying(const Fiber &fiber);
+
 /**
  * Runs a grid to its end. The sizes are within the limits of a device. `together`: the blocks may
  * wait for each other. Returns the bytes of static shared memory that its first block wrote to.

@@ -92,6 +92,33 @@ void tensor_product() {
     close_device();
 }
 
+void products_of_shared_rows() {
+    open_device();
+    std::vector<float> a(64 * 16), b(64 * 64);
+    std::vector<uint16_t> a_half, b_half;
+    for (float &v : a) a_half.push_back(half_of(v = std::round(random_float() * 1024) / 1024));
+    for (float &v : b) b_half.push_back(half_of(v = std::round(random_float() * 1024) / 1024));
+    const CUdeviceptr da = upload(a_half), db = upload(b_half);
+    const CUdeviceptr dd = upload(std::vector<float>(64 * 64));
+    for (unsigned step = 0; step < 4; step++)
+        for (unsigned too_early = 0; too_early < 2; too_early++) {
+            const MultiplyShared p{(const uint16_t *)da, (const uint16_t *)db, (float *)dd, step,
+                                   too_early};
+            OK(launch("multiply_shared", 1, 128, p, 64 * 128 + 1024));
+            OK(cuStreamSynchronize(stream));
+            const auto result = download<float>(dd, 64 * 64);
+            for (unsigned row = 0; row < 64; row++)
+                for (unsigned column = 0; column < 64; column++) {
+                    float sum = 0;
+                    for (unsigned k = 0; k < 16; k++)
+                        sum += a[row * 16 + k] * b[column * 64 + 16 * step + k];
+                    CHECK(result[row * 64 + column] == (too_early ? 0 : sum));
+                }
+        }
+    for (const CUdeviceptr p : {da, db, dd}) OK(cuMemFree_v2(p));
+    close_device();
+}
+
 void warp_collectives() {
     open_device();
     const CUdeviceptr out = upload(std::vector<unsigned>(12 * 32));
@@ -151,6 +178,7 @@ void divergence() {
     CHECK(has(report(OTHER_MASK), "with mask"));
     CHECK(has(report(READ_OTHER_LANE), "it reads lane 20, which mask 0000ffff does not name"));
     CHECK(has(report(TRAP), "__trap()"));
+    CHECK(has(report(UNFINISHED_PRODUCTS), "ends before its products"));
 }
 
 void out_of_bounds_in_kernels() {
@@ -213,6 +241,7 @@ const std::vector<Test> MULTIPROCESSOR_TESTS = {
     {"missing barrier", missing_barrier},
     {"transposition", transposition},
     {"tensor product", tensor_product},
+    {"products of shared rows", products_of_shared_rows},
     {"warp collectives", warp_collectives},
     {"divergence", divergence},
     {"out of bounds in kernels", out_of_bounds_in_kernels},

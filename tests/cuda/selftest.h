@@ -90,7 +90,7 @@ uint64_t fakeCudaCalls(const char *);
 uint64_t fakeCudaLive();
 uint64_t fakeCudaLeaks();
 uint64_t fakeCudaLaunches();
-uint64_t fakeCudaKernels();
+uint64_t fakeCudaKernels(const char *);
 const char *fakeCudaLastRefusal();
 const char *fakeCudaLastImage();
 }

@@ -233,7 +233,7 @@ void faults() {
     FAILS(cuStreamSynchronize(stream), 999);
     FAILS(cuMemAlloc_v2(&p[2], 4), 999);
     FAILS(cuMemFree_v2(p[0]), 999);
-    CHECK(fakeCudaLive() == live - 1 && fakeCudaKernels() == 0);
+    CHECK(fakeCudaLive() == live - 1 && fakeCudaKernels("") == 0);
     FAILS(cuInit(0), 999);
     const char *name;
     OK(cuGetErrorName(999, &name));

@@ -63,7 +63,7 @@ void loop_in_a_graph() {
     CHECK(*host == 5);
     OK(cuGraphLaunch(executable, stream));
     OK(cuStreamSynchronize(stream));
-    CHECK(*host == 9 && fakeCudaKernels() == 19);
+    CHECK(*host == 9 && fakeCudaKernels("") == 19);
     OK(cuGraphDestroy(graph));
     FAILS(cuGraphExecKernelNodeSetParams_v2(executable, inner, &request), CUDA_ERROR_INVALID_VALUE);
     OK(cuGraphExecDestroy(executable));

@@ -57,6 +57,38 @@ extern "C" __global__ void multiply(const Multiply p) {
 }
 MOR_KERNEL(multiply)
 
+/** D = A B^T by four warps, twice, of which the second adds nothing to the first; B in shared memory, in swizzle. */
+extern "C" __global__ void multiply_shared(const MultiplyShared p) {
+    MOR_DYNAMIC_SHARED(unsigned char, room);
+    const unsigned begin = mor_emulated::SHARED_BEGIN, place = (begin + 1023) / 1024 * 1024;
+    unsigned char *rows = room + (place - begin);
+    for (unsigned i = threadIdx.x; i < 64 * 64; i += blockDim.x) {
+        const unsigned row = i / 64, byte = 2 * (i % 64);
+        std::memcpy(rows + row * 128 + (byte / 16 ^ row % 8) * 16 + byte % 16, p.b + i, 2);
+    }
+    __syncthreads();
+    const unsigned g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, first = threadIdx.x / 32 * 16;
+    uint32_t a[4];
+    for (unsigned r = 0; r < 4; r++)
+        std::memcpy(a + r, p.a + (first + g + r % 2 * 8) * 16 + 2 * t + r / 2 * 8, 4);
+    const uint64_t b = (place + 32 * p.step) / 16 | uint64_t(1024 / 16) << 32 | uint64_t(1) << 62;
+    float d[8][4];
+    const uint32_t zeros[4] = {};
+    mor_emulated_wgmma(d, 8, a, b, false);
+    mor_emulated_wgmma_commit();
+    mor_emulated_wgmma(d, 8, zeros, b, true);
+    mor_emulated_wgmma_commit();
+    if (!p.too_early) mor_emulated_wgmma_wait(0);
+    __syncthreads();
+    for (unsigned i = threadIdx.x; i < 64 * 128; i += blockDim.x) rows[i] = 0;
+    __syncthreads();
+    mor_emulated_wgmma_wait(0);
+    for (unsigned c = 0; c < 8; c++)
+        for (unsigned i = 0; i < 4; i++)
+            p.d[(first + g + i / 2 * 8) * 64 + 8 * c + 2 * t + i % 2] = d[c][i];
+}
+MOR_KERNEL(multiply_shared)
+
 extern "C" __global__ void count(const Count p) {
     if (threadIdx.x) return;
     const unsigned now = ++*p.counter;
@@ -159,6 +191,12 @@ extern "C" __global__ void misbehave(const Misbehave p) {
     case DYNAMIC_BEYOND: dynamic[p.index] = 1; break;
     case DEEP_STACK: p.values[t] = deep(1, 1000); break;
     case TRAP: __trap();
+    case UNFINISHED_PRODUCTS: {
+        float d[8][4];
+        const uint32_t a[4] = {};
+        mor_emulated_wgmma(d, 8, a, 0, false);
+        return;
+    }
     default: break;
     }
 }

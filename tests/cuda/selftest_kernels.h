@@ -21,6 +21,13 @@ struct Multiply {
     float *d;              // 16 x 8, in and out
 };
 
+struct MultiplyShared {
+    const uint16_t *a, *b; // 64 x 16 and 64 x 64 halves, by rows
+    float *d;              // 64 x 64, out: a times sixteen columns of the rows of b
+    unsigned step;         // which sixteen
+    unsigned too_early;    // whether b is overwritten before the products are waited for
+};
+
 struct Count {
     unsigned *counter;
     unsigned limit;
@@ -54,7 +61,8 @@ enum Wrong : unsigned {
     DYNAMIC_BEYOND,
     DEEP_STACK,
     READ_OTHER_LANE,
-    TRAP
+    TRAP,
+    UNFINISHED_PRODUCTS
 };
 struct Misbehave {
     float *values;

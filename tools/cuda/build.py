@@ -48,7 +48,7 @@ class Image:
 
 # What takes longest comes first.
 IMAGES = (
-    Image("sm_90.cubin", "mor.cu", "12.6", "compute_90", "sm_90"),
+    Image("sm_90.cubin", "mor.cu", "12.6", "compute_90a", "sm_90a"),
     Image("sm_72.cubin", "mor.cu", "11.8", "compute_72", "sm_72"),
     Image("sm_80.cubin", "mor.cu", "12.6", "compute_80", "sm_80"),
     Image("sm_87.cubin", "mor.cu", "11.8", "compute_87", "sm_87"),

@@ -54,6 +54,25 @@ extern "C" __global__ void __launch_bounds__(1024) mor_spill(const float* x, flo
     for (int i = 0; i < 128; i++) y[i * 1024 + threadIdx.x] = v[i] * v[127 - i];
 }
 """
+# Somebody else changes a sum while products are under way.
+WGMMA = """
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+__device__ void multiply(float d[4], unsigned long long rows) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%0,%1,%2,%3}, %4, %4, 1, 1, 1, 0, 0;"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "l"(rows));
+}
+extern "C" __global__ void mor_wgmma(unsigned long long rows, float* c) {
+    float d[4] = {};
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+    multiply(d, rows);
+    d[0] += 1;
+    multiply(d, rows);
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+    for (int i = 0; i < 4; i++) c[4 * threadIdx.x + i] = d[i];
+}
+#endif
+"""
 CUBINS_AND_PTX = [image.name for image in build.IMAGES if image.source == "mor.cu"]
 
 
@@ -154,12 +173,16 @@ class BuildTest(unittest.TestCase):
         (self.kernels / "mor.cu").write_text('extern "C" __global__ void mor_print(int x) { printf("%d", x); }\n')
         self.fails("mor.cu calls vprintf")
 
+    def test_products_that_wait_for_each_other_are_refused(self):
+        self.append("mor.cu", WGMMA)
+        self.fails("ptxas 12.6 for sm_90a: wgmma.mma_async instructions are serialized")
+
     def test_errors_of_the_compilers_are_passed_on(self):
         self.append("device.cuh", "int = 3;\n")
         self.fails("device.cuh(")
         (self.kernels / "device.cuh").write_text('__device__ inline void f() { asm("no.such;"); }\n')
         self.append("mor.cu", 'extern "C" __global__ void mor_asm() { f(); }\n')
-        self.fails("ptxas 12.6 for sm_90:")
+        self.fails("ptxas 12.6 for sm_90a:")
 
     def test_what_is_missing_is_named(self):
         (self.kernels / "mor.cu").unlink()

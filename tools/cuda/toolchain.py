@@ -72,6 +72,9 @@ class Toolchain:
             if done.returncode != 0:
                 raise Failure(f"ptxas {self.release} for {device}:\n{done.stderr.strip()}")
             image = cubin.read_bytes()
+        # Where it cannot follow products of warpgroups (wgmma) it waits for each.
+        if loss := re.search(r"Potential Performance Loss: (.*)", done.stderr):
+            raise Failure(f"ptxas {self.release} for {device}: {loss[1]}")
         return image, usage(done.stderr, constants(image))
 
     def _text(self, program, what):

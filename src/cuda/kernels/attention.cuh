@@ -2,7 +2,7 @@
 // heads. grid: (blocks of rows, key heads, parts).
 #pragma once
 #include "attention_floats.cuh"
-#include "attention_halves.cuh"
+#include "attention_prompt.cuh"
 
 // A cache of any type, on any device.
 template <u32 TYPE, class Turn>

@@ -10,12 +10,17 @@ typedef unsigned long long u64;
 #ifdef MOR_EMULATED
 #include "emulated.h"
 #define MOR_TENSOR_CORES 1
+#define MOR_WARPGROUPS 1
 #else
 #define MOR_KERNEL(name)
 #define MOR_OUT_OF_LINE __noinline__
 #define MOR_DYNAMIC_SHARED(type, name) extern __shared__ type name[]
 #if __CUDA_ARCH__ >= 800
 #define MOR_TENSOR_CORES 1
+#endif
+// Of 9.0 alone: later devices have something else.
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define MOR_WARPGROUPS 1
 #endif
 #endif
 
@@ -190,6 +195,15 @@ __device__ __forceinline__ void prefetch(const void* place) {
 #endif
 }
 
+// Where something stands in the block's shared memory.
+__device__ __forceinline__ u32 place_in_shared(const void* place) {
+#ifdef MOR_EMULATED
+    return static_cast<u32>(static_cast<const u8*>(place) - mor_emulated::dynamic_shared) + mor_emulated::SHARED_BEGIN;
+#else
+    return static_cast<u32>(__cvta_generic_to_shared(place));
+#endif
+}
+
 #ifdef MOR_TENSOR_CORES
 // Begins to copy 4 or 16 bytes from memory to shared memory, past the registers, or to write zeros where nothing is
 // `wanted`. Copies are counted by the batches that a thread closes.
@@ -201,7 +215,7 @@ __device__ __forceinline__ void begin_copy(void* to, const void* from, bool want
     else
         __builtin_memset(to, 0, BYTES);
 #else
-    const u32 place = static_cast<u32>(__cvta_generic_to_shared(to)), bytes = wanted ? BYTES : 0;
+    const u32 place = place_in_shared(to), bytes = wanted ? BYTES : 0;
     if constexpr (BYTES == 16)
         asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(place), "l"(from), "r"(bytes)
                      : "memory");
@@ -222,6 +236,92 @@ template <u32 BATCHES>
 __device__ __forceinline__ void wait_for_copies() {
 #ifndef MOR_EMULATED
     asm volatile("cp.async.wait_group %0;" ::"n"(BATCHES) : "memory");
+#endif
+}
+#endif
+
+#ifdef MOR_WARPGROUPS
+// Products of four warps at a time, which multiply while the warps go on (PTX: wgmma). A warp has sixteen rows of
+// weights in its registers, as for `multiply_add`; all have the same rows of activations, in shared memory, of which
+// the tensor cores read sixteen columns (32 bytes) at a time. Begun products are counted by the batches that a warp
+// closes; until they are waited for, nobody may touch their registers or what they read.
+
+// Rows of activations, 64 columns (128 bytes) each, in the places that `swizzled_place_of_chunk` (wide.cuh) gives.
+struct SharedRows {
+    u64 description;
+
+    // From the PTX manual, matrix-descriptor-format; all numbers in 16 bytes: where they begin, from one eight of rows
+    // to the next, and that chunks change places in 128 bytes.
+    __device__ __forceinline__ explicit SharedRows(const void* rows)
+        : description((place_in_shared(rows) & 0x3ffffu) >> 4 | 1ull << 16 | 1024ull / 16 << 32 | 1ull << 62) {}
+
+    // From step `step` of sixteen columns on.
+    __device__ __forceinline__ u64 from_step(u32 step) const { return description + 32 / 16 * step; }
+};
+
+// What threads wrote to shared memory, or copied and waited for, is then there for tensor cores, after a barrier.
+__device__ __forceinline__ void show_tensor_cores() {
+#ifndef MOR_EMULATED
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+// Before the first product that is begun after registers were written.
+__device__ __forceinline__ void begin_products() {
+#ifndef MOR_EMULATED
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void close_products() {
+#ifdef MOR_EMULATED
+    mor_emulated_wgmma_commit();
+#else
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+
+// Until all products of the warp are done but those of its last `BATCHES` batches.
+template <u32 BATCHES>
+__device__ __forceinline__ void wait_for_products() {
+#ifdef MOR_EMULATED
+    mor_emulated_wgmma_wait(BATCHES);
+#else
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(BATCHES) : "memory");
+#endif
+}
+
+// Begins d = a · b, or d += a · b where `adds`, for 16 × 8 · C of a warp.
+template <u32 C>
+__device__ __forceinline__ void begin_multiply(float d[C][4], const u32 a[4], u64 b, bool adds) {
+    static_assert(C == 8 || C == 16, "64 or 128 rows");
+#ifdef MOR_EMULATED
+    mor_emulated_wgmma(d, C, a, b, adds);
+#else
+#define MOR_D(c) "+f"(d[c][0]), "+f"(d[c][1]), "+f"(d[c][2]), "+f"(d[c][3])
+#define MOR_D8(c) MOR_D(c), MOR_D(c + 1), MOR_D(c + 2), MOR_D(c + 3), MOR_D(c + 4), MOR_D(c + 5), MOR_D(c + 6), MOR_D(c + 7)
+#define MOR_A "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<u32>(adds))
+    if constexpr (C == 8)
+        asm volatile("{ .reg .pred adds; setp.ne.b32 adds, %37, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
+                     "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+                     "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
+                     "{%32,%33,%34,%35}, %36, adds, 1, 1, 0; }"
+                     : MOR_D8(0)
+                     : MOR_A);
+    else
+        asm volatile("{ .reg .pred adds; setp.ne.b32 adds, %69, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
+                     "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+                     "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+                     "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+                     "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
+                     "{%64,%65,%66,%67}, %68, adds, 1, 1, 0; }"
+                     : MOR_D8(0), MOR_D8(8)
+                     : MOR_A);
+#undef MOR_A
+#undef MOR_D8
+#undef MOR_D
 #endif
 }
 #endif

@@ -61,28 +61,38 @@ __device__ __forceinline__ void read_activations(const u16* group, u32 b[2][2]) 
     }
 }
 
-// Adds a group's products to `sums`, 16 × 8; `x0` and `x1` are the group's sums of the activations of the
-// lane's two columns.
+// Whether the two steps of a group have scales of their own.
+__device__ constexpr bool has_two_scales(u32 type) { return type == Q6_K; }
+
+// Adds products of a group, or of its step `step`, to `sums` as its weights are scaled, 16 × 8; `x0` and `x1` are the
+// group's sums of the activations of the lane's two columns.
+template <u32 TYPE>
+__device__ __forceinline__ void add_scaled(const Fragments& f, u32 step, const float products[4], float x0, float x1,
+                                           float sums[4]) {
+    for (u32 i = 0; i < 4; i++) {
+        sums[i] = fmaf(products[i], f.scales[step][i / 2], sums[i]);
+        if constexpr (has_min(TYPE)) sums[i] = fmaf(-f.mins[i / 2], i % 2 ? x1 : x0, sums[i]);
+    }
+}
+
+// Adds a group's products to `sums`, 16 × 8.
 template <u32 TYPE>
 __device__ __forceinline__ void add_products(const Fragments& f, const u32 b[2][2], float x0, float x1,
                                              float sums[4]) {
     if constexpr (block_columns(TYPE) == 1) {
         multiply_add(sums, f.a[0], b[0]);
         multiply_add(sums, f.a[1], b[1]);
-    } else if constexpr (TYPE == Q6_K) {
+    } else if constexpr (has_two_scales(TYPE)) {
         float low[4] = {0, 0, 0, 0}, high[4] = {0, 0, 0, 0};
         multiply_add(low, f.a[0], b[0]);
         multiply_add(high, f.a[1], b[1]);
-        for (u32 i = 0; i < 4; i++)
-            sums[i] = fmaf(high[i], f.scales[1][i / 2], fmaf(low[i], f.scales[0][i / 2], sums[i]));
+        add_scaled<TYPE>(f, 0, low, x0, x1, sums);
+        add_scaled<TYPE>(f, 1, high, x0, x1, sums);
     } else {
         float both[4] = {0, 0, 0, 0};
         multiply_add(both, f.a[0], b[0]);
         multiply_add(both, f.a[1], b[1]);
-        for (u32 i = 0; i < 4; i++) {
-            sums[i] = fmaf(both[i], f.scales[0][i / 2], sums[i]);
-            if constexpr (has_min(TYPE)) sums[i] = fmaf(-f.mins[i / 2], i % 2 ? x1 : x0, sums[i]);
-        }
+        add_scaled<TYPE>(f, 0, both, x0, x1, sums);
     }
 }
 

@@ -77,7 +77,7 @@ __device__ __forceinline__ void lone_product(const ProductParams& p, Turn& turn)
     float* scales = parts + (MATRICES * RUNS * TILE_ROWS << log);
     float* squares = scales + RUNS;
     u16* halves = reinterpret_cast<u16*>(squares + RUNS);
-    const Place place = {halves, reinterpret_cast<float*>(halves + stride + GROUP), scales, squares};
+    const Place place = {halves, reinterpret_cast<float*>(halves + stride + GROUP), scales, squares, BY_COLUMN};
     u8* rings = reinterpret_cast<u8*>(halves) + row_bytes(stride);
     if (has_no_rows(p, 0, turn)) return;
     Ring<TYPE, MATRICES> ring;

@@ -7,7 +7,7 @@
 #include "many.cuh"
 #include "routing.cuh"
 #include "sampling.cuh"
-#include "wide.cuh"
+#include "warpgroup.cuh"
 
 #if defined(MOR_TENSOR_CORES) && (defined(MOR_EMULATED) || __CUDA_ARCH__ == 900)
 // The works by their numbers, as `WORKS` in pass.rs: number, parameters, function. A compiler that sees all of them at

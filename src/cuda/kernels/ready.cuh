@@ -20,6 +20,10 @@ struct Prepared {
     u32 stride;
 };
 
+// How the halves of a group of 32 stand: as their columns, or as the fragments of weights want the words of two where
+// tensor cores read activations from shared memory themselves (warpgroup.cuh), of plain types and of others.
+enum Order : u32 { BY_COLUMN = 0, PLAIN_FRAGMENTS = 1, BLOCK_FRAGMENTS = 2 };
+
 enum Make : u32 { NORM = 0, SCALED = 1, GELU = 2, SWIGLU = 3, PLAIN = 4, ATTENTION = 5 };
 
 // What a row is made of.
@@ -142,6 +146,7 @@ struct Place {
     float* sums;
     float* scales;
     float* squares;
+    u32 order;
 };
 
 // A lane's quads from element `start` on; zeros from `end` on. `largest` becomes the largest of all.
@@ -164,13 +169,23 @@ __device__ __forceinline__ void read_some(const Source& s, u32 c, u32 slot, u32 
 template <u32 SOME>
 __device__ __forceinline__ void write_some(u32 start, u32 end, const float v[SOME][4], float inverse, bool sums,
                                            const Place& to) {
+    // The lane's four columns in their group, which begins with lane 0, 8, …; and where the first two of them stand in
+    // fragments (fragments.cuh): of a step, a lane has words t and t + 4.
+    const u32 quad = lane_index() % (GROUP / 4);
+    const u32 first = to.order == PLAIN_FRAGMENTS ? quad % 2 * 16 + quad / 2 * 2 : quad / 4 * 16 + quad % 4 * 2;
 #pragma unroll
     for (u32 q = 0; q < SOME; q++) {
         if (start + q * 4 * WARP >= end) break;
         const u32 i = start + q * 4 * WARP + 4 * lane_index();
         const u32 low = pair_of_halves(v[q][0] * inverse, v[q][1] * inverse);
         const u32 high = pair_of_halves(v[q][2] * inverse, v[q][3] * inverse);
-        if (i < end) *reinterpret_cast<uint2*>(to.halves + i) = make_uint2(low, high);
+        if (i < end) {
+            u16* four = to.halves + i - 4 * quad;
+            if (to.order == BY_COLUMN)
+                *reinterpret_cast<uint2*>(four + 4 * quad) = make_uint2(low, high);
+            else
+                *reinterpret_cast<u32*>(four + first) = low, *reinterpret_cast<u32*>(four + first + 8) = high;
+        }
         if (!sums) continue;
         float sum = (half_to_float(low & 0xffff) + half_to_float(low >> 16)) +
                     (half_to_float(high & 0xffff) + half_to_float(high >> 16));
@@ -244,6 +259,9 @@ struct ReadyParams {
     u32 columns_of_run;
     // Whether `sums` are wanted.
     u32 sums;
+    // `Order`.
+    u32 order;
+    u32 unused;
 };
 
 #ifdef MOR_TENSOR_CORES
@@ -257,7 +275,7 @@ __device__ __forceinline__ void ready(const ReadyParams& p, Turn& turn) {
     if (c >= *p.view.count) return;
     const Prepared& out = p.out;
     const u64 row = static_cast<u64>(c) * out.stride;
-    const Place place = {out.halves + row, out.sums + row / GROUP, out.scales + c * RUNS, squares};
+    const Place place = {out.halves + row, out.sums + row / GROUP, out.scales + c * RUNS, squares, p.order};
     make_run<MAKE>(p.source, c, slot, out.columns, warp_index(), p.columns_of_run, p.sums, place);
     if constexpr (MAKE == NORM) __syncthreads();
     if (threadIdx.x == 0) out.factors[c] = factor_of<MAKE>(p.source, out.columns, squares);

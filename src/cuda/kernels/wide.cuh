@@ -46,12 +46,20 @@ __device__ constexpr u32 stages_in(u32 bytes, u32 each, u32 most) {
     return bytes / each > most ? most : bytes / each < 2 ? 2 : bytes / each;
 }
 
-// A block's shared memory and the copies into it. Its warps: M tiles each; `ACROSS` of them have the same tiles
-// and different rows of activations.
-template <u32 TYPE, u32 M, u32 ACROSS>
+// The same as a warpgroup reads it (PTX: 128-byte swizzle, K-major), where rows begin at whole KiB.
+__device__ __forceinline__ u32 swizzled_place_of_chunk(u32 row, u32 chunk) {
+    return row * PAIR_BYTES + CHUNK_BYTES * (chunk ^ row % 8);
+}
+constexpr u32 SWIZZLED_BYTES = 8 * PAIR_BYTES;
+
+// A block's shared memory, of which it takes `ROOM` bytes at most, and the copies into it: for `TILES` tiles and
+// `ROWS` rows of activations. SWIZZLED: these as warpgroups read them.
+template <u32 TYPE, u32 TILES, u32 ROWS, u32 ROOM, bool SWIZZLED>
 struct Wide {
     static constexpr bool plain = block_columns(TYPE) == 1;
-    static constexpr u32 tiles = WARPS / ACROSS * M, rows = ACROSS * WIDE_ROWS * 8;
+    static constexpr u32 tiles = TILES, rows = ROWS;
+    // Whether the second group of a last pair, if it is missing, is zeros, in both.
+    static constexpr bool ZEROS = SWIZZLED && plain;
     // Groups of a block of the type, and of weights that are copied together: a pair, or a whole block.
     static constexpr u32 block_groups = groups_of_block(TYPE), unit_groups = block_groups > 2 ? block_groups : 2;
     // What is copied together of one source, a row or a tile.
@@ -59,13 +67,16 @@ struct Wide {
     static constexpr u32 unit_bytes =
         plain ? PAIR_BYTES : TILE_ROWS * block_bytes(TYPE) * (unit_groups / block_groups);
     // A pair of activations: the halves, then of each row its run's scale, and the sums of its groups.
-    static constexpr u32 stage_bytes = rows * (PAIR_BYTES + (has_min(TYPE) ? 12 : 4));
+    static constexpr u32 some_bytes = rows * (PAIR_BYTES + (has_min(TYPE) ? 12 : 4));
+    static constexpr u32 stage_bytes =
+        SWIZZLED ? (some_bytes + SWIZZLED_BYTES - 1) / SWIZZLED_BYTES * SWIZZLED_BYTES : some_bytes;
     // Pairs of activations and units of weights that are used or on their way: as many as there is room for. Of
     // long blocks the one after that which is used is all that may be on its way, four pairs.
     static constexpr bool pairwise = unit_groups == 2;
-    static constexpr u32 fixed_bytes = sources * (8 + (pairwise ? 0 : 2 * unit_bytes));
-    static constexpr u32 stages = stages_in((M == 4 ? MOST_OF_ONE : MOST_OF_TWO) - fixed_bytes,
-                                            stage_bytes + (pairwise ? sources * unit_bytes : 0), pairwise ? 6 : 5);
+    static constexpr u32 fixed_bytes =
+        sources * (8 + (pairwise ? 0 : 2 * unit_bytes)) + (SWIZZLED ? SWIZZLED_BYTES : 0);
+    static constexpr u32 stages =
+        stages_in(ROOM - fixed_bytes, stage_bytes + (pairwise ? sources * unit_bytes : 0), pairwise ? 6 : 5);
     static constexpr u32 units = pairwise ? stages : 2;
 
     // Where the sources begin.
@@ -75,7 +86,9 @@ struct Wide {
 
     __device__ __forceinline__ explicit Wide(uint4* room)
         : from(reinterpret_cast<const uint4**>(room)), weights(reinterpret_cast<u8*>(room) + sources * sizeof(*from)),
-          activations(weights + units * sources * unit_bytes) {}
+          activations(weights + units * sources * unit_bytes) {
+        if constexpr (SWIZZLED) activations += -place_in_shared(activations) % SWIZZLED_BYTES;
+    }
 
     __device__ __forceinline__ u8* unit(u32 pair) const {
         return weights + pair / (unit_groups / 2) % units * (sources * unit_bytes);
@@ -108,11 +121,15 @@ struct Wide {
 
     __device__ __forceinline__ void copy_weights(const ProductParams& p, u32 pair) const {
         if constexpr (plain) {
-            if (group_of_chunk(pair) >= p.groups) return;
+            if (2 * pair >= p.groups) return;
+            const bool exists = group_of_chunk(pair) < p.groups;
+            if (!exists && !ZEROS) return;
             u8* to = unit(pair) + place_of_chunk(first_row(), chunk());
 #pragma unroll
-            for (u32 row = 0; row < sources; row += ROWS_APART)
-                begin_copy<CHUNK_BYTES>(to + row * PAIR_BYTES, from[first_row() + row] + chunks * pair + chunk());
+            for (u32 row = 0; row < sources; row += ROWS_APART) {
+                const uint4* chunk_of_row = from[first_row() + row] + (exists ? chunks * pair + chunk() : 0);
+                begin_copy<CHUNK_BYTES>(to + row * PAIR_BYTES, chunk_of_row, exists);
+            }
         } else {
             // A tile has as many chunks as a row bytes.
             constexpr u32 each = unit_bytes / CHUNK_BYTES, all = sources * each;
@@ -135,14 +152,16 @@ struct Wide {
         const Prepared& x = p.input;
         u8* to = stage(pair);
         const u32 last = n - 1 - first;
-        if (group_of_chunk(pair) < p.groups) {
-            u8* quad = to + place_of_chunk(first_row(), chunk());
+        const bool exists = group_of_chunk(pair) < p.groups;
+        if (exists || ZEROS) {
+            u8* quad = to + (SWIZZLED ? swizzled_place_of_chunk : place_of_chunk)(first_row(), chunk());
             const uint4* halves = reinterpret_cast<const uint4*>(x.halves);
 #pragma unroll
             for (u32 start = 0; start < rows; start += ROWS_APART) {
                 const u32 row = first_row() + start, clamped = first + (row < last ? row : last);
                 begin_copy<CHUNK_BYTES>(quad + start * PAIR_BYTES,
-                                        halves + clamped * (x.stride / 8) + (chunks * pair + chunk()));
+                                        halves + clamped * (x.stride / 8) + (exists ? chunks * pair + chunk() : 0),
+                                        exists);
             }
         }
         const u32 row = threadIdx.x % rows, upper = threadIdx.x / rows;
@@ -197,9 +216,92 @@ struct Wide {
     }
 };
 
+// A block's copies, pair by pair: which is next, and its run. The weights of the first `LEAD` pairs come before the
+// kernel may look at its rows.
+template <class W, u32 LEAD>
+struct Copies {
+    const W& w;
+    const ProductParams& p;
+    // Rows from `first` on, of `n`.
+    u32 first, n;
+    u32 pair = 0, run = 0, end;
+
+    __device__ __forceinline__ Copies(const W& w, const ProductParams& p, u32 first, u32 n)
+        : w(w), p(p), first(first), n(n), end(p.groups_of_run / 2) {}
+
+    __device__ __forceinline__ void next() {
+        if (pair >= LEAD) w.copy_weights(p, pair);
+        if (2 * pair < p.groups) w.copy_activations(p, first, n, pair, run);
+        close_copies();
+        if (++pair == end) run++, end += p.groups_of_run / 2;
+    }
+};
+
+template <u32 M, u32 C>
+__device__ __forceinline__ void clear(float sums[M][C][4]) {
+#pragma unroll
+    for (u32 m = 0; m < M; m++)
+#pragma unroll
+        for (u32 c = 0; c < C; c++)
+            for (u32 i = 0; i < 4; i++) sums[m][c][i] = 0;
+}
+
+// Adds what a warp's M tiles have of a run for 8 · C rows, the first of them `row` of the block, to the runs before.
+template <class W, u32 M, u32 C>
+__device__ __forceinline__ void add_run(u8* stage, u32 row, float run[M][C][4], float sums[M][C][4]) {
+#pragma unroll
+    for (u32 c = 0; c < C; c++) {
+        const float2 scale = pair_of_columns(W::scales(stage), row, c);
+#pragma unroll
+        for (u32 m = 0; m < M; m++)
+            for (u32 i = 0; i < 4; i++)
+                sums[m][c][i] = fmaf(run[m][c][i], i % 2 ? scale.y : scale.x, sums[m][c][i]);
+    }
+}
+
+// Writes, or adds, the products: of M tiles from the block's `tile` on, for 8 · C rows from `first` on, of `n`.
+// Everything is read before the first result is written, for else each would be waited for; and beyond the last row
+// that again, so that no read is a branch.
+template <class W, u32 M, u32 C>
+__device__ __forceinline__ void write_products(const ProductParams& p, u32 block, u32 tile, u32 first, u32 n,
+                                               const float sums[M][C][4]) {
+    float factors[C][2], old[M][C][4];
+    u32 slots[C][2];
+#pragma unroll
+    for (u32 c = 0; c < C; c++)
+        for (u32 i = 0; i < 2; i++) {
+            const u32 column = first + 8 * c + 2 * (lane_index() % 4) + i, clamped = column < n ? column : n - 1;
+            factors[c][i] = p.input.factors[clamped];
+            slots[c][i] = p.view.slots[clamped];
+        }
+    for (u32 writes = 0; writes < 2; writes++)
+#pragma unroll
+        for (u32 m = 0; m < M; m++) {
+            u32 number = block * W::tiles + tile + m;
+            if (number >= p.tiles) continue;
+            const Matrix& matrix = p.matrices[matrix_of(p, number)];
+            if (!writes && !matrix.add) continue;
+#pragma unroll
+            for (u32 c = 0; c < C; c++)
+                for (u32 i = 0; i < 4; i++) {
+                    const u32 r = number * TILE_ROWS + lane_index() / 4 + i / 2 * 8, last = matrix.rows - 1;
+                    const u32 column = first + 8 * c + 2 * (lane_index() % 4) + i % 2;
+                    float* to = element(matrix, r < last ? r : last, column < n ? column : n - 1, slots[c][i % 2]);
+                    if (!writes) {
+                        old[m][c][i] = *to;
+                    } else if (r <= last && column < n) {
+                        const float value = finished(sums[m][c][i], factors[c][i % 2], matrix.bias, r);
+                        *to = matrix.add ? __fadd_rn(old[m][c][i], value) : value;
+                    }
+                }
+        }
+}
+
+// Warps: M tiles each; `ACROSS` of them have the same tiles and different rows of activations.
 template <u32 TYPE, u32 M, u32 ACROSS, class Turn>
 __device__ __forceinline__ void wide_product(const ProductParams& p, Turn& turn) {
-    using W = Wide<TYPE, M, ACROSS>;
+    using W = Wide<TYPE, WARPS / ACROSS * M, ACROSS * WIDE_ROWS * 8, M == 4 ? MOST_OF_ONE : MOST_OF_TWO, false>;
+    constexpr u32 LEAD = W::stages - 1;
     MOR_DYNAMIC_SHARED(uint4, room);
     turn.let_next_begin();
     const W w(room);
@@ -208,32 +310,25 @@ __device__ __forceinline__ void wide_product(const ProductParams& p, Turn& turn)
     const u32 groups = p.groups, pairs = (groups + 1) / 2, pairs_of_run = p.groups_of_run / 2;
     const u32 first = turn.y() * W::rows;
     if (has_no_rows(p, first, turn)) return;
-    for (u32 pair = 0; pair < W::stages - 1; pair++) w.copy_weights(p, pair);
+    for (u32 pair = 0; pair < LEAD; pair++) w.copy_weights(p, pair);
     turn.wait();
-    const Prepared& x = p.input;
     const u32 n = *p.view.count;
     if (first >= n) {
         close_copies();
         return wait_for_copies<0>();
     }
-    // The next pair of which activations are copied, and its run. The first weights are on their way.
-    u32 ahead = 0, run_ahead = 0, end_ahead = pairs_of_run;
-    const auto copy_next = [&] {
-        if (ahead >= W::stages - 1) w.copy_weights(p, ahead);
-        if (ahead < pairs) w.copy_activations(p, first, n, ahead, run_ahead);
-        close_copies();
-        if (++ahead == end_ahead) run_ahead++, end_ahead += pairs_of_run;
-    };
-    while (ahead < W::stages - 1) copy_next();
+    Copies<W, LEAD> copies(w, p, first, n);
+    while (copies.pair < LEAD) copies.next();
 
     const u32 tile = warp_index() / ACROSS * M, row = warp_index() % ACROSS * (8 * WIDE_ROWS);
-    float run[M][WIDE_ROWS][4] = {}, sums[M][WIDE_ROWS][4] = {};
+    float run[M][WIDE_ROWS][4], sums[M][WIDE_ROWS][4];
+    clear<M, WIDE_ROWS>(run), clear<M, WIDE_ROWS>(sums);
     u32 end = pairs_of_run;
     for (u32 pair = 0; pair < pairs; pair++) {
         // This pair's copies are all but those of the pairs behind it. Nobody uses the pair before any more.
-        wait_for_copies<W::stages - 2>();
+        wait_for_copies<LEAD - 1>();
         __syncthreads();
-        copy_next();
+        copies.next();
         u8* stage = w.stage(pair);
         // Where the two groups are of one block, the compiler would keep what they share in too many registers.
 #pragma unroll(W::block_groups > 1 ? 1 : 2)
@@ -255,51 +350,10 @@ __device__ __forceinline__ void wide_product(const ProductParams& p, Turn& turn)
         }
         if (pair + 1 != end && pair + 1 != pairs) continue;
         end += pairs_of_run;
-#pragma unroll
-        for (u32 c = 0; c < WIDE_ROWS; c++) {
-            const float2 scale = pair_of_columns(W::scales(stage), row, c);
-#pragma unroll
-            for (u32 m = 0; m < M; m++)
-                for (u32 i = 0; i < 4; i++) {
-                    sums[m][c][i] = fmaf(run[m][c][i], i % 2 ? scale.y : scale.x, sums[m][c][i]);
-                    run[m][c][i] = 0;
-                }
-        }
+        add_run<W, M, WIDE_ROWS>(stage, row, run, sums);
+        clear<M, WIDE_ROWS>(run);
     }
-
-    // Everything is read before the first result is written, for else each would be waited for; and beyond the
-    // last row that again, so that no read is a branch.
-    float factors[WIDE_ROWS][2];
-    u32 slots[WIDE_ROWS][2];
-#pragma unroll
-    for (u32 c = 0; c < WIDE_ROWS; c++)
-        for (u32 i = 0; i < 2; i++) {
-            const u32 column = first + row + 8 * c + 2 * (lane_index() % 4) + i;
-            const u32 clamped = column < n ? column : n - 1;
-            factors[c][i] = x.factors[clamped];
-            slots[c][i] = p.view.slots[clamped];
-        }
-    for (u32 writes = 0; writes < 2; writes++)
-#pragma unroll
-        for (u32 m = 0; m < M; m++) {
-            u32 number = turn.x() * W::tiles + tile + m;
-            if (number >= p.tiles) continue;
-            const Matrix& matrix = p.matrices[matrix_of(p, number)];
-            if (!writes && !matrix.add) continue;
-#pragma unroll
-            for (u32 c = 0; c < WIDE_ROWS; c++)
-                for (u32 i = 0; i < 4; i++) {
-                    const u32 r = number * TILE_ROWS + lane_index() / 4 + i / 2 * 8, last = matrix.rows - 1;
-                    const u32 column = first + row + 8 * c + 2 * (lane_index() % 4) + i % 2;
-                    float* to = element(matrix, r < last ? r : last, column < n ? column : n - 1, slots[c][i % 2]);
-                    if (!writes) {
-                        run[m][c][i] = *to;
-                    } else if (r <= last && column < n) {
-                        const float value = finished(sums[m][c][i], factors[c][i % 2], matrix.bias, r);
-                        *to = matrix.add ? __fadd_rn(run[m][c][i], value) : value;
-                    }
-                }
-        }
+    write_products<W, M, WIDE_ROWS>(p, turn.x(), tile, first + row, n, sums);
 }
 
 // grid: (tiles / 4 or 8, rows / 64 or 128).
