@@ -243,8 +243,8 @@ __device__ __forceinline__ void wait_for_copies() {
 #ifdef MOR_WARPGROUPS
 // Products of four warps at a time, which multiply while the warps go on (PTX: wgmma). A warp has sixteen rows of
 // weights in its registers, as for `multiply_add`; all have the same rows of activations, in shared memory, of which
-// the tensor cores read sixteen columns (32 bytes) at a time. Begun products are counted by the batches that a warp
-// closes; until they are waited for, nobody may touch their registers or what they read.
+// the tensor cores read sixteen columns (32 bytes) at a time. Until products that were begun are waited for, nobody may
+// touch their registers or what they read.
 
 // Rows of activations, 64 columns (128 bytes) each, in the places that `swizzled_place_of_chunk` (wide.cuh) gives.
 struct SharedRows {
@@ -273,21 +273,13 @@ __device__ __forceinline__ void begin_products() {
 #endif
 }
 
-__device__ __forceinline__ void close_products() {
+// Until all products of the warp are done.
+__device__ __forceinline__ void end_products() {
 #ifdef MOR_EMULATED
     mor_emulated_wgmma_commit();
+    mor_emulated_wgmma_wait(0);
 #else
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-#endif
-}
-
-// Until all products of the warp are done but those of its last `BATCHES` batches.
-template <u32 BATCHES>
-__device__ __forceinline__ void wait_for_products() {
-#ifdef MOR_EMULATED
-    mor_emulated_wgmma_wait(BATCHES);
-#else
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(BATCHES) : "memory");
+    asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
 #endif
 }
 

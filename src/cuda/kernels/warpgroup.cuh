@@ -1,6 +1,10 @@
 // Products for passes of many rows on devices of 9.0: as wide.cuh, to the same bits, but four warps multiply together,
-// and tensor cores read activations from shared memory themselves while the warps bring the next weights to their
-// registers. So shared memory gives each warp its weights only, and twice as many multiplications fit into a cycle.
+// and tensor cores read activations from shared memory themselves. So shared memory gives each warp its weights only,
+// and twice as many multiplications fit into a cycle.
+//
+// A warp waits for its products before it goes on, while the others of the multiprocessor have theirs: ptxas (12.6)
+// takes the registers of weights as free as soon as a product has begun, though tensor cores may still read them. So
+// nothing may stand between beginning products and waiting for them.
 //
 // The sums have the same order: Hopper's tensor cores add sixteen products and a sum by one rule for both kinds of
 // instructions (Xie et al., MMA-Sim, arXiv:2511.10909: 25 bits below the largest, then cut off), whatever the order of
@@ -22,20 +26,17 @@ __device__ __forceinline__ void take_pair(Copies<W, LEAD>& copies) {
     copies.next();
 }
 
-// Begins to multiply a pair of a plain type with 8 · C rows, as the first of a run or not; waits for the pair before,
-// which goes on while this one's weights come to the registers.
+// Multiplies a pair of a plain type with 8 · C rows, and adds it to the run.
 template <class W, u32 C>
-__device__ __forceinline__ void multiply_plain(const W& w, u32 pair, u32 tile, u32 zero, bool is_first,
-                                               float run[C][4]) {
+__device__ __forceinline__ void multiply_plain(const W& w, u32 pair, u32 tile, u32 zero, float run[C][4]) {
     const SharedRows rows(w.stage(pair));
     const Fragments f[2] = {w.read_weights(pair, tile, 0, zero), w.read_weights(pair, tile, 1, zero)};
-    if (!is_first) wait_for_products<0>();
     begin_products();
-    begin_multiply<C>(run, f[0].a[0], rows.from_step(0), !is_first);
+    begin_multiply<C>(run, f[0].a[0], rows.from_step(0), true);
     begin_multiply<C>(run, f[0].a[1], rows.from_step(1), true);
     begin_multiply<C>(run, f[1].a[0], rows.from_step(2), true);
     begin_multiply<C>(run, f[1].a[1], rows.from_step(3), true);
-    close_products();
+    end_products();
 }
 
 // Multiplies a pair of a type of blocks, of which the second group may be missing, and adds it to the run.
@@ -56,8 +57,7 @@ __device__ __forceinline__ void multiply_blocks(const W& w, u32 pair, u32 tile, 
             begin_products();
             for (u32 k = 0; k < each; k++)
                 begin_multiply<C>(products, f.a[step + k], rows.from_step(2 * i + step + k), k > 0);
-            close_products();
-            wait_for_products<0>();
+            end_products();
 #pragma unroll
             for (u32 c = 0; c < C; c++) {
                 const float2 of = has_min(TYPE) ? pair_of_columns(W::sums(stage) + i * W::rows, 0, c)
@@ -72,8 +72,7 @@ __device__ __forceinline__ void multiply_blocks(const W& w, u32 pair, u32 tile, 
 template <u32 TYPE, u32 C, class Turn>
 __device__ __forceinline__ void warpgroup_product(const ProductParams& p, Turn& turn) {
     using W = Wide<TYPE, WARPS, 8 * C, C == 16 ? (208 << 10) : (104 << 10), true>;
-    // Of plain types a pair's products may be under way while the next pair begins.
-    constexpr u32 LEAD = W::plain ? W::stages - 2 : W::stages - 1;
+    constexpr u32 LEAD = W::stages - 1;
     MOR_DYNAMIC_SHARED(uint4, room);
     turn.let_next_begin();
     const W w(room);
@@ -98,25 +97,14 @@ __device__ __forceinline__ void warpgroup_product(const ProductParams& p, Turn& 
 #pragma unroll 1
     for (u32 pair = 0; pair < pairs;) {
         const u32 end = pair + pairs_of_run < pairs ? pair + pairs_of_run : pairs;
-        if constexpr (W::plain) {
-            // The first on its own: the compiler wants to see who sets the sums.
+        clear<1, C>(run);
+#pragma unroll 1
+        for (; pair < end; pair++) {
             take_pair<W, LEAD>(copies);
-            multiply_plain<W, C>(w, pair, tile, p.zero, true, run[0]);
-            pair++;
-#pragma unroll 1
-            for (; pair < end; pair++) {
-                // What this overwrites is the pair before that which is still being multiplied.
-                take_pair<W, LEAD>(copies);
-                multiply_plain<W, C>(w, pair, tile, p.zero, false, run[0]);
-            }
-            wait_for_products<0>();
-        } else {
-            clear<1, C>(run);
-#pragma unroll 1
-            for (; pair < end; pair++) {
-                take_pair<W, LEAD>(copies);
+            if constexpr (W::plain)
+                multiply_plain<W, C>(w, pair, tile, p.zero, run[0]);
+            else
                 multiply_blocks<TYPE, W, C>(w, pair, tile, p.groups, p.zero, run[0]);
-            }
         }
         add_run<W, 1, C>(w.stage(pair - 1), 0, run, sums);
     }
