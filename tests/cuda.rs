@@ -350,7 +350,7 @@ fn types_that_are_only_read_agree_too() {
 /// A model of two layers whose matrices are larger than a test of results needs: so many columns that a
 /// warp has several groups of them to read ahead, so many rows that a block takes several tiles of them.
 fn large_matrices() -> Vec<u8> {
-    of_sizes(2048, 17_000)
+    of_sizes(HIDDEN, 2048, 17_000)
 }
 
 /// The types of matrices that tensor cores take.
@@ -368,19 +368,28 @@ fn in_type(ty: TensorType, to_convert: &[u8], to_fill: &[u8]) -> Vec<u8> {
     }
 }
 
-/// The model of two layers with another width of the feed-forward part and another vocabulary.
-fn of_sizes(feed_forward: usize, vocab: usize) -> Vec<u8> {
+/// How wide the small model is.
+const HIDDEN: usize = 128;
+
+/// The model of two layers with other widths and another vocabulary.
+fn of_sizes(hidden: usize, feed_forward: usize, vocab: usize) -> Vec<u8> {
     let mut random = common::Random(11);
     resized(
         &tiny(7),
-        &[("vocab_size", vocab), ("feed_forward_length", feed_forward)],
+        &[
+            ("vocab_size", vocab),
+            ("embedding_length", hidden),
+            ("feed_forward_length", feed_forward),
+        ],
         |name, dims| {
-            if name == "token_embd.weight" {
-                dims[1] = vocab as u64;
-            } else if name.contains("ffn_gate") || name.contains("ffn_up") {
-                dims[1] = feed_forward as u64;
-            } else if name.contains("ffn_down") {
-                dims[0] = feed_forward as u64;
+            let (hidden, feed_forward) = (hidden as u64, feed_forward as u64);
+            let part = name.rsplit_once('.').map_or(name, |(name, _)| name);
+            match part.rsplit_once('.').map_or(part, |(_, part)| part) {
+                "token_embd" => dims.copy_from_slice(&[hidden, vocab as u64]),
+                "ffn_gate" | "ffn_up" => dims.copy_from_slice(&[hidden, feed_forward]),
+                "ffn_down" => dims.copy_from_slice(&[feed_forward, hidden]),
+                "attn_output" => dims[1] = hidden,
+                _ => dims[0] = hidden,
             }
         },
         |dims, _| random_floats(&mut random, dims),
@@ -429,9 +438,9 @@ fn blocks_of_every_size_agree_for_every_type() {
         return;
     };
     // Eleven groups of columns, so that a pair lacks one, and 22 tiles, so that blocks have some of both.
-    let odd = of_sizes(352, 1024);
+    let odd = of_sizes(HIDDEN, 352, 1024);
     // Runs that begin within a long block, and more of those than are copied at once.
-    let long = of_sizes(2304, 1024);
+    let long = of_sizes(HIDDEN, 2304, 1024);
     for ty in by_tensor_cores() {
         let bytes = in_type(ty, &odd, &long);
         // Multiprocessors, and shared memory of a block.
@@ -493,13 +502,14 @@ fn with<R>(trial: &str, asked: &str, run: impl FnOnce() -> R) -> R {
 fn products_for_prompts_change_no_bit() {
     let Some(_alone) = device() else { return };
     let fake = Fake::loaded();
-    // Runs of several pairs of groups, the last of which lacks one where the type's blocks are that short.
-    let (odd, long) = (of_sizes(2336, 1024), of_sizes(2304, 1024));
     // How many multiprocessors decides which blocks there are; an emulated row takes its time.
-    let cases: &[_] = match fake {
-        Some(_) => &[(130, "16=1"), (130, "16=4"), (67, "16=8")],
-        None => &[(130, ""), (512, "")],
+    let (hidden, cases): (_, &[_]) = match fake {
+        Some(_) => (HIDDEN, &[(130, "16=1"), (130, "16=4"), (67, "16=8")]),
+        None => (768, &[(300, ""), (512, "")]),
     };
+    // Runs of several pairs of groups, the last of which lacks one where the type's blocks are that short.
+    let odd = of_sizes(hidden, 2336, 1024);
+    let long = of_sizes(hidden, 2304, 1024);
     for ty in by_tensor_cores() {
         let mut seen = [0, 0];
         let bytes = in_type(ty, &odd, &long);
@@ -552,7 +562,7 @@ fn a_pass_of_one_kernel_changes_no_bit() {
         fake.set("MOR_FAKE_CUDA_ATTRIBUTE", "16=2");
     }
     // More tiles than the blocks take in one turn.
-    let large = of_sizes(2304, 1024);
+    let large = of_sizes(HIDDEN, 2304, 1024);
     let mut cases = vec![
         (
             "expert",
