@@ -147,19 +147,32 @@ __device__ __forceinline__ Keys4 load_keys(const u8* keys, u32 elements) {
     return k;
 }
 
-// Multiplies them with the queries' fragments: d[i] is the product for the lane's entry i.
+// Multiplies sixteen elements of the lane's four entries with the queries' fragments: d[i] is the product for entry i.
+__device__ __forceinline__ void multiply_key_step(const uint2 of[4], const uint4& q, float d[4][4]) {
+    const u32 a[4] = {q.x, q.y, q.z, q.w};
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) {
+        const u32 b[2] = {i < 2 ? halves_of(of[0].x, of[1].x, i % 2) : halves_of(of[0].y, of[1].y, i % 2),
+                          i < 2 ? halves_of(of[2].x, of[3].x, i % 2) : halves_of(of[2].y, of[3].y, i % 2)};
+        multiply_add(d[i], a, b);
+    }
+}
+
 __device__ __forceinline__ void multiply_keys(const Keys4& k, const uint4* q, float d[4][4]) {
 #pragma unroll
-    for (u32 step = 0; step < CHUNK_ELEMENTS / 16; step++) {
-        const uint4 four = q[step * WARP + lane_index()];
-        const u32 a[4] = {four.x, four.y, four.z, four.w};
-        const uint2* of = k.steps[step];
+    for (u32 step = 0; step < CHUNK_ELEMENTS / 16; step++)
+        multiply_key_step(k.steps[step], q[step * WARP + lane_index()], d);
+}
+
+// Adds the weighted values of four of the lane's entries, a chunk of elements: product i of column n is element 8n + i.
+__device__ __forceinline__ void add_value_step(const u32 a[4], const uint4 of[4], float o[8][4]) {
+    const u32 words[4][4] = {{of[0].x, of[0].y, of[0].z, of[0].w}, {of[1].x, of[1].y, of[1].z, of[1].w},
+                             {of[2].x, of[2].y, of[2].z, of[2].w}, {of[3].x, of[3].y, of[3].z, of[3].w}};
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            const u32 b[2] = {i < 2 ? halves_of(of[0].x, of[1].x, i % 2) : halves_of(of[0].y, of[1].y, i % 2),
-                              i < 2 ? halves_of(of[2].x, of[3].x, i % 2) : halves_of(of[2].y, of[3].y, i % 2)};
-            multiply_add(d[i], a, b);
-        }
+    for (u32 n = 0; n < 8; n++) {
+        const u32 b[2] = {halves_of(words[0][n / 2], words[1][n / 2], n % 2),
+                          halves_of(words[2][n / 2], words[3][n / 2], n % 2)};
+        multiply_add(o[n], a, b);
     }
 }
 
@@ -168,17 +181,7 @@ __device__ __forceinline__ void multiply_keys(const Keys4& k, const uint4* q, fl
 __device__ __forceinline__ void add_values(const u32 a[2][4], const uint4 v[8], float* to) {
     float o[8][4] = {};
 #pragma unroll
-    for (u32 step = 0; step < 2; step++) {
-        const uint4* of = v + 4 * step;
-        const u32 words[4][4] = {{of[0].x, of[0].y, of[0].z, of[0].w}, {of[1].x, of[1].y, of[1].z, of[1].w},
-                                 {of[2].x, of[2].y, of[2].z, of[2].w}, {of[3].x, of[3].y, of[3].z, of[3].w}};
-#pragma unroll
-        for (u32 n = 0; n < 8; n++) {
-            const u32 b[2] = {halves_of(words[0][n / 2], words[1][n / 2], n % 2),
-                              halves_of(words[2][n / 2], words[3][n / 2], n % 2)};
-            multiply_add(o[n], a[step], b);
-        }
-    }
+    for (u32 step = 0; step < 2; step++) add_value_step(a[step], v + 4 * step, o);
     // Column n of product number i is element 8n + i.
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {

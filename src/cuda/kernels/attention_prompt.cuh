@@ -114,14 +114,7 @@ __device__ __forceinline__ void add_stretch(const Prompt<HEAD_DIM>& room, u32 st
         a[2] = pair_of_halves(s[2], s[3]), a[3] = rest_of(s[2], s[3], a[2]);
         uint4 v[4];
         room.read_values(stretch, 4 * step, chunk, v);
-        const u32 words[4][4] = {{v[0].x, v[0].y, v[0].z, v[0].w}, {v[1].x, v[1].y, v[1].z, v[1].w},
-                                 {v[2].x, v[2].y, v[2].z, v[2].w}, {v[3].x, v[3].y, v[3].z, v[3].w}};
-#pragma unroll
-        for (u32 n = 0; n < 8; n++) {
-            const u32 b[2] = {halves_of(words[0][n / 2], words[1][n / 2], n % 2),
-                              halves_of(words[2][n / 2], words[3][n / 2], n % 2)};
-            multiply_add(o[n], a, b);
-        }
+        add_value_step(a, v, o);
     }
 #pragma unroll
     for (u32 i = 0; i < 4; i++)
@@ -213,14 +206,7 @@ __device__ __forceinline__ void attend_prompt(const AttentionParams& p, Turn& tu
                 for (u32 e = 0; e < CHUNK_ELEMENTS; e += 16) {
                     uint2 of[4];
                     room.read_keys(k, chunk + e + 4 * t, of);
-                    const uint4 four = q[(chunk + e) / 16 * WARP + lane];
-                    const u32 a[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-                    for (u32 i = 0; i < 4; i++) {
-                        const u32 b[2] = {i < 2 ? halves_of(of[0].x, of[1].x, i % 2) : halves_of(of[0].y, of[1].y, i % 2),
-                                          i < 2 ? halves_of(of[2].x, of[3].x, i % 2) : halves_of(of[2].y, of[3].y, i % 2)};
-                        multiply_add(d[i], a, b);
-                    }
+                    multiply_key_step(of, q[(chunk + e) / 16 * WARP + lane], d);
                 }
             const int seen = static_cast<int>(sees) - static_cast<int>(begin + k * WARP_ENTRIES + 8 * t);
 #pragma unroll

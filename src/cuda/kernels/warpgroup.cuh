@@ -18,9 +18,9 @@
 
 #ifdef MOR_WARPGROUPS
 // The next pair's copies are there, and those of one behind it begin.
-template <class W, u32 LEAD>
-__device__ __forceinline__ void take_pair(Copies<W, LEAD>& copies) {
-    wait_for_copies<LEAD - 1>();
+template <class W>
+__device__ __forceinline__ void take_pair(Copies<W>& copies) {
+    wait_for_copies<Copies<W>::LEAD - 1>();
     show_tensor_cores();
     __syncthreads();
     copies.next();
@@ -72,25 +72,14 @@ __device__ __forceinline__ void multiply_blocks(const W& w, u32 pair, u32 tile, 
 template <u32 TYPE, u32 C, class Turn>
 __device__ __forceinline__ void warpgroup_product(const ProductParams& p, Turn& turn) {
     using W = Wide<TYPE, WARPS, 8 * C, C == 16 ? (208 << 10) : (104 << 10), true>;
-    constexpr u32 LEAD = W::stages - 1;
     MOR_DYNAMIC_SHARED(uint4, room);
     turn.let_next_begin();
     const W w(room);
-    if (threadIdx.x < W::sources) w.from[threadIdx.x] = W::source(p, turn.x(), threadIdx.x);
-    __syncthreads();
     const u32 pairs = (p.groups + 1) / 2, pairs_of_run = p.groups_of_run / 2;
     const u32 first = turn.y() * W::rows, tile = warp_index();
-    if (has_no_rows(p, first, turn)) return;
-#pragma unroll 1
-    for (u32 pair = 0; pair < LEAD; pair++) w.copy_weights(p, pair);
-    turn.wait();
-    const u32 n = *p.view.count;
-    if (first >= n) {
-        close_copies();
-        return wait_for_copies<0>();
-    }
-    Copies<W, LEAD> copies(w, p, first, n);
-    while (copies.pair < LEAD) copies.next();
+    const u32 n = begin_weights(w, p, first, turn);
+    if (n == 0) return;
+    Copies<W> copies(w, p, first, n);
 
     float run[1][C][4], sums[1][C][4];
     clear<1, C>(sums);
@@ -100,7 +89,7 @@ __device__ __forceinline__ void warpgroup_product(const ProductParams& p, Turn& 
         clear<1, C>(run);
 #pragma unroll 1
         for (; pair < end; pair++) {
-            take_pair<W, LEAD>(copies);
+            take_pair<W>(copies);
             if constexpr (W::plain)
                 multiply_plain<W, C>(w, pair, tile, p.zero, run[0]);
             else

@@ -216,10 +216,11 @@ struct Wide {
     }
 };
 
-// A block's copies, pair by pair: which is next, and its run. The weights of the first `LEAD` pairs come before the
-// kernel may look at its rows.
-template <class W, u32 LEAD>
+// A block's copies, pair by pair: which is next, and its run.
+template <class W>
 struct Copies {
+    // Pairs that are on their way while one is used.
+    static constexpr u32 LEAD = W::stages - 1;
     const W& w;
     const ProductParams& p;
     // Rows from `first` on, of `n`.
@@ -227,7 +228,9 @@ struct Copies {
     u32 pair = 0, run = 0, end;
 
     __device__ __forceinline__ Copies(const W& w, const ProductParams& p, u32 first, u32 n)
-        : w(w), p(p), first(first), n(n), end(p.groups_of_run / 2) {}
+        : w(w), p(p), first(first), n(n), end(p.groups_of_run / 2) {
+        while (pair < LEAD) next();
+    }
 
     __device__ __forceinline__ void next() {
         if (pair >= LEAD) w.copy_weights(p, pair);
@@ -236,6 +239,22 @@ struct Copies {
         if (++pair == end) run++, end += p.groups_of_run / 2;
     }
 };
+
+// Brings the first weights before the kernel may look at its rows, from `first` on; how many there are in all, or 0
+// where the block has none.
+template <class W, class Turn>
+__device__ __forceinline__ u32 begin_weights(const W& w, const ProductParams& p, u32 first, Turn& turn) {
+    if (threadIdx.x < W::sources) w.from[threadIdx.x] = W::source(p, turn.x(), threadIdx.x);
+    __syncthreads();
+    if (has_no_rows(p, first, turn)) return 0;
+    for (u32 pair = 0; pair < Copies<W>::LEAD; pair++) w.copy_weights(p, pair);
+    turn.wait();
+    const u32 n = *p.view.count;
+    if (first < n) return n;
+    close_copies();
+    wait_for_copies<0>();
+    return 0;
+}
 
 template <u32 M, u32 C>
 __device__ __forceinline__ void clear(float sums[M][C][4]) {
@@ -301,24 +320,14 @@ __device__ __forceinline__ void write_products(const ProductParams& p, u32 block
 template <u32 TYPE, u32 M, u32 ACROSS, class Turn>
 __device__ __forceinline__ void wide_product(const ProductParams& p, Turn& turn) {
     using W = Wide<TYPE, WARPS / ACROSS * M, ACROSS * WIDE_ROWS * 8, M == 4 ? MOST_OF_ONE : MOST_OF_TWO, false>;
-    constexpr u32 LEAD = W::stages - 1;
     MOR_DYNAMIC_SHARED(uint4, room);
     turn.let_next_begin();
     const W w(room);
-    if (threadIdx.x < W::sources) w.from[threadIdx.x] = W::source(p, turn.x(), threadIdx.x);
-    __syncthreads();
     const u32 groups = p.groups, pairs = (groups + 1) / 2, pairs_of_run = p.groups_of_run / 2;
     const u32 first = turn.y() * W::rows;
-    if (has_no_rows(p, first, turn)) return;
-    for (u32 pair = 0; pair < LEAD; pair++) w.copy_weights(p, pair);
-    turn.wait();
-    const u32 n = *p.view.count;
-    if (first >= n) {
-        close_copies();
-        return wait_for_copies<0>();
-    }
-    Copies<W, LEAD> copies(w, p, first, n);
-    while (copies.pair < LEAD) copies.next();
+    const u32 n = begin_weights(w, p, first, turn);
+    if (n == 0) return;
+    Copies<W> copies(w, p, first, n);
 
     const u32 tile = warp_index() / ACROSS * M, row = warp_index() % ACROSS * (8 * WIDE_ROWS);
     float run[M][WIDE_ROWS][4], sums[M][WIDE_ROWS][4];
@@ -326,7 +335,7 @@ __device__ __forceinline__ void wide_product(const ProductParams& p, Turn& turn)
     u32 end = pairs_of_run;
     for (u32 pair = 0; pair < pairs; pair++) {
         // This pair's copies are all but those of the pairs behind it. Nobody uses the pair before any more.
-        wait_for_copies<LEAD - 1>();
+        wait_for_copies<Copies<W>::LEAD - 1>();
         __syncthreads();
         copies.next();
         u8* stage = w.stage(pair);
