@@ -52,26 +52,24 @@ def table(folder):
     copy, torch = parts["copy"].get("bytes_per_second"), parts["vanilla"].get("tokens_per_second")
     print("| figure | mor | against | its rate | ratio | allowed by rows, bytes | share |")
     print("| --- | ---: | --- | ---: | ---: | ---: | ---: |")
+    for type_ in ("f16", "q4_0"):
+        if (test := rate(load(f"bench-smollm-1.7b-{type_}"), "tg128")) and copy:
+            weights = test["median"] * test["weight_bytes_per_token"] / 1e9
+            line(f"1.4B {type_}, tg128, weights", weights, "GB/s", "copy", copy / 1e9)
     if copy and (rate_ := parts["decode1"].get("weight_bytes_per_second")):
         line("(PyTorch, 1.4B f16, weights)", rate_ / 1e9, "GB/s", "copy", copy / 1e9)
-    # By graphs of kernels, and with passes of one kernel each.
-    for prefix, how in (("", ""), ("pass-", ", one kernel")):
-        for type_ in ("f16", "q4_0"):
-            if (test := rate(load(f"{prefix}bench-smollm-1.7b-{type_}"), "tg128")) and copy:
-                weights = test["median"] * test["weight_bytes_per_token"] / 1e9
-                line(f"1.4B {type_}, tg128, weights{how}", weights, "GB/s", "copy", copy / 1e9)
-        own = rate(load(f"{prefix}batch-smollm-360m-f16"), 32)
-        if own and torch:
-            line(f"vanilla, B = 32{how}", own["tokens_per_second"], "tokens/s", "PyTorch, B = 32", torch)
-        for recursions in (2, 3, 4):
-            for test in load(f"{prefix}batch-smollm-360m-mor{recursions}-f16").get("tests", []):
-                places, depth, ours = test["sequences"], test["mean_depth"], test["tokens_per_second"]
-                name = f"MoR-{recursions}, depth {depth:.2f}, B = {places}{how}"
-                if torch:
-                    line(name, ours, "tokens/s", "PyTorch, B = 32", torch)
-                if own:
-                    by = allowed(SHAPES["360m"], recursions, depth, places, 32)
-                    line(name, ours, "tokens/s", "own vanilla, B = 32", own["tokens_per_second"], by)
+    own = rate(load("batch-smollm-360m-f16"), 32)
+    if own and torch:
+        line("vanilla, B = 32", own["tokens_per_second"], "tokens/s", "PyTorch, B = 32", torch)
+    for recursions in (2, 3, 4):
+        for test in load(f"batch-smollm-360m-mor{recursions}-f16").get("tests", []):
+            places, depth, ours = test["sequences"], test["mean_depth"], test["tokens_per_second"]
+            name = f"MoR-{recursions}, depth {depth:.2f}, B = {places}"
+            if torch:
+                line(name, ours, "tokens/s", "PyTorch, B = 32", torch)
+            if own:
+                by = allowed(SHAPES["360m"], recursions, depth, places, 32)
+                line(name, ours, "tokens/s", "own vanilla, B = 32", own["tokens_per_second"], by)
     for name, shape, type_ in [("360m", "360m", "f16"), ("1.4b", "1.7b", "f16"), ("1.4b", "1.7b", "q4_0")]:
         # By kernels that are on trial too: both, and each alone.
         files = [("bench", "64"), ("prompt-0", "512")]

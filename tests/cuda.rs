@@ -476,8 +476,6 @@ fn blocks_of_every_size_agree_for_every_type() {
     fake.reset();
 }
 
-/// Asks for a pass as one kernel (src/cuda/pass.rs).
-const PASS: &str = "MOR_CUDA_PASS";
 /// Asks for kernels for prompts (`Prompts` in src/cuda/weights.rs).
 const PROMPTS: &str = "MOR_CUDA_PROMPTS";
 
@@ -549,124 +547,6 @@ fn products_for_prompts_change_no_bit() {
     if let Some(fake) = fake {
         fake.reset();
     }
-}
-
-/// A pass as one kernel gives the same bits and depths as kernels one after another: lone rows, a few, some and many,
-/// in sessions and batches, for every type.
-#[test]
-fn a_pass_of_one_kernel_changes_no_bit() {
-    let Some(_alone) = device() else { return };
-    let fake = Fake::loaded();
-    // Four blocks, for they take turns.
-    if let Some(fake) = &fake {
-        fake.set("MOR_FAKE_CUDA_ATTRIBUTE", "16=2");
-    }
-    // More tiles than the blocks take in one turn.
-    let large = of_sizes(HIDDEN, 2304, 1024);
-    let mut cases = vec![
-        (
-            "expert",
-            gguf_bytes("expert_middle_cycle", TensorType::Q8_0),
-        ),
-        ("token", gguf_bytes("token_cycle", TensorType::F16)),
-        ("exact", gguf_bytes("expert_middle_cycle", TensorType::F32)),
-        (
-            "unrouted",
-            gguf_bytes("recursive_middle_sequence", TensorType::F16),
-        ),
-        ("heads", other_heads(64, 6, 2, 64)),
-    ];
-    for ty in by_tensor_cores() {
-        cases.push((ty.name(), in_type(ty, &large, &large)));
-    }
-    for (name, bytes) in &cases {
-        let run = |asked| {
-            let model = &Model::from_bytes_on(bytes.clone(), Device::Cuda(0)).unwrap();
-            let vocab = model.hyperparameters().vocab_size;
-            let tokens: Vec<u32> = (0..45).map(|i| (i * i * 31 % vocab) as u32).collect();
-            let mut found = Vec::new();
-            let whole = model.hyperparameters().head_dim.is_multiple_of(32);
-            let other = if whole { KvType::Q8_0 } else { KvType::F16 };
-            for (batch, kv) in [(64, KvType::F16), (8, other), (1, KvType::F32)] {
-                let params = SessionParams {
-                    batch,
-                    kv,
-                    ..params()
-                };
-                let mut session = Session::new(model, &params).unwrap();
-                let length = if batch > 8 { tokens.len() } else { 11 };
-                session.prefill(&tokens[..length]).unwrap();
-                let before = fake.as_ref().map(|fake| fake.kernels(""));
-                for _ in 0..3 {
-                    let token = session.sample().unwrap();
-                    session.prefill(&[token]).unwrap();
-                }
-                let kernels = before
-                    .zip(fake.as_ref())
-                    .map(|(n, fake)| fake.kernels("") - n);
-                if asked {
-                    assert!(
-                        kernels.is_none_or(|kernels| kernels == 3),
-                        "{name}: {kernels:?}"
-                    );
-                }
-                found.push((
-                    session.depths().to_vec(),
-                    session.logits().unwrap().to_vec(),
-                ));
-            }
-            let of_five = SessionParams {
-                sequences: 5,
-                ..params()
-            };
-            let mut batch = Batch::new(model, &of_five).unwrap();
-            let ids: Vec<_> = (1..6)
-                .map(|i| batch.add(&request(&tokens[..7 * i], 4)).unwrap())
-                .collect();
-            while !batch.is_idle() {
-                batch.tick().unwrap();
-            }
-            let texts: Vec<_> = ids
-                .iter()
-                .map(|id| batch.tokens(*id).unwrap().to_vec())
-                .collect();
-            (found, texts)
-        };
-        assert!(
-            with(PASS, "1", || run(true)) == with(PASS, "0", || run(false)),
-            "{name}"
-        );
-    }
-    let Some(fake) = fake else { return };
-    // A device that cannot do it takes graphs.
-    let tokens_and_kernels = |asked| {
-        let before = fake.kernels("");
-        let tokens = with(PASS, if asked { "1" } else { "0" }, || {
-            everything("expert_middle_cycle").unwrap()
-        });
-        (tokens, fake.kernels("") - before)
-    };
-    let expected = tokens_and_kernels(false);
-    fake.set("MOR_FAKE_CUDA_ATTRIBUTE", "16=2,95=0");
-    assert!(tokens_and_kernels(true) == expected);
-    // Whatever of it fails is told.
-    for (name, code) in [
-        ("cuOccupancyMaxActiveBlocksPerMultiprocessor", 2),
-        ("cuGraphKernelNodeSetAttribute", 1),
-        ("cuGraphInstantiateWithFlags", 720),
-        ("cuGraphLaunch", 720),
-    ] {
-        fake.reset();
-        fake.set("MOR_FAKE_CUDA_ATTRIBUTE", "16=2");
-        fake.set("MOR_FAKE_CUDA_FAIL", &format!("{name}:1={code}"));
-        let result = with(PASS, "1", || everything("expert_middle_cycle"));
-        assert!(
-            matches!(result, Err(Error::Device(_))),
-            "{name}: {result:?}"
-        );
-        assert_eq!(fake.live(), 0, "{name} leaves something behind");
-    }
-    fake.reset();
 }
 
 /// More rows than a block has threads, more entries than a part of a context: the same as in small pieces,

@@ -103,10 +103,6 @@ functions! {
     fn cuGraphExecDestroy(sys::CUgraphExec);
     fn cuGraphUpload(sys::CUgraphExec, sys::CUstream);
     fn cuGraphLaunch(sys::CUgraphExec, sys::CUstream);
-    fn cuGraphKernelNodeSetAttribute(
-        sys::CUgraphNode, sys::CUlaunchAttributeID, *const sys::CUlaunchAttributeValue
-    );
-    fn cuOccupancyMaxActiveBlocksPerMultiprocessor(*mut c_int, sys::CUfunction, c_int, usize);
     fn cuGraphConditionalHandleCreate(*mut u64, sys::CUgraph, sys::CUcontext, c_uint, c_uint);
     fn cuGraphAddNode_v2(
         *mut sys::CUgraphNode, sys::CUgraph, *const sys::CUgraphNode,
@@ -238,18 +234,6 @@ impl Device {
             && self.version >= 12030
             && self.architecture == 90
             && self.functions.cuGraphAddNode_v2.is_some()
-    }
-
-    /// Whether a pass can be one kernel, whose blocks wait for each other (src/cuda/pass.rs). The images for 9.0 have
-    /// it.
-    pub fn can_pass(&self) -> Result<bool> {
-        use sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH as TOGETHER;
-        let f = &self.functions;
-        Ok(self.has_graphs()
-            && self.architecture == 90
-            && f.cuGraphKernelNodeSetAttribute.is_some()
-            && f.cuOccupancyMaxActiveBlocksPerMultiprocessor.is_some()
-            && self.attribute(TOGETHER)? != 0)
     }
 
     pub fn has_conditionals(&self) -> bool {

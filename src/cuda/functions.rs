@@ -41,8 +41,6 @@ pub(super) struct Kernels {
     pub sample: Function<SampleParams>,
     /// Where the driver has conditional nodes.
     pub condition: Option<Function<ConditionParams>>,
-    /// A whole pass, where that is asked for.
-    pub pass: Option<Function<PassParams>>,
 }
 
 /// A kernel that stores keys and values for each type of cache.
@@ -225,10 +223,6 @@ const ELEMENTS: usize = 64;
 /// beside what the kernel declares.
 pub(super) const MOST_SHARED: usize = 56 << 10;
 
-/// Bytes of dynamic shared memory of a pass that is one kernel, for a block of two on a multiprocessor: what the largest
-/// products want (src/cuda/kernels/wide.cuh).
-pub(super) const PASS_SHARED: u32 = 104 << 10;
-
 impl Kernels {
     /// The kernels that a model needs on a device.
     pub fn find(weights: &Weights, conditional: Option<&Module>) -> Result<Self> {
@@ -303,10 +297,6 @@ impl Kernels {
                 Some(module) => Some(module.function(c"mor_condition")?),
                 None => None,
             },
-            pass: match weights.passes {
-                true => Some(module.function(c"mor_pass")?),
-                false => None,
-            },
         })
     }
 
@@ -366,11 +356,6 @@ impl Kernels {
         }
         for exact in self.lone_exact {
             module.allow_shared_memory(exact, MOST_SHARED)?;
-        }
-        if let Some(pass) = self.pass {
-            module.allow_shared_memory(pass, PASS_SHARED as usize)?;
-            // Or there might not be room for as many blocks as are to run at the same time.
-            module.prefer_shared_memory(pass)?;
         }
         for (_, products) in &self.products {
             for product in products.with_rings() {

@@ -2,7 +2,6 @@
 
 use super::driver::{Address, Device};
 use super::params::Parameter;
-use super::pass;
 use crate::error::{Error, Result};
 use crate::memory::Shared;
 use cudarc::driver::sys;
@@ -27,8 +26,6 @@ unsafe impl Sync for Module {}
 pub(super) struct Function<P> {
     handle: sys::CUfunction,
     waits: bool,
-    /// Its number in a pass that is one kernel (pass.rs).
-    number: Option<u32>,
     parameter: PhantomData<fn(P)>,
 }
 
@@ -42,7 +39,7 @@ impl<P> Copy for Function<P> {}
 
 impl Module {
     /// `image` is a cubin, or PTX with a zero byte at its end. `waits`: its kernels wait for those before
-    /// them (`Launched` in device.cuh), so that they may begin before these have ended.
+    /// them (`wait_for_previous` in device.cuh), so that they may begin before these have ended.
     pub fn new(device: &Shared<Device>, image: &[u8], waits: bool) -> Result<Self> {
         let _entered = device.enter()?;
         let mut handle = null_mut();
@@ -81,61 +78,17 @@ impl Module {
         Ok(Function {
             handle,
             waits: self.waits,
-            number: pass::number_of(name),
             parameter: PhantomData,
         })
-    }
-
-    /// How many blocks of a kernel, of `block` threads with `shared` bytes each, run on the device at the same time.
-    pub fn blocks_together<P>(
-        &self,
-        function: Function<P>,
-        block: u32,
-        shared: u32,
-    ) -> Result<u32> {
-        let f = &self.device.functions;
-        let Some(count) = f.cuOccupancyMaxActiveBlocksPerMultiprocessor else {
-            return Ok(0);
-        };
-        let _entered = self.device.enter()?;
-        let mut blocks = 0;
-        // SAFETY: a place for the result; a function of this module.
-        let status = unsafe {
-            count(
-                &mut blocks,
-                function.handle,
-                block as c_int,
-                shared as usize,
-            )
-        };
-        self.device
-            .check("cuOccupancyMaxActiveBlocksPerMultiprocessor", status)?;
-        Ok(blocks.max(0).unsigned_abs() * self.device.multiprocessors)
     }
 
     /// Lets a kernel have so many bytes of dynamic shared memory.
     pub fn allow_shared_memory<P>(&self, function: Function<P>, bytes: usize) -> Result<()> {
         use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MOST;
-        self.set_attribute(function, MOST, bytes as c_int)
-    }
-
-    /// Has a multiprocessor that runs a kernel take as much of its memory as it can for shared memory.
-    pub fn prefer_shared_memory<P>(&self, function: Function<P>) -> Result<()> {
-        use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT as SHARE;
-        const ALL: c_int = 100;
-        self.set_attribute(function, SHARE, ALL)
-    }
-
-    fn set_attribute<P>(
-        &self,
-        function: Function<P>,
-        attribute: sys::CUfunction_attribute,
-        value: c_int,
-    ) -> Result<()> {
         let _entered = self.device.enter()?;
         // SAFETY: a function of this module.
         let status = unsafe {
-            (self.device.functions.cuFuncSetAttribute)(function.handle, attribute, value)
+            (self.device.functions.cuFuncSetAttribute)(function.handle, MOST, bytes as c_int)
         };
         self.device.check("cuFuncSetAttribute", status)
     }
@@ -154,14 +107,11 @@ impl Drop for Module {
 pub(super) struct Launch {
     function: sys::CUfunction,
     waits: bool,
-    /// Its blocks wait for each other, so that all have to run at the same time.
-    together: bool,
-    pub number: Option<u32>,
-    pub grid: [u32; 3],
+    grid: [u32; 3],
     block: u32,
-    pub shared: u32,
+    shared: u32,
     /// The bytes of the one parameter, in words so that they are aligned.
-    pub parameter: Box<[u64]>,
+    parameter: Box<[u64]>,
 }
 
 impl Launch {
@@ -179,21 +129,10 @@ impl Launch {
         Launch {
             function: function.handle,
             waits: function.waits,
-            together: false,
-            number: function.number,
             grid,
             block,
             shared,
             parameter: words,
-        }
-    }
-
-    /// The same with blocks that wait for each other, not for the kernel before; in graphs only.
-    pub fn together(self) -> Self {
-        Launch {
-            together: true,
-            waits: false,
-            ..self
         }
     }
 
@@ -264,8 +203,6 @@ pub(super) enum Work {
     /// has no such thing. The kernels then find nothing to do.
     When {
         condition: Condition,
-        /// Where the number of rows stands of which there must be some.
-        rows: Address,
         work: Vec<Work>,
     },
 }
@@ -405,9 +342,6 @@ impl Program {
                             let status =
                                 unsafe { add_kernel(last, graph, dependencies, count, &params) };
                             self.device.check("cuGraphAddKernelNode", status)?;
-                            if launch.together {
-                                self.set_together(*last)?;
-                            }
                         }
                     }
                 }
@@ -419,9 +353,7 @@ impl Program {
                     };
                     self.device.check("cuGraphAddMemcpyNode", status)?;
                 }
-                Work::When {
-                    condition, work, ..
-                } => {
+                Work::When { condition, work } => {
                     let Some(add) = f.cuGraphAddNode_v2.filter(|_| condition.0 != 0) else {
                         // Always: the kernels look themselves.
                         self.add(graph, last, work)?;
@@ -452,22 +384,6 @@ impl Program {
             }
         }
         Ok(())
-    }
-
-    /// Makes the launch of a graph's kernel a cooperative one.
-    fn set_together(&self, node: sys::CUgraphNode) -> Result<()> {
-        use sys::CUlaunchAttributeID_enum::CU_LAUNCH_ATTRIBUTE_COOPERATIVE as TOGETHER;
-        let Some(set) = self.device.functions.cuGraphKernelNodeSetAttribute else {
-            return Err(Error::device(
-                "the driver lacks cuGraphKernelNodeSetAttribute",
-            ));
-        };
-        // SAFETY: plain numbers and pointers.
-        let mut value: sys::CUlaunchAttributeValue = unsafe { zeroed() };
-        value.cooperative = 1;
-        // SAFETY: a kernel's node, and the value that this attribute has.
-        let status = unsafe { set(node, TOGETHER, &value) };
-        self.device.check("cuGraphKernelNodeSetAttribute", status)
     }
 
     /// Does the work and waits for its end.

@@ -12,7 +12,6 @@ mod launch;
 mod layer;
 mod memory;
 mod params;
-mod pass;
 mod plan;
 mod product;
 mod program;
@@ -29,7 +28,7 @@ use crate::model::{KvStrategy, Model, PlaneTokens, RouterKind};
 use crate::plan::{Plan, Region};
 use crate::routing::{self, Routing};
 use crate::sampling::Sampler;
-use functions::{Kernels, PASS_SHARED};
+use functions::Kernels;
 use launch::{Module, Program};
 use memory::{Buffer, Pinned};
 use params::*;
@@ -130,11 +129,6 @@ impl Gpu {
             input: input.bytes().as_ptr(),
             output: output.bytes_mut().as_mut_ptr(),
         };
-        let together = match kernels.pass {
-            Some(pass) => weights.module.blocks_together(pass, BLOCK, PASS_SHARED)?,
-            None => 0,
-        };
-        let arrived = buffer.at(device_plan.input.arrived.offset);
         let writer = |rows: usize| Writer {
             model,
             weights,
@@ -145,43 +139,23 @@ impl Gpu {
             kind,
             rows,
             slot: ANY_SLOT,
-            together: (together > 0 && pass::takes(rows)).then_some(together),
             work: Vec::new(),
         };
-        let (mut programs, mut passes) = (reserved(4)?, reserved(4)?);
-        for (number, rows) in program_sizes(device_plan.sizes.rows).enumerate() {
+        let mut programs = reserved(4)?;
+        for rows in program_sizes(device_plan.sizes.rows) {
             let mut program = Program::new(device)?;
-            let writer = writer(rows);
-            let together = writer.together;
-            let mut work = match kind {
-                Kind::Session => writer.session(&mut program)?,
-                Kind::Batch => writer.tick()?,
+            let work = match kind {
+                Kind::Session => writer(rows).session(&mut program)?,
+                Kind::Batch => writer(rows).tick()?,
             };
-            if let (Some(blocks), Some(kernel)) = (together, kernels.pass) {
-                let at = number * device_plan.most_steps * size_of::<Step>();
-                let at = device_plan.steps.offset + at;
-                let (steps, one) = pass::one_kernel(work, kernel, blocks, buffer.at(at), arrived)?;
-                if steps.len() > device_plan.most_steps {
-                    return Err(Error::device("a pass has more steps than were planned"));
-                }
-                passes.push((at, steps));
-                work = one;
-            }
             // SAFETY: all addresses lie in `buffer` and the pinned memory, which go after the programs.
             unsafe { program.set(work) }?;
             programs.push((rows, program));
         }
         let mut logits = Program::new(device)?;
-        let writer = Writer {
-            together: None,
-            ..writer(device_plan.sizes.rows)
-        };
-        let work = writer.logits_only()?;
+        let work = writer(device_plan.sizes.rows).logits_only()?;
         // SAFETY: as above.
         unsafe { logits.set(work) }?;
-        for (at, steps) in passes {
-            buffer.write(at, bytes_of(&steps))?;
-        }
         let mut gpu = Gpu {
             programs,
             logits,

@@ -27,9 +27,6 @@ pub(super) const PART: u32 = 256;
 pub(super) const MAX_CANDIDATES: usize = 256;
 /// Tokens of which a block finds the candidates.
 pub(super) const CHUNK: u32 = 1024;
-/// Bytes of shared memory of a block that finds candidates, and of one that draws (`DrawRoom` in sampling.cuh).
-pub(super) const CANDIDATES_SHARED: u32 = 3 * 256 * 4;
-pub(super) const DRAW_SHARED: u32 = CANDIDATES_SHARED + 6 * 8 * MAX_CANDIDATES as u32;
 
 /// Structs that are copied to the device.
 ///
@@ -150,11 +147,6 @@ structs! {
         unused: u32,
     }
     struct ConditionParams { report: Address, condition: u64, }
-    /// `parameter` has room for the largest.
-    struct Step {
-        work: u32, blocks: [u32; 3], rows: Address, skip: u32, unused: u32, parameter: [u64; 88],
-    }
-    struct PassParams { steps: Address, arrived: Address, count: u32, unused: u32, }
     struct Draw {
         random: f64, repeat_penalty: f32, repeat_last_n: u32, candidates: u32, top_p: f32, min_p: f32,
         temperature: f32,
@@ -168,10 +160,6 @@ structs! {
         unused: u32,
     }
 }
-
-// As in pass.cuh, where the host has no call that would compare them.
-const _: () = assert!(size_of::<Step>() == 736);
-const _: () = assert!(size_of::<AttentionParams>() <= size_of::<Step>() - 32);
 
 /// Whether weights of a type have a minimum, as `has_min` in weights.cuh.
 pub(super) fn has_min(ty: u32) -> bool {

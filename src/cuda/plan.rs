@@ -1,7 +1,6 @@
 //! The memory of a session or batch on a device, computed before it exists.
 
 use super::params::*;
-use super::{pass, program_sizes};
 use crate::error::Result;
 use crate::kv::{KvShape, PAGE_TOKENS};
 use crate::model::Model;
@@ -74,9 +73,6 @@ pub(crate) struct DevicePlan {
     /// Of each chunk of the vocabulary.
     pub candidates: Region,
     pub tables: Region,
-    /// Of each program that is one kernel its steps, `most_steps` in all.
-    pub steps: Region,
-    pub most_steps: usize,
     pub pages: Region,
 }
 
@@ -91,8 +87,6 @@ pub(crate) struct InputPlan {
     pub kept: Region,
     pub draws: Region,
     pub changes: Region,
-    /// Of each step of a pass that is one kernel, how many blocks are done with it: always sent as zeros.
-    pub arrived: Region,
 }
 
 /// What it gets back; offsets are from the output's own beginning.
@@ -120,9 +114,6 @@ impl DevicePlan {
         let pages = n.div_ceil(PAGE_TOKENS).saturating_add(sequences);
         let changes = kv.planes.saturating_mul(pages);
         let changes = changes.min(lists.saturating_mul(kv.table_pages));
-        let passes = model.on_device().is_some_and(|weights| weights.passes);
-        let steps = if passes { pass::most_steps(model) } else { 0 };
-        let programs = program_sizes(n).filter(|rows| pass::takes(*rows));
         let mut layout = Layout::<ALIGNMENT> { bytes: 0 };
         let input = InputPlan {
             head: layout.add_items(size_of::<Input>(), &[1])?,
@@ -133,7 +124,6 @@ impl DevicePlan {
             kept: layout.add_items(4, &[sequences, h.recursions])?,
             draws: layout.add_items(size_of::<Draw>(), &[sequences])?,
             changes: layout.add_items(size_of::<Change>(), &[changes])?,
-            arrived: layout.add_items(4, &[steps])?,
         };
         let input_bytes = layout.bytes;
         let start = input_bytes;
@@ -194,8 +184,6 @@ impl DevicePlan {
             logits: layout.add_items(4, &[logit_rows, h.vocab_size])?,
             candidates: layout.add_items(8, &[logit_rows, chunks, MAX_CANDIDATES])?,
             tables: layout.add_items(4, &[lists, kv.table_pages])?,
-            steps: layout.add_items(size_of::<Step>(), &[programs.count(), steps])?,
-            most_steps: steps,
             pages: layout.add_items(1, &[kv.pages, kv.page_bytes()])?,
             bytes: layout.bytes,
         })

@@ -1,6 +1,6 @@
 //! Matrix products, as launches.
 
-use super::functions::{Kernels, MOST_SHARED, PASS_SHARED, Products, WideProduct};
+use super::functions::{Kernels, MOST_SHARED, Products, WideProduct};
 use super::launch::Function;
 use super::params::*;
 use super::program::Writer;
@@ -78,19 +78,14 @@ impl<'a> Writer<'a> {
         warpgroups: bool,
     ) -> Option<&'k WideProduct> {
         let multiprocessors = self.weights.device.multiprocessors;
-        // Two blocks of the largest kind would not fit, as a pass that is one kernel wants.
-        let (wide, warpgroup) = match self.together {
-            Some(_) => (&kernels.wide[..2], None),
-            None => (&kernels.wide[..], kernels.warpgroup.as_ref()),
-        };
         let count = |w: &WideProduct| self.wide_blocks(w, tiles).iter().product::<u32>();
-        if self.rows as u32 <= MANY || count(&wide[0]) < multiprocessors / 2 {
+        if self.rows as u32 <= MANY || count(&kernels.wide[0]) < multiprocessors / 2 {
             return None;
         }
         // Cycles of the multiprocessor that has the most to do.
         let cycles = |w: &&WideProduct| count(w).div_ceil(multiprocessors) * w.cycles;
-        let warpgroup = warpgroup.filter(|_| warpgroups).into_iter().flatten();
-        wide.iter().chain(warpgroup).min_by_key(cycles)
+        let warpgroup = kernels.warpgroup.iter().filter(|_| warpgroups).flatten();
+        kernels.wide.iter().chain(warpgroup).min_by_key(cycles)
     }
 
     fn wide_blocks(&self, wide: &WideProduct, tiles: u32) -> [u32; 3] {
@@ -147,27 +142,15 @@ impl<'a> Writer<'a> {
         };
         let mut params = self.product_params(source, matrices, view);
         params.tiles /= abreast;
-        params.log_tiles = match self.together {
-            // As few tiles a block as give each block of the pass one turn.
-            Some(blocks) => (0..3)
-                .find(|log| params.tiles.div_ceil(1 << log) <= blocks)
-                .unwrap_or(3),
-            // As many as leave a block for every multiprocessor, for what a block does before its first product is
-            // then done seldom.
-            None => {
-                let enough = self.weights.device.multiprocessors;
-                let several = (1..=3).rev().find(|log| params.tiles >> log >= enough);
-                several.unwrap_or(0)
-            }
-        };
+        // As many tiles a block as leave a block for every multiprocessor, for what a block does before its
+        // first product is then done seldom.
+        let enough = self.weights.device.multiprocessors;
+        let several = (1..=3).rev().find(|log| params.tiles >> log >= enough);
+        params.log_tiles = several.unwrap_or(0);
         let ring = kernels.rings[abreast as usize - 1];
         let sums = (4 * abreast * RUNS * TILE_ROWS) << params.log_tiles;
         let row = sums + row_bytes(params.input.stride);
-        let room = match self.together {
-            Some(_) => PASS_SHARED,
-            None => self.weights.device.product_shared() as u32,
-        };
-        let most = room.checked_sub(row)?;
+        let most = (self.weights.device.product_shared() as u32).checked_sub(row)?;
         let groups = params.groups_of_run << params.log_tiles;
         params.stage_units = ring.units_of_stage(groups, most.min(MOST_RING));
         let rings = params.stage_units * ring.bytes_of_unit();

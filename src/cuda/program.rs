@@ -6,7 +6,7 @@
 use super::Kind;
 use super::driver::Address;
 use super::functions::Kernels;
-use super::launch::{Condition, Function, Launch, Program, Work};
+use super::launch::{Function, Launch, Program, Work};
 use super::memory::Buffer;
 use super::params::*;
 use super::plan::DevicePlan;
@@ -42,8 +42,6 @@ pub(super) struct Writer<'a> {
     pub rows: usize,
     /// The slot of a lone row, if it is known.
     pub slot: u32,
-    /// For a pass that is one kernel: how many blocks it has.
-    pub together: Option<u32>,
     pub work: Vec<Work>,
 }
 
@@ -63,10 +61,7 @@ impl<'a> Writer<'a> {
                 continue;
             }
             // Whether anybody is left was decided just before.
-            let condition = match self.together {
-                Some(_) => Condition::default(),
-                None => program.condition()?,
-            };
+            let condition = program.condition()?;
             if let (Some(kernel), true) = (self.kernels.condition, condition.0 != 0) {
                 let report = self.report(0);
                 let params = ConditionParams {
@@ -79,12 +74,7 @@ impl<'a> Writer<'a> {
             let before = std::mem::take(&mut self.work);
             self.recursion(stage)?;
             let work = std::mem::replace(&mut self.work, before);
-            let rows = self.report(0);
-            self.work.push(Work::When {
-                condition,
-                rows,
-                work,
-            });
+            self.work.push(Work::When { condition, work });
         }
         self.leave()?;
         self.finish();
@@ -329,8 +319,7 @@ impl<'a> Writer<'a> {
             context: self.plan.sizes.context as u32,
         };
         let grid = [self.rows as u32, vocab.div_ceil(CHUNK), 1];
-        let candidates = self.kernels.candidates;
-        self.launch(candidates, grid, CANDIDATES_SHARED, &params);
+        self.launch(self.kernels.candidates, grid, 0, &params);
         let params = SampleParams {
             view: wanted,
             rows: self.at(self.plan.rows),
@@ -340,8 +329,7 @@ impl<'a> Writer<'a> {
             vocab,
             unused: 0,
         };
-        let sample = self.kernels.sample;
-        self.launch(sample, [self.rows as u32, 1, 1], DRAW_SHARED, &params);
+        self.launch(self.kernels.sample, [self.rows as u32, 1, 1], 0, &params);
         self.rows = rows;
         Ok(())
     }

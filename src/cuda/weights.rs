@@ -15,8 +15,6 @@ use crate::quant::tiles::{TILE_ROWS, interleave, is_tiled};
 pub(crate) struct Weights {
     pub(super) device: Shared<Device>,
     pub(super) module: Module,
-    /// Whether passes of few rows are one kernel each (src/cuda/pass.rs).
-    pub(super) passes: bool,
     /// Which kernels for prompts are tried.
     pub(super) prompts: Prompts,
     /// Types of the tensors.
@@ -58,7 +56,6 @@ impl Weights {
         let device = Device::open(index)?;
         let module = Module::new(&device, images::for_device(&device)?, true)?;
         let asked = |name, value: &str| std::env::var_os(name).is_some_and(|is| is == value);
-        let passes = asked("MOR_CUDA_PASS", "1") && device.can_pass()?;
         let prompts = |what| {
             let asked = ["1", what].iter().any(|v| asked("MOR_CUDA_PROMPTS", v));
             asked && device.architecture == 90
@@ -85,7 +82,6 @@ impl Weights {
                 return Ok(Weights {
                     device,
                     module,
-                    passes,
                     prompts,
                     types,
                     place: Place::InPlace(registered),
@@ -112,7 +108,6 @@ impl Weights {
         Ok(Weights {
             device,
             module,
-            passes,
             prompts,
             types,
             place: Place::Copy(buffer),

@@ -78,11 +78,7 @@ for test in cuda reference session batch embedding; do
     # shellcheck disable=SC2086
     started "$test" "$programs/$test" --nocapture $skipped
 done
-# With passes of one kernel each (src/cuda/pass.rs).
-for test in reference session batch steady_state; do
-    # shellcheck disable=SC2086
-    started "pass_$test" env MOR_CUDA_PASS=1 "$programs/$test" $skipped
-done
+started reference_again "$programs/reference"
 ended
 
 sanitizer=$(command -v compute-sanitizer || echo "${MOR_COMPUTE_SANITIZER:-}")
@@ -95,9 +91,6 @@ if [ -n "$sanitizer" ]; then
     # with two threads. Batches run the same kernels without.
     started racecheck env RUST_TEST_THREADS=1 "$sanitizer" --tool racecheck --error-exitcode 1 \
         "$programs/batch" forks_share
-    for tool in memcheck initcheck synccheck racecheck; do
-        started "pass_$tool" env MOR_CUDA_PASS=1 RUST_TEST_THREADS=1 "$sanitizer" --tool "$tool" --error-exitcode 1 "$programs/reference" greedy
-    done
     # Kernels for prompts, on trial.
     started prompts_memcheck "$sanitizer" --tool memcheck --error-exitcode 1 "$programs/cuda" for_prompts
     ended
@@ -109,10 +102,8 @@ echo "=== figures"
 for synth in $synths; do
     wait "$synth" || { cat "$models"/*.log; exit 1; }
 done
-# Each by graphs of kernels, and with passes of one kernel each.
 for model in smollm-1.7b-f16 smollm-1.7b-q4_0 smollm-360m-f16; do
     "$mor" bench "$models/$model.gguf" --device cuda -p 512 -n 128 -r 3 --json >"$out/bench-$model.json"
-    MOR_CUDA_PASS=1 "$mor" bench "$models/$model.gguf" --device cuda -p 0 -n 128 -r 3 --json >"$out/pass-bench-$model.json"
     # Prompts with the kernels that are on trial, both and each alone, and without.
     for trial in 0 1 products attention; do
         MOR_CUDA_PROMPTS=$trial "$mor" bench "$models/$model.gguf" --device cuda -p 512 -n 0 --batch 512 -r 3 --json >"$out/prompt-$trial-$model.json"
@@ -122,7 +113,6 @@ done
 for case in smollm-360m:32 smollm-360m-mor2:32,42 smollm-360m-mor3:32,48 smollm-360m-mor4:32,51; do
     model=${case%:*}-f16
     "$mor" bench "$models/$model.gguf" --device cuda -b "${case#*:}" -r 2 --json >"$out/batch-$model.json"
-    MOR_CUDA_PASS=1 "$mor" bench "$models/$model.gguf" --device cuda -b "${case#*:}" -r 2 --json >"$out/pass-batch-$model.json"
 done
 if python3 -c "import torch" 2>/dev/null; then
     # MOR_CUDA_PEERS: fewer parts and limits, where time is short.

@@ -393,16 +393,6 @@ FAKE CUresult cuFuncGetAttribute(int *value, int number, CUfunction function) {
     return CUDA_SUCCESS;
 }
 
-FAKE CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, CUfunction function,
-                                                           int threads, size_t shared_bytes) {
-    FAKE_ENTER(cuOccupancyMaxActiveBlocksPerMultiprocessor, Context);
-    const Function *f = driver.functions.find(function);
-    if (!f || !blocks || threads <= 0)
-        return refuse(CUDA_ERROR_INVALID_HANDLE, self, "no such function");
-    *blocks = blocks_of_multiprocessor(*f, unsigned(threads), shared_bytes);
-    return CUDA_SUCCESS;
-}
-
 FAKE CUresult cuFuncGetParamInfo(CUfunction function, size_t index, size_t *offset, size_t *size) {
     FAKE_ENTER(cuFuncGetParamInfo, Context);
     const Function *f = driver.functions.find(function);

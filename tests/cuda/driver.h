@@ -43,7 +43,6 @@ enum : CUresult {
     CUDA_ERROR_ILLEGAL_ADDRESS = 700,
     CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED = 712,
     CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED = 713,
-    CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE = 720,
     CUDA_ERROR_NOT_SUPPORTED = 801,
 };
 
@@ -119,11 +118,6 @@ constexpr unsigned char CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC = 1;
 constexpr unsigned char CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC = 1;
 struct CUgraphEdgeData {
     unsigned char from_port, to_port, type, reserved[5];
-};
-enum { CU_LAUNCH_ATTRIBUTE_COOPERATIVE = 2 };
-union CUlaunchAttributeValue {
-    char pad[64];
-    int cooperative;
 };
 static_assert(sizeof(CUDA_KERNEL_NODE_PARAMS) == 72 && sizeof(CUDA_MEMCPY3D) == 200 &&
                   sizeof(CUDA_MEMCPY_NODE_PARAMS) == 216 &&
@@ -202,7 +196,6 @@ struct Launch {
     dim3 grid, block;
     size_t shared_bytes;
     std::vector<unsigned char> parameters;
-    bool together = false; // a cooperative launch
 };
 
 struct Graph;
@@ -329,10 +322,6 @@ constexpr uint64_t ALL = ~uint64_t(0);
 /** Checks a launch against the limits of the device and copies its parameters. */
 CUresult make_launch(const char *function, const CUDA_KERNEL_NODE_PARAMS &request, Launch &launch);
 void run_launch(const Launch &launch);
-/** How many blocks of a kernel a multiprocessor has room for, by their threads and shared memory. */
-int blocks_of_multiprocessor(const Function &function, unsigned threads, size_t shared_bytes);
-/** Checks that the blocks of a cooperative launch run at the same time. */
-CUresult check_together(const char *function, const Launch &launch);
 /** Checks a copy that a graph is to do; `pageable` says whether such host memory is allowed. */
 CUresult check_copy(const char *function, const CUDA_MEMCPY3D &copy, bool pageable);
 void run_copy(const CUDA_MEMCPY3D &copy);

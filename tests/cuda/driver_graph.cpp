@@ -256,7 +256,6 @@ CUresult check_memory(const char *function, const Graph &graph, bool body) {
             !driver.functions.find(node.launch.function))
             code = refuse(CUDA_ERROR_INVALID_HANDLE, function,
                           "the module of kernel %s was unloaded", node.launch.kernel->name);
-        if (!code) code = check_together(function, node.launch);
         if (code) return code;
     }
     return CUDA_SUCCESS;
@@ -346,21 +345,6 @@ FAKE CUresult cuGraphAddKernelNode_v2(CUgraphNode *out, CUgraph graph,
     Node node = make_node(CU_GRAPH_NODE_TYPE_KERNEL);
     if (const CUresult code = make_launch(self, *request, node.launch)) return code;
     return add(self, out, graph, dependencies, count, std::move(node));
-}
-
-FAKE CUresult cuGraphKernelNodeSetAttribute(CUgraphNode node_handle, unsigned attribute,
-                                            const CUlaunchAttributeValue *value) {
-    FAKE_ENTER(cuGraphKernelNodeSetAttribute, Context);
-    const auto id = reinterpret_cast<uintptr_t>(node_handle);
-    for (const auto &graph : driver.graphs.live) {
-        Node *node = find_node(*graph.second, id);
-        if (!node || node->type != CU_GRAPH_NODE_TYPE_KERNEL) continue;
-        if (attribute != CU_LAUNCH_ATTRIBUTE_COOPERATIVE || !value)
-            return refuse(CUDA_ERROR_NOT_SUPPORTED, self, "attribute %u is not emulated", attribute);
-        node->launch.together = value->cooperative != 0;
-        return CUDA_SUCCESS;
-    }
-    return refuse(CUDA_ERROR_INVALID_VALUE, self, "no such kernel node");
 }
 
 FAKE CUresult cuGraphAddMemcpyNode(CUgraphNode *out, CUgraph graph, const CUgraphNode *dependencies,

@@ -121,29 +121,10 @@ CUresult make_launch(const char *function, const CUDA_KERNEL_NODE_PARAMS &reques
     return CUDA_SUCCESS;
 }
 
-int blocks_of_multiprocessor(const Function &function, unsigned threads, size_t shared_bytes) {
-    // A block takes a KiB of shared memory besides.
-    const size_t shared = shared_bytes + function.static_shared + 1024;
-    return int(std::min(size_t(attribute(39)) / std::max(threads, 1u), size_t(attribute(81)) / shared));
-}
-
-CUresult check_together(const char *function, const Launch &launch) {
-    const Function *f = driver.functions.find(launch.function);
-    if (!launch.together || !f) return CUDA_SUCCESS;
-    const unsigned threads = launch.block.x * launch.block.y * launch.block.z;
-    const uint64_t blocks = uint64_t(launch.grid.x) * launch.grid.y * launch.grid.z;
-    const int room = blocks_of_multiprocessor(*f, threads, launch.shared_bytes) * attribute(16);
-    if (attribute(95) && blocks <= uint64_t(room)) return CUDA_SUCCESS;
-    return refuse(CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE, function,
-                  "%s: %zu blocks that run at the same time, of at most %d", f->kernel->name,
-                  size_t(blocks), room);
-}
-
 void run_launch(const Launch &launch) {
     driver.kernels[launch.kernel->name]++;
     const size_t written = mor_emulated::run_grid(*launch.kernel, launch.parameters.data(),
-                                                  launch.grid, launch.block, launch.shared_bytes,
-                                                  launch.together);
+                                                  launch.grid, launch.block, launch.shared_bytes);
     check_guards(launch.kernel->name, 32);
     Function *f = driver.functions.find(launch.function);
     if (!f) return;

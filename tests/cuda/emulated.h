@@ -4,8 +4,7 @@
  *     g++ -x c++ -std=c++17 -DMOR_EMULATED -I tests/cuda src/cuda/kernels/mor.cu
  *
  * A thread of a block is a fiber (fibers.cpp), a warp is 32 of them, and the blocks of a grid run
- * one after another, so a __shared__ variable is a static one; blocks that wait for each other have
- * its contents changed when another one goes on. Barriers and warp collectives wait
+ * one after another, so a __shared__ variable is a static one. Barriers and warp collectives wait
  * as they do on the device; what the programming guide calls undefined (threads that miss a
  * barrier, lanes that a mask names and that do not come, a shuffle from a lane outside the mask)
  * ends the process with a message. Fresh shared memory is all 0xFF bytes: as a float it is a NaN.
@@ -14,8 +13,8 @@
  * barriers, and blocks of a grid, and independent nodes of a graph. No result may depend on it.
  *
  * What is not checked here and is by the device's compiler: registers, and how much static shared
- * memory a kernel declares (how much it writes is checked at its launch). Blocks may wait for each
- * other (wait_until) in a cooperative launch only: a device does not promise to run them otherwise.
+ * memory a kernel declares (how much it writes is checked at its launch). Blocks that wait for each
+ * other, which a device does not promise to run, hang.
  */
 #ifndef MOR_EMULATED_H
 #define MOR_EMULATED_H
@@ -149,8 +148,6 @@ struct Exchange {
 enum class Vote { None, Count, And, Or };
 int block_barrier(Vote vote, bool predicate, const char *name, const char *file, int line);
 void warp_collective(Exchange &exchange);
-/** Until other blocks have brought a counter so far. */
-void wait_until(const unsigned *counter, unsigned wanted);
 unsigned live_lanes();
 [[noreturn]] void trap(const char *what);
 unsigned long long ticks();
@@ -202,8 +199,6 @@ inline uint32_t collective(Operation operation, unsigned mask, uint32_t value, b
 #define blockDim (::mor_emulated::block_size)
 #define gridDim (::mor_emulated::grid_size)
 constexpr int warpSize = 32;
-// Not __noinline__, which headers of the host's compiler use for themselves.
-#define MOR_OUT_OF_LINE __attribute__((noinline))
 
 // Where a collective stands in the source: threads that meet must stand at the same line.
 #define MOR_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()

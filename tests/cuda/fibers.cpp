@@ -5,7 +5,7 @@
  * Each fiber has a stack behind a guard page. A fiber runs until it waits (for its block or for
  * lanes of its warp) or ends; the scheduler then takes the next one that is ready, in the order
  * that was asked for. When none is ready and not all have ended, the kernel is wrong, and the
- * report says who waits. Blocks of a cooperative launch take turns: one goes on as far as it comes.
+ * report says who waits.
  */
 #include "fibers.h"
 
@@ -13,7 +13,6 @@
 #include <csignal>
 #include <cstdarg>
 #include <cstdlib>
-#include <memory>
 #include <string>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -95,7 +94,11 @@ constexpr size_t STACK_GUARD = 64 * 1024, STACK_STEP = STACK + STACK_GUARD;
 
 const Registration *kernel;
 const void *kernel_parameters;
-unsigned threads;
+Fiber fibers[MAX_THREADS];
+unsigned threads, ended, at_barrier;
+unsigned ready[MAX_THREADS / WARP];   // lanes of each warp that can run
+unsigned waiting[MAX_THREADS / WARP]; // lanes of each warp that wait for a collective
+unsigned char *stacks, *shared_end;
 
 enum class Order { Forward, Reverse, Shuffled } order = Order::Forward;
 uint64_t random_state = 1;
@@ -115,23 +118,8 @@ struct Stack {
     const void *bottom;
     size_t size;
 };
-Stack scheduler;
+Stack scheduler, stack_of[MAX_THREADS];
 Stack *left; // that was left last
-
-/** A block that has begun, with all that is its own. */
-struct Block {
-    uint3 index;
-    Fiber fibers[MAX_THREADS];
-    Stack stack_of[MAX_THREADS];
-    unsigned ended = 0, at_barrier = 0;
-    unsigned ready[MAX_THREADS / WARP];   // lanes of each warp that can run
-    unsigned waiting[MAX_THREADS / WARP]; // lanes of each warp that wait for a collective
-    unsigned char *stacks = nullptr, *shared_end = nullptr;
-    std::vector<unsigned char> shared; // __shared__ variables while another block runs
-
-    void map_stacks();
-};
-Block *block; // that runs
 
 void arrive([[maybe_unused]] void *fake) {
 #if defined(__SANITIZE_ADDRESS__)
@@ -161,9 +149,9 @@ Fiber *running() { return static_cast<Fiber *>(current); }
 Stack &next_stack() {
     while (turn.next < WARP) {
         const unsigned lane = turn.lanes[turn.next++];
-        if (!(block->ready[turn.warp] >> lane & 1u)) continue;
-        current = &block->fibers[turn.warp * WARP + lane];
-        return block->stack_of[turn.warp * WARP + lane];
+        if (!(ready[turn.warp] >> lane & 1u)) continue;
+        current = &fibers[turn.warp * WARP + lane];
+        return stack_of[turn.warp * WARP + lane];
     }
     return scheduler;
 }
@@ -178,7 +166,7 @@ void run_warp(unsigned w) {
 }
 
 void yield(const Fiber &fiber) {
-    go(fiber.state == State::Ended, block->stack_of[fiber.index], next_stack());
+    go(fiber.state == State::Ended, stack_of[fiber.index], next_stack());
 }
 
 void fiber_main() {
@@ -187,8 +175,8 @@ void fiber_main() {
     Fiber &fiber = *running();
     if (is_multiplying(fiber)) fail(&fiber, "ends before its products");
     fiber.state = State::Ended;
-    block->ready[fiber.index / WARP] &= ~(1u << fiber.lane);
-    block->ended++;
+    ready[fiber.index / WARP] &= ~(1u << fiber.lane);
+    ended++;
     yield(fiber);
     std::abort(); // an ended fiber is not resumed
 }
@@ -196,7 +184,7 @@ void fiber_main() {
 unsigned lanes_of(unsigned warp) { return std::min(WARP, threads - warp * WARP); }
 unsigned full_mask(unsigned lanes) { return lanes == WARP ? ~0u : (1u << lanes) - 1; }
 
-void Block::map_stacks() {
+void map_stacks() {
     const size_t bytes = MAX_THREADS * STACK_STEP + MAX_SHARED + STACK_GUARD + 2 * PAGE;
     void *memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -213,8 +201,7 @@ void Block::map_stacks() {
     mprotect(shared_end, PAGE, PROT_NONE);
 }
 
-void prepare(unsigned index) {
-    Fiber &fiber = block->fibers[index];
+void prepare(Fiber &fiber, unsigned index) {
     fiber.index = index;
     fiber.lane = index % WARP;
     fiber.thread = {index % block_size.x, index / block_size.x % block_size.y,
@@ -223,14 +210,14 @@ void prepare(unsigned index) {
     fiber.exchange = nullptr;
     // Tops of stacks at different places of a page, or all of them would share a few lines of the
     // cache.
-    auto top = reinterpret_cast<uintptr_t>(block->stacks + (index + 1) * STACK_STEP) - index % 32 * 128;
+    auto top = reinterpret_cast<uintptr_t>(stacks + (index + 1) * STACK_STEP) - index % 32 * 128;
 #if defined(__x86_64__)
     top -= 8; // as after a call, so that the fiber's frame is aligned
 #endif
     void **saved = reinterpret_cast<void **>(top) - SAVED_WORDS;
     std::memset(saved, 0, SAVED_WORDS * sizeof(void *));
     saved[RETURN_WORD] = reinterpret_cast<void *>(&fiber_main);
-    block->stack_of[index] = {saved, nullptr, block->stacks + index * STACK_STEP + STACK_GUARD, STACK};
+    stack_of[index] = {saved, nullptr, stacks + index * STACK_STEP + STACK_GUARD, STACK};
 }
 
 std::string text(const uint3 &v) {
@@ -258,23 +245,16 @@ std::string lane_list(unsigned mask) {
     for (unsigned w = 0; w < warps; w++) {
         unsigned seen = 0, over = 0;
         for (unsigned lane = 0; lane < lanes_of(w); lane++)
-            if (block->fibers[w * WARP + lane].state == State::Ended) over |= 1u << lane;
+            if (fibers[w * WARP + lane].state == State::Ended) over |= 1u << lane;
         if (over)
             story += "\n  warp " + std::to_string(w) + ": lanes " + lane_list(over) + " have ended";
         for (unsigned lane = 0; lane < lanes_of(w); lane++) {
-            const Fiber &f = block->fibers[w * WARP + lane];
+            const Fiber &f = fibers[w * WARP + lane];
             if (f.state == State::Ended || seen >> lane & 1u) continue;
-            if (f.state == State::AtCounter) {
-                if (!culprit) culprit = &f;
-                story += "\n  warp " + std::to_string(w) + ": lane " + std::to_string(lane) +
-                         " waits for other blocks until " + std::to_string(f.wanted) +
-                         " have arrived; " + std::to_string(*f.counter) + " have";
-                continue;
-            }
             const bool barrier = f.state == State::AtBarrier;
             unsigned same = 0;
             for (unsigned other = lane; other < lanes_of(w); other++) {
-                const Fiber &g = block->fibers[w * WARP + other];
+                const Fiber &g = fibers[w * WARP + other];
                 if (g.state == f.state && (barrier ? g.line == f.line && g.file == f.file
                                                    : g.exchange->line == f.exchange->line &&
                                                          g.exchange->file == f.exchange->file &&
@@ -297,7 +277,6 @@ std::string lane_list(unsigned mask) {
 }
 
 void release_barrier() {
-    Fiber *fibers = block->fibers;
     const Fiber &first = fibers[0];
     int count = 0;
     for (unsigned i = 0; i < threads; i++) {
@@ -316,45 +295,20 @@ void release_barrier() {
         fibers[i].state = State::Ready;
         fibers[i].vote_result = result;
     }
-    for (unsigned w = 0; w * WARP < threads; w++) block->ready[w] = full_mask(lanes_of(w));
-    block->at_barrier = 0;
+    for (unsigned w = 0; w * WARP < threads; w++) ready[w] = full_mask(lanes_of(w));
+    at_barrier = 0;
 }
 
-/** Lets threads go on whose counter is where they want it. */
-bool release_counters() {
-    bool released = false;
-    for (unsigned i = 0; i < threads; i++) {
-        Fiber &f = block->fibers[i];
-        if (f.state != State::AtCounter || *f.counter < f.wanted) continue;
-        f.state = State::Ready;
-        block->ready[i / WARP] |= 1u << f.lane;
-        released = true;
-    }
-    return released;
-}
-
-bool waits_for_others() {
-    for (unsigned i = 0; i < threads; i++)
-        if (block->fibers[i].state == State::AtCounter) return true;
-    return false;
-}
-
-void begin_block() {
-    if (!block->stacks) block->map_stacks();
-    for (unsigned i = 0; i < threads; i++) prepare(i);
-    for (unsigned w = 0; w * WARP < threads; w++) {
-        block->ready[w] = full_mask(lanes_of(w));
-        block->waiting[w] = 0;
-    }
-    block->ended = block->at_barrier = 0;
-}
-
-/** Runs the block to its end, or until it waits for others: then false. */
-bool run_block() {
+void run_block() {
     const unsigned warps = (threads + WARP - 1) / WARP;
-    unsigned *ready = block->ready;
+    for (unsigned i = 0; i < threads; i++) prepare(fibers[i], i);
+    for (unsigned w = 0; w < warps; w++) {
+        ready[w] = full_mask(lanes_of(w));
+        waiting[w] = 0;
+    }
+    ended = at_barrier = 0;
     if (order != Order::Shuffled) order_of(turn.lanes, WARP);
-    while (block->ended < threads) {
+    while (ended < threads) {
         if (order == Order::Shuffled) {
             // Warps take turns at random between any two waits.
             const unsigned start = random_below(warps);
@@ -373,14 +327,11 @@ bool run_block() {
                 while (ready[w]) run_warp(w);
             }
         }
-        if (block->at_barrier == threads)
+        if (at_barrier == threads)
             release_barrier();
-        else if (block->ended < threads && !release_counters()) {
-            if (!waits_for_others()) report_stuck();
-            return false;
-        }
+        else if (ended < threads)
+            report_stuck();
     }
-    return true;
 }
 
 struct Range {
@@ -412,21 +363,6 @@ void poison_shared(size_t dynamic_bytes) {
     std::memset(dynamic_shared, 0xff, dynamic_bytes);
 }
 
-/** Puts the __shared__ variables of the block that runs away, and gets them back. */
-void save_shared() {
-    block->shared.clear();
-    for (const Range &range : shared_ranges())
-        block->shared.insert(block->shared.end(), range.begin, range.begin + range.bytes);
-}
-
-void load_shared() {
-    const unsigned char *from = block->shared.data();
-    for (const Range &range : shared_ranges()) {
-        std::memcpy(range.begin, from, range.bytes);
-        from += range.bytes;
-    }
-}
-
 size_t shared_bytes_written() {
     size_t written = 0;
     for (const Range &range : shared_ranges())
@@ -442,9 +378,9 @@ void on_fault(int, siginfo_t *info, void *) {
     if (describe_address)
         describe_address(reinterpret_cast<uintptr_t>(info->si_addr), where, sizeof where);
     const auto address = static_cast<unsigned char *>(info->si_addr);
-    if (address >= block->stacks && address < block->stacks + MAX_THREADS * STACK_STEP)
+    if (address >= stacks && address < stacks + MAX_THREADS * STACK_STEP)
         std::snprintf(where, sizeof where, "; the stack of a thread is full (%zu bytes)", STACK);
-    else if (address >= block->shared_end && address < block->shared_end + PAGE)
+    else if (address >= shared_end && address < shared_end + PAGE)
         std::snprintf(where, sizeof where, "; that is behind the dynamic shared memory");
     fail(running(), "touches address %p, which it may not%s", info->si_addr, where);
 }
@@ -499,7 +435,7 @@ unsigned long long ticks() {
     return (unsigned long long)std::chrono::steady_clock::now().time_since_epoch().count();
 }
 
-Fiber *warp_fibers() { return block->fibers + running()->index / WARP * WARP; }
+Fiber *warp_fibers() { return fibers + running()->index / WARP * WARP; }
 unsigned warp_lanes() { return lanes_of(running()->index / WARP); }
 
 unsigned live_lanes() {
@@ -518,27 +454,16 @@ int block_barrier(Vote vote, bool predicate, const char *name, const char *file,
     fiber.file = file;
     fiber.line = line;
     fiber.state = State::AtBarrier;
-    block->ready[fiber.index / WARP] &= ~(1u << fiber.lane);
-    block->at_barrier++;
+    ready[fiber.index / WARP] &= ~(1u << fiber.lane);
+    at_barrier++;
     yield(fiber);
     return fiber.vote_result;
-}
-
-void wait_until(const unsigned *counter, unsigned wanted) {
-    if (*counter >= wanted) return;
-    Fiber &fiber = *running();
-    fiber.counter = counter;
-    fiber.wanted = wanted;
-    fiber.state = State::AtCounter;
-    block->ready[fiber.index / WARP] &= ~(1u << fiber.lane);
-    yield(fiber);
 }
 
 void warp_collective(Exchange &exchange) {
     Fiber &fiber = *running();
     const unsigned w = fiber.index / WARP;
-    Fiber *warp = block->fibers + w * WARP;
-    unsigned *waiting = block->waiting;
+    Fiber *warp = fibers + w * WARP;
     if (!(exchange.mask >> fiber.lane & 1u))
         fail(&fiber, "calls %s (%s:%d) with mask %08x, which does not name its own lane %u",
              exchange.name, exchange.file, exchange.line, exchange.mask, fiber.lane);
@@ -563,11 +488,11 @@ void warp_collective(Exchange &exchange) {
         for (unsigned lane = 0; lane < lanes_of(w); lane++)
             if (exchange.mask >> lane & 1u) warp[lane].state = State::Ready;
         waiting[w] &= ~exchange.mask;
-        block->ready[w] |= exchange.mask;
+        ready[w] |= exchange.mask;
         return;
     }
     fiber.state = State::AtWarp;
-    block->ready[w] &= ~(1u << fiber.lane);
+    ready[w] &= ~(1u << fiber.lane);
     yield(fiber);
 }
 
@@ -608,76 +533,33 @@ void order_of(unsigned *out, unsigned count) {
         for (unsigned i = count; i > 1; i--) std::swap(out[i - 1], out[random_below(i)]);
 }
 
-size_t run_grid(const Registration &which, const void *parameters, dim3 grid, dim3 block_of,
-                size_t shared_bytes, bool together) {
-    // They keep their stacks.
-    static std::vector<std::unique_ptr<Block>> begun;
+size_t run_grid(const Registration &which, const void *parameters, dim3 grid, dim3 block,
+                size_t shared_bytes) {
+    if (!stacks) map_stacks();
     kernel = &which;
     kernel_parameters = parameters;
-    block_size = block_of;
+    block_size = block;
     grid_size = grid;
-    threads = block_of.x * block_of.y * block_of.z;
+    threads = block.x * block.y * block.z;
+    dynamic_shared = shared_end - (shared_bytes + 15) / 16 * 16;
     const FaultReports reports;
 
     const uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z;
-    while (begun.size() < (together ? blocks : 1)) begun.push_back(std::make_unique<Block>());
-    const auto go_on = [&](Block &which_block) {
-        block = &which_block;
-        block_index = block->index;
-        dynamic_shared = block->shared_end - (shared_bytes + 15) / 16 * 16;
-    };
-    const auto begin = [&](Block &which_block, uint64_t i) {
-        which_block.index = {unsigned(i % grid.x), unsigned(i / grid.x % grid.y),
-                             unsigned(i / grid.x / grid.y)};
-        block = &which_block;
-        begin_block();
-        go_on(which_block);
-        poison_shared(shared_bytes);
-    };
     std::vector<unsigned> shuffled;
-    const auto in_order = [&](uint64_t n) -> uint64_t {
-        return order == Order::Forward   ? n
-               : order == Order::Reverse ? blocks - 1 - n
-                                         : shuffled[n];
-    };
-    const auto shuffle = [&] {
-        if (order != Order::Shuffled) return;
+    if (order == Order::Shuffled) {
         shuffled.resize(blocks);
         order_of(shuffled.data(), unsigned(blocks));
-    };
-    size_t written = 0;
-    shuffle();
-    if (!together) {
-        for (uint64_t n = 0; n < blocks; n++) {
-            begin(*begun[0], in_order(n));
-            if (!run_block())
-                fail(nullptr, "waits for other blocks, but the launch is not cooperative");
-            if (n == 0) written = shared_bytes_written();
-        }
-        current = nullptr;
-        return written;
     }
-    // All of them in turns, each as far as it comes.
-    uint64_t over = 0;
-    for (bool first = true; over < blocks; first = false) {
-        uint64_t moved = 0;
-        shuffle();
-        for (uint64_t n = 0; n < blocks; n++) {
-            Block &next = *begun[in_order(n)];
-            if (first) {
-                begin(next, in_order(n));
-            } else {
-                if (next.ended == threads) continue;
-                go_on(next);
-                load_shared();
-                if (!release_counters()) continue;
-            }
-            moved++;
-            over += run_block();
-            if (n == 0) written = std::max(written, shared_bytes_written());
-            save_shared();
-        }
-        if (moved == 0) report_stuck();
+    size_t written = 0;
+    for (uint64_t n = 0; n < blocks; n++) {
+        const uint64_t i = order == Order::Forward   ? n
+                           : order == Order::Reverse ? blocks - 1 - n
+                                                     : shuffled[n];
+        block_index = {unsigned(i % grid.x), unsigned(i / grid.x % grid.y),
+                       unsigned(i / grid.x / grid.y)};
+        poison_shared(shared_bytes);
+        run_block();
+        if (n == 0) written = shared_bytes_written();
     }
     current = nullptr;
     return written;

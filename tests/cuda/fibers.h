@@ -8,7 +8,7 @@
 
 namespace mor_emulated {
 
-enum class State { Ready, AtBarrier, AtWarp, AtCounter, Ended };
+enum class State { Ready, AtBarrier, AtWarp, Ended };
 
 /** One thread of the block that runs. */
 struct Fiber : Position {
@@ -20,8 +20,6 @@ struct Fiber : Position {
     Vote vote;
     bool predicate;
     int vote_result;
-    const unsigned *counter; // AtCounter: what it looks at, and what it waits for
-    unsigned wanted;
 };
 
 constexpr unsigned WARP = 32;
@@ -38,11 +36,11 @@ void complete(Fiber *warp, unsigned mask);
 bool is_multiplying(const Fiber &fiber);
 
 /**
- * Runs a grid to its end. The sizes are within the limits of a device. `together`: the blocks may
- * wait for each other. Returns the bytes of static shared memory that its first block wrote to.
+ * Runs a grid to its end. The sizes are within the limits of a device. Returns the bytes of static
+ * shared memory that its first block wrote to.
  */
 size_t run_grid(const Registration &kernel, const void *parameters, dim3 grid, dim3 block,
-                size_t shared_bytes, bool together);
+                size_t shared_bytes);
 
 /** How many threads a block of the kernel may have, by its __launch_bounds__. */
 unsigned max_threads(const Registration &kernel);

@@ -32,9 +32,3 @@ MOR_FAKE_CUDA_ATTRIBUTE="16=1" on_emulated reference greedy
 for order in reverse shuffled:7; do
     MOR_EMULATED_ORDER=$order on_emulated reference greedy
 done
-# Passes of one kernel each; of few blocks, for all of them run at the same time.
-export MOR_CUDA_PASS=1 MOR_FAKE_CUDA_ATTRIBUTE="16=2"
-on_emulated reference
-on_emulated session errors_lose_nothing rewinding_and_going_on cut_and_depth
-on_emulated batch forks_ memory_follows what_goes_wrong
-MOR_EMULATED_ORDER=shuffled:11 on_emulated reference greedy

@@ -234,87 +234,9 @@ void unset_condition() {
     close_device();
 }
 
-/** A graph of one kernel whose `blocks` blocks wait for each other; what instantiating it says. */
-CUresult instantiate_rounds(unsigned blocks, Rounds parameters, bool together,
-                            CUgraphExec *executable) {
-    CUgraph graph;
-    CUgraphNode node;
-    OK(cuGraphCreate(&graph, 0));
-    void *pointer;
-    auto request = node_params("rounds", blocks, 64, &pointer, parameters);
-    request.sharedMemBytes = 40 * 1024;
-    OK(cuGraphAddKernelNode_v2(&node, graph, nullptr, 0, &request));
-    CUlaunchAttributeValue value{};
-    value.cooperative = together;
-    OK(cuGraphKernelNodeSetAttribute(node, CU_LAUNCH_ATTRIBUTE_COOPERATIVE, &value));
-    FAILS(cuGraphKernelNodeSetAttribute(node, 77, &value), CUDA_ERROR_NOT_SUPPORTED);
-    const CUresult code = cuGraphInstantiateWithFlags(executable, graph, 0);
-    OK(cuGraphDestroy(graph));
-    return code;
-}
-
-/** Blocks of a cooperative launch wait for each other, with shared memory of their own. */
-void blocks_that_wait_for_each_other() {
-    for (const char *order : {"forward", "reverse", "shuffled:5"}) {
-        open_device();
-        fakeCudaSet("MOR_EMULATED_ORDER", order);
-        const unsigned blocks = 24, rounds = 4;
-        std::vector<unsigned> expected((rounds + 1) * blocks, 1);
-        for (unsigned r = 0; r < rounds; r++)
-            for (unsigned b = 0; b < blocks; b++) {
-                unsigned sum = b;
-                for (unsigned i = 0; i < blocks; i++) sum += expected[r * blocks + i];
-                expected[(r + 1) * blocks + b] = sum;
-            }
-        const CUdeviceptr arrived = upload(std::vector<unsigned>(rounds)),
-                          values = upload(std::vector<unsigned>((rounds + 1) * blocks, 1));
-        const Rounds parameters{(unsigned *)arrived, (unsigned *)values, rounds, 0};
-        CUgraphExec executable;
-        OK(instantiate_rounds(blocks, parameters, true, &executable));
-        OK(cuGraphLaunch(executable, stream));
-        OK(cuStreamSynchronize(stream));
-        CHECK(download<unsigned>(values, expected.size()) == expected);
-        OK(cuGraphExecDestroy(executable));
-        // Five blocks of 41 KiB on each of the eight multiprocessors.
-        int room;
-        OK(cuOccupancyMaxActiveBlocksPerMultiprocessor(&room, function("rounds"), 64, 40 * 1024));
-        CHECK(room == 5);
-        FAILS(instantiate_rounds(41, parameters, true, &executable),
-              CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE);
-        OK(cuMemFree_v2(arrived));
-        OK(cuMemFree_v2(values));
-        close_device();
-    }
-}
-
-/** Who waits in vain is named; so are blocks that may not wait. */
-void blocks_that_wait_in_vain() {
-    const auto report = [](unsigned missing, bool together) {
-        open_device();
-        const CUdeviceptr arrived = upload(std::vector<unsigned>(2)),
-                          values = upload(std::vector<unsigned>(3 * 4, 1));
-        const Rounds parameters{(unsigned *)arrived, (unsigned *)values, 2, missing};
-        CUgraphExec executable;
-        OK(instantiate_rounds(4, parameters, together, &executable));
-        const std::string text = aborted([&] {
-            OK(cuGraphLaunch(executable, stream));
-            OK(cuStreamSynchronize(stream));
-        });
-        OK(cuGraphExecDestroy(executable));
-        OK(cuMemFree_v2(arrived));
-        OK(cuMemFree_v2(values));
-        close_device();
-        return text;
-    };
-    CHECK(has(report(1, true), "waits for other blocks until 4 have arrived; 3 have"));
-    CHECK(has(report(0, false), "the launch is not cooperative"));
-}
-
 } // namespace
 
 const std::vector<Test> GRAPH_TESTS = {
-    {"blocks that wait for each other", blocks_that_wait_for_each_other},
-    {"blocks that wait in vain", blocks_that_wait_in_vain},
     {"loop in a graph", loop_in_a_graph},       {"branch in a loop", branch_in_a_loop},
     {"missing dependency", missing_dependency}, {"refused nodes", refused_nodes},
     {"unset condition", unset_condition},

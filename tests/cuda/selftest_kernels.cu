@@ -126,30 +126,6 @@ extern "C" __global__ void collectives(const Collectives p) {
 }
 MOR_KERNEL(collectives)
 
-extern "C" __global__ void __launch_bounds__(64) rounds(const Rounds p) {
-    __shared__ unsigned own;
-    MOR_DYNAMIC_SHARED(unsigned, copy);
-    const unsigned blocks = gridDim.x;
-    if (threadIdx.x == 0) own = blockIdx.x;
-    for (unsigned r = 0; r < p.rounds; r++) {
-        if (r > 0) {
-            if (threadIdx.x == 0) mor_emulated::wait_until(p.arrived + r - 1, blocks);
-            __syncthreads();
-        }
-        for (unsigned i = threadIdx.x; i < blocks; i += blockDim.x)
-            copy[i] = p.values[r * blocks + i];
-        __syncthreads();
-        if (threadIdx.x == 0) {
-            unsigned sum = own;
-            for (unsigned i = 0; i < blocks; i++) sum += copy[i];
-            p.values[(r + 1) * blocks + blockIdx.x] = sum;
-        }
-        __syncthreads();
-        if (threadIdx.x == 0 && blockIdx.x >= p.missing) ++p.arrived[r];
-    }
-}
-MOR_KERNEL(rounds)
-
 __device__ static float deep(float x, unsigned depth) {
     volatile float room[1024];
     for (unsigned i = 0; i < 1024; i++) room[i] = x;

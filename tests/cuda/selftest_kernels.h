@@ -40,14 +40,6 @@ struct Add {
     float scale, addend;
 };
 
-/** Blocks that go through some rounds together, each adding what all wrote in the round before. */
-struct Rounds {
-    unsigned *arrived; // a counter for each round
-    unsigned *values;  // [rounds + 1][blocks], the first given
-    unsigned rounds;
-    unsigned missing; // blocks that never arrive
-};
-
 /** What a test of reports does wrong. */
 enum Wrong : unsigned {
     NOTHING,

@@ -5,11 +5,11 @@
 #include "attention_prompt.cuh"
 
 // A cache of any type, on any device.
-template <u32 TYPE, class Turn>
-__device__ __forceinline__ void attend_floats(const AttentionParams& p, Turn& turn) {
-    enter(turn);
+template <u32 TYPE>
+__device__ __forceinline__ void attend_floats(const AttentionParams& p) {
+    enter();
     MOR_DYNAMIC_SHARED(float4, shared);
-    attend_row<TYPE>(p, shared, turn);
+    attend_row<TYPE>(p, shared);
 }
 
 MOR_WORK(mor_attention_f32, AttentionParams, (BLOCK, 2), attend_floats<F32>)
@@ -20,11 +20,11 @@ MOR_WORK(mor_attention_f16, AttentionParams, (BLOCK, 2), attend_floats<F16>)
 
 #ifdef MOR_TENSOR_CORES
 // A cache in halves; WHOLE and ALONE as in attention_halves.cuh.
-template <bool WHOLE, bool ALONE, class Turn>
-__device__ __forceinline__ void attend_tiles(const AttentionParams& p, Turn& turn) {
-    enter(turn);
+template <bool WHOLE, bool ALONE>
+__device__ __forceinline__ void attend_tiles(const AttentionParams& p) {
+    enter();
     MOR_DYNAMIC_SHARED(float4, shared);
-    attend_halves<WHOLE, ALONE>(p, shared, turn);
+    attend_halves<WHOLE, ALONE>(p, shared);
 }
 
 MOR_WORK(mor_attention_halves, AttentionParams, (BLOCK, 2), attend_tiles<false, false>)

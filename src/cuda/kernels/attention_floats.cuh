@@ -204,10 +204,10 @@ __device__ __forceinline__ void attend(const AttentionParams& p, const Room& roo
 }
 
 // grid: (rows, key heads, parts); dynamic shared memory as `room_of` cuts it.
-template <u32 TYPE, class Turn>
-__device__ __forceinline__ void attend_row(const AttentionParams& p, float4* shared, const Turn& turn) {
+template <u32 TYPE>
+__device__ __forceinline__ void attend_row(const AttentionParams& p, float4* shared) {
     const StoreParams& in = p.input;
-    const u32 c = turn.x(), kv_head = turn.y(), begin = turn.z() * PART;
+    const u32 c = blockIdx.x, kv_head = blockIdx.y, begin = blockIdx.z * PART;
     // As in attention_halves.cuh.
     const bool known = p.alone && in.cache.one_sequence;
     const u32 running = load_now(in.view.count), slot = known ? 0 : load_now(in.view.slots + c);

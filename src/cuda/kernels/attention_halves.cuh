@@ -87,17 +87,16 @@ __device__ __forceinline__ void put_element(u16* fragments, u32 e, float value) 
 // A warp rotates the query of a column of tile `tile`, scales it, and puts it into its fragments. Columns
 // without a query keep what is there, and their results are not looked at. `rows`: how many the block has, whose
 // slots the lanes know.
-template <class Turn>
-__device__ __forceinline__ void put_query(const AttentionParams& p, const Turn& turn, u32 row_shift, u32 tile,
-                                          u32 rows, u32 slots, u16* fragments) {
+__device__ __forceinline__ void put_query(const AttentionParams& p, u32 row_shift, u32 tile, u32 rows, u32 slots,
+                                          u16* fragments) {
     // Nothing of this is to stand in the way of a lone row, which has one tile.
     const u32 lane = only_here(lane_index()), g = only_here(warp_index());
     const u32 column = COLUMNS * tile + g, head = column >> row_shift;
     const u32 row = column & ((1u << row_shift) - 1), hd = p.input.cache.head_dim;
     const u32 slot = __shfl_sync(ALL_LANES, slots, row);
     if (head >= p.heads_of_key || row >= rows) return;
-    const u32 c = (turn.x() << row_shift) + row, pairs = p.input.pairs;
-    const float* q = p.input.q + static_cast<u64>(c * p.input.heads + turn.y() * p.heads_of_key + head) * hd;
+    const u32 c = (blockIdx.x << row_shift) + row, pairs = p.input.pairs;
+    const float* q = p.input.q + static_cast<u64>(c * p.input.heads + blockIdx.y * p.heads_of_key + head) * hd;
     const float2* angles = p.input.rope + static_cast<u64>(slot) * pairs;
     fragments += 32 * g;
 #pragma unroll 1
@@ -193,13 +192,13 @@ __device__ __forceinline__ void add_values(const u32 a[2][4], const uint4 v[8], 
 }
 
 // WHOLE: a head is whole chunks. ALONE: the row is; known here, it leaves less to execute.
-template <bool WHOLE, bool ALONE, class Turn>
-__device__ __forceinline__ void attend_halves(const AttentionParams& p, float4* shared, const Turn& turn) {
+template <bool WHOLE, bool ALONE>
+__device__ __forceinline__ void attend_halves(const AttentionParams& p, float4* shared) {
     const StoreParams& in = p.input;
     const Cache& cache = in.cache;
     const u32 hd = cache.head_dim, w = warp_index(), lane = lane_index(), g = lane / 4, t = lane % 4;
-    const u32 kv_head = turn.y(), begin = turn.z() * PART, row_shift = ALONE ? 0 : p.row_shift;
-    const u32 rows = 1u << row_shift, first_row = ALONE ? 0 : turn.x() << row_shift;
+    const u32 kv_head = blockIdx.y, begin = blockIdx.z * PART, row_shift = ALONE ? 0 : p.row_shift;
+    const u32 rows = 1u << row_shift, first_row = ALONE ? 0 : blockIdx.x << row_shift;
     const Tile room = tile_of(shared, hd);
     // Whether values are loaded together with keys. With more to remember, registers would not do.
     constexpr bool AHEAD = WHOLE && ALONE;
@@ -225,7 +224,7 @@ __device__ __forceinline__ void attend_halves(const AttentionParams& p, float4* 
     const bool stores = ALONE && threadIdx.x >= storing && e < hd;
     Element own = {};
     if (stores) own = read_element(in, first_row, slot, kv_head, e);
-    put_query(p, turn, row_shift, 0, here, slot, reinterpret_cast<u16*>(room.q));
+    put_query(p, row_shift, 0, here, slot, reinterpret_cast<u16*>(room.q));
     const u32 visible = running > 0 && (ALONE || lane < here) ? seat.visible : 0;
     const u32 most = ALONE ? visible : __reduce_max_sync(ALL_LANES, visible);
     if (begin >= most) return;
@@ -258,7 +257,7 @@ __device__ __forceinline__ void attend_halves(const AttentionParams& p, float4* 
                        (kv_head * PAGE_TOKENS + t % 2 * 8) * cache.value_bytes + 16 * g;
     const u32 tiles = ((p.heads_of_key << row_shift) + COLUMNS - 1) / COLUMNS;
     for (u32 tile = 0; tile < tiles; tile++) {
-        if (tile > 0) put_query(p, turn, row_shift, tile, here, slot, reinterpret_cast<u16*>(room.q));
+        if (tile > 0) put_query(p, row_shift, tile, here, slot, reinterpret_cast<u16*>(room.q));
         // The queries are there, and the lone row's own entry.
         __syncthreads();
         const u32 row = (COLUMNS * tile + g) & (rows - 1);
@@ -307,7 +306,7 @@ __device__ __forceinline__ void attend_halves(const AttentionParams& p, float4* 
         const u32 column = COLUMNS * tile + w, its_row = column & (rows - 1), head = column >> row_shift;
         const bool sees = ALONE || __shfl_sync(ALL_LANES, visible, its_row) > begin;
         const bool wanted = head < p.heads_of_key && sees;
-        const u32 to = ((first_row + its_row) * in.heads + kv_head * p.heads_of_key + head) * p.parts + turn.z();
+        const u32 to = ((first_row + its_row) * in.heads + kv_head * p.heads_of_key + head) * p.parts + blockIdx.z;
 #pragma unroll 1
         for (u32 chunk = 0; chunk < hd; chunk += CHUNK_ELEMENTS) {
             if (w < warps && (!AHEAD || chunk > 0))

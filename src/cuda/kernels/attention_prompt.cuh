@@ -124,17 +124,17 @@ __device__ __forceinline__ void add_stretch(const Prompt<HEAD_DIM>& room, u32 st
         }
 }
 
-template <u32 HEAD_DIM, class Turn>
-__device__ __forceinline__ void attend_prompt(const AttentionParams& p, Turn& turn) {
-    enter(turn);
+template <u32 HEAD_DIM>
+__device__ __forceinline__ void attend_prompt(const AttentionParams& p) {
+    enter();
     MOR_DYNAMIC_SHARED(float4, shared);
     __shared__ u32 slots[PROMPT_ROWS], visible[PROMPT_ROWS], pages[PART / PAGE_TOKENS];
     const StoreParams& in = p.input;
     const Cache& cache = in.cache;
     constexpr u32 hd = HEAD_DIM;
     const u32 w = warp_index(), lane = lane_index(), g = lane / 4, t = lane % 4;
-    const u32 rows = 1u << p.row_shift, first_row = turn.x() << p.row_shift, kv_head = turn.y();
-    const u32 begin = turn.z() * PART, running = *in.view.count;
+    const u32 rows = 1u << p.row_shift, first_row = blockIdx.x << p.row_shift, kv_head = blockIdx.y;
+    const u32 begin = blockIdx.z * PART, running = *in.view.count;
     if (first_row >= running) return;
     const u32 here = running - first_row < rows ? running - first_row : rows;
     // A thread looks after a row, others after the part's pages, which are the same for all rows; beyond the last that
@@ -226,7 +226,7 @@ __device__ __forceinline__ void attend_prompt(const AttentionParams& p, Turn& tu
             sums[k] += __shfl_xor_sync(ALL_LANES, sums[k], 2);
         }
         const bool wanted = sees > begin;
-        const u32 to = ((first_row + row) * in.heads + kv_head * p.heads_of_key + head) * p.parts + turn.z();
+        const u32 to = ((first_row + row) * in.heads + kv_head * p.heads_of_key + head) * p.parts + blockIdx.z;
         if (wanted && t == 0) {
             const float sum = ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
             p.partial_scales[to] = make_float2(max, sum);

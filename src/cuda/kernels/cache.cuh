@@ -157,10 +157,10 @@ __device__ __forceinline__ void store_head(const StoreParams& p, u32 c, u32 slot
 }
 
 // Rotates keys, and stores keys and values. A block a row, a warp a head.
-template <u32 TYPE, class Turn>
-__device__ __forceinline__ void store_row(const StoreParams& p, Turn& turn) {
-    enter(turn);
-    const u32 c = turn.x(), running = load_now(p.view.count), slot = load_now(p.view.slots + c);
+template <u32 TYPE>
+__device__ __forceinline__ void store_row(const StoreParams& p) {
+    enter();
+    const u32 c = blockIdx.x, running = load_now(p.view.count), slot = load_now(p.view.slots + c);
     if (c >= running) return;
     const Seat seat = seat_of(p.cache, p.planes, p.rows[slot], p.states[slot]);
     if (!seat.own) return;

@@ -13,7 +13,6 @@ typedef unsigned long long u64;
 #define MOR_WARPGROUPS 1
 #else
 #define MOR_KERNEL(name)
-#define MOR_OUT_OF_LINE __noinline__
 #define MOR_DYNAMIC_SHARED(type, name) extern __shared__ type name[]
 #if __CUDA_ARCH__ >= 800
 #define MOR_TENSOR_CORES 1
@@ -146,44 +145,36 @@ __device__ __forceinline__ float block_sum(float value, float* room) {
     return sum;
 }
 
-// A block's turn at a piece of work: which block of the work it is, and how it waits for the work before. It looks
-// at what others wrote, or writes, only after `wait`, which every thread calls; weights, which nobody writes, may
-// be read before. Here, of a kernel of its own; pass.cuh has the other.
-struct Launched {
-    // Whether blocks begin before the work before has ended: kernels do where the device can do that (9.0 and
-    // later, src/cuda/launch.rs).
+// The kernels of a program overlap where the device can do that (9.0 and later, src/cuda/launch.rs): each
+// lets the next one begin at once, and looks at what those before it wrote, or writes, only after
+// `wait_for_previous`, which every thread calls. Weights, which nobody writes, may be read before.
 #if __CUDA_ARCH__ >= 900
-    static constexpr bool OVERLAPS = true;
+constexpr bool KERNELS_OVERLAP = true;
 #else
-    static constexpr bool OVERLAPS = false;
+constexpr bool KERNELS_OVERLAP = false;
 #endif
 
-    __device__ __forceinline__ u32 x() const { return blockIdx.x; }
-    __device__ __forceinline__ u32 y() const { return blockIdx.y; }
-    __device__ __forceinline__ u32 z() const { return blockIdx.z; }
-
-    // Whether this block has had no turn at this work yet, so that shared memory has nothing of it.
-    __device__ __forceinline__ bool is_first() const { return true; }
-
-    __device__ __forceinline__ void let_next_begin() const {
+__device__ __forceinline__ void let_next_begin() {
 #if __CUDA_ARCH__ >= 900
-        asm volatile("griddepcontrol.launch_dependents;");
+    asm volatile("griddepcontrol.launch_dependents;");
 #endif
-    }
+}
 
-    __device__ __forceinline__ void wait() const {
+__device__ __forceinline__ void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
-        asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
-    }
-};
+}
 
-// A kernel that does one piece of work; `...` is the work's function.
-#define MOR_WORK(name, Params, BOUNDS, ...)                                                        \
-    extern "C" __global__ void __launch_bounds__ BOUNDS name(const Params p) {                     \
-        Launched turn;                                                                             \
-        (__VA_ARGS__)(p, turn);                                                                    \
-    }                                                                                              \
+// For kernels that read nothing ahead.
+__device__ __forceinline__ void enter() {
+    let_next_begin();
+    wait_for_previous();
+}
+
+// A kernel that is a function, `...`, of its parameters.
+#define MOR_WORK(name, Params, BOUNDS, ...)                                                         \
+    extern "C" __global__ void __launch_bounds__ BOUNDS name(const Params p) { (__VA_ARGS__)(p); } \
     MOR_KERNEL(name)
 
 // Has memory brought nearer that will be read soon.
@@ -318,28 +309,6 @@ __device__ __forceinline__ void begin_multiply(float d[C][4], const u32 a[4], u6
 }
 #endif
 
-// Tells other blocks by a counter that this one is done, after a barrier of its threads; and waits until so many
-// are, before a barrier of its threads. What they wrote before is then there to be read.
-__device__ __forceinline__ void arrive(u32* counter) {
-#ifdef MOR_EMULATED
-    ++*counter;
-#else
-    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
-#endif
-}
-
-__device__ __forceinline__ void wait_until(const u32* counter, u32 wanted) {
-#ifdef MOR_EMULATED
-    mor_emulated::wait_until(counter, wanted);
-#else
-    u32 arrived;
-    // (Looking without order and a fence after it would wait for the thread's copies that are under way.)
-    do {
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(arrived) : "l"(counter) : "memory");
-    } while (arrived < wanted);
-#endif
-}
-
 // A load that begins here, not where its result is used.
 __device__ __forceinline__ u32 load_now(const u32* place) {
 #ifdef MOR_EMULATED
@@ -357,13 +326,6 @@ __device__ __forceinline__ u32 only_here(u32 value) {
     asm volatile("" : "+r"(value));
 #endif
     return value;
-}
-
-// For work that reads nothing ahead.
-template <class Turn>
-__device__ __forceinline__ void enter(Turn& turn) {
-    turn.let_next_begin();
-    turn.wait();
 }
 
 // Finite, in a way that no optimisation takes away.

@@ -36,15 +36,15 @@ __device__ __forceinline__ void tile_by_fma(const ProductParams& p, const Matrix
 }
 
 // SINGLE: matrices of F32 only, as routers mostly are.
-template <bool LONE, bool SINGLE, class Turn>
-__device__ __forceinline__ void product_by_fma(const ProductParams& p, Turn& turn) {
-    enter(turn);
+template <bool LONE, bool SINGLE>
+__device__ __forceinline__ void product_by_fma(const ProductParams& p) {
+    enter();
     constexpr u32 COLUMNS = LONE ? 1 : FEW;
     // The lone row, and the warps' sums, [WARPS][TILE_ROWS][COLUMNS].
     MOR_DYNAMIC_SHARED(float, row_room);
-    const u32 n = *p.view.count, first = turn.y() * FEW;
+    const u32 n = *p.view.count, first = blockIdx.y * FEW;
     if (first >= n) return;
-    u32 tile = turn.x();
+    u32 tile = blockIdx.x;
     const Matrix& m = p.matrices[matrix_of(p, tile)];
     const float* floats = p.input.floats;
     if constexpr (LONE) {

@@ -57,16 +57,16 @@ __device__ __forceinline__ u32 row_bytes(u32 stride) {
 }
 
 // A lone row with one matrix of several, or with two that are a gate and what it lets through.
-template <u32 TYPE, u32 MAKE, u32 MATRICES, class Turn>
-__device__ __forceinline__ void lone_product(const ProductParams& p, Turn& turn) {
+template <u32 TYPE, u32 MAKE, u32 MATRICES>
+__device__ __forceinline__ void lone_product(const ProductParams& p) {
     MOR_DYNAMIC_SHARED(uint4, room);
-    turn.let_next_begin();
+    let_next_begin();
     // A warp takes as many runs of its tile as the block has tiles.
     const u32 log = p.log_tiles, place_of_tile = warp_index() << log >> 3;
     const u32 first_run = warp_index() << log & (RUNS - 1), last_run = first_run + (1 << log);
     const u32 each = p.groups_of_run, begin = first_run * each;
     const u32 end = last_run * each < p.groups ? last_run * each : p.groups;
-    u32 tile = (turn.x() << log) + place_of_tile;
+    u32 tile = (blockIdx.x << log) + place_of_tile;
     if (tile >= p.tiles) tile = p.tiles - 1;
     const Matrix* m = p.matrices;
     if constexpr (MATRICES == 1) m += matrix_of(p, tile);
@@ -79,11 +79,11 @@ __device__ __forceinline__ void lone_product(const ProductParams& p, Turn& turn)
     u16* halves = reinterpret_cast<u16*>(squares + RUNS);
     const Place place = {halves, reinterpret_cast<float*>(halves + stride + GROUP), scales, squares, BY_COLUMN};
     u8* rings = reinterpret_cast<u8*>(halves) + row_bytes(stride);
-    if (has_no_rows(p, 0, turn)) return;
+    if (has_no_rows(p, 0)) return;
     Ring<TYPE, MATRICES> ring;
     ring.begin(m, tile, begin, end, p.stage_units, rings);
     if constexpr (MAKE == NORM) prefetch_source(p.source, p.input.columns);
-    turn.wait();
+    wait_for_previous();
     const u32 n = *p.view.count;
     u32 slot = p.slot;
     if (slot == ANY_SLOT) {
@@ -91,13 +91,11 @@ __device__ __forceinline__ void lone_product(const ProductParams& p, Turn& turn)
         slot = p.view.slots[0];
         if (n == 0) return wait_for_copies<0>();
     }
-    if (turn.is_first()) {
-        if (threadIdx.x < GROUP) halves[stride + threadIdx.x] = 0;
-        if (threadIdx.x == GROUP) place.sums[stride / GROUP] = 0;
-        make_run<MAKE>(p.source, 0, slot, p.input.columns, warp_index(), GROUP * each, has_min(TYPE), place);
-    }
+    if (threadIdx.x < GROUP) halves[stride + threadIdx.x] = 0;
+    if (threadIdx.x == GROUP) place.sums[stride / GROUP] = 0;
+    make_run<MAKE>(p.source, 0, slot, p.input.columns, warp_index(), GROUP * each, has_min(TYPE), place);
     // The element of thread i: row i % 16 of tile i / 16.
-    u32 my_tile = (turn.x() << log) + threadIdx.x / TILE_ROWS;
+    u32 my_tile = (blockIdx.x << log) + threadIdx.x / TILE_ROWS;
     const bool has_element = threadIdx.x < TILE_ROWS << log && my_tile < p.tiles;
     const Matrix& mine = p.matrices[MATRICES == 1 ? matrix_of(p, my_tile) : 0];
     const u32 row = my_tile * TILE_ROWS + threadIdx.x % TILE_ROWS;

@@ -83,22 +83,22 @@ __device__ __forceinline__ void add_warps(const float sums[TILES][4], float* par
 }
 
 // Rows that are ready.
-template <u32 TYPE, u32 TILES, class Turn>
-__device__ __forceinline__ void ready_product(const ProductParams& p, Turn& turn) {
+template <u32 TYPE, u32 TILES>
+__device__ __forceinline__ void ready_product(const ProductParams& p) {
     // The warps' sums and the rings.
     MOR_DYNAMIC_SHARED(uint4, room);
     float* parts = reinterpret_cast<float*>(room);
     u8* rings = reinterpret_cast<u8*>(parts + WARPS * 8 * TILES * COLUMN_STRIDE);
-    turn.let_next_begin();
-    u32 tile = turn.x();
+    let_next_begin();
+    u32 tile = blockIdx.x;
     const Matrix& m = p.matrices[matrix_of(p, tile)];
     const u32 each = p.groups_of_run, begin = warp_index() * each;
     const u32 end = begin + each < p.groups ? begin + each : p.groups;
-    const u32 first = turn.y() * 8 * TILES;
-    if (has_no_rows(p, first, turn)) return;
+    const u32 first = blockIdx.y * 8 * TILES;
+    if (has_no_rows(p, first)) return;
     Ring<TYPE, 1> ring;
     ring.begin(&m, tile, begin, end, p.stage_units, rings);
-    turn.wait();
+    wait_for_previous();
     const u32 n = *p.view.count;
     if (first >= n) return wait_for_copies<0>();
     float sums[TILES][4] = {};

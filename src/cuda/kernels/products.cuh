@@ -44,10 +44,9 @@ __device__ __forceinline__ u32 matrix_of(const ProductParams& p, u32& tile) {
 
 // Whether a block first looks if it has rows, and then brings weights: where there is no time to win, and where
 // it may well have none. `first`: its first row.
-template <class Turn>
-__device__ __forceinline__ bool has_no_rows(const ProductParams& p, u32 first, Turn& turn) {
-    if (Turn::OVERLAPS && first == 0) return false;
-    turn.wait();
+__device__ __forceinline__ bool has_no_rows(const ProductParams& p, u32 first) {
+    if (KERNELS_OVERLAP && first == 0) return false;
+    wait_for_previous();
     return first >= *p.view.count;
 }
 

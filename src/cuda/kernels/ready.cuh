@@ -265,13 +265,13 @@ struct ReadyParams {
 };
 
 #ifdef MOR_TENSOR_CORES
-template <u32 MAKE, class Turn>
-__device__ __forceinline__ void ready(const ReadyParams& p, Turn& turn) {
-    turn.let_next_begin();
+template <u32 MAKE>
+__device__ __forceinline__ void ready(const ReadyParams& p) {
+    let_next_begin();
     prefetch_source(p.source, p.out.columns);
-    turn.wait();
+    wait_for_previous();
     __shared__ float squares[RUNS];
-    const u32 c = turn.x(), slot = p.view.slots[c];
+    const u32 c = blockIdx.x, slot = p.view.slots[c];
     if (c >= *p.view.count) return;
     const Prepared& out = p.out;
     const u64 row = static_cast<u64>(c) * out.stride;
@@ -315,14 +315,13 @@ __device__ __forceinline__ void make_floats(const Source& s, u32 c, u32 slot, u3
 }
 
 // Rows for single precision. A block a row.
-template <class Turn>
-__device__ __forceinline__ void ready_floats(const ReadyParams& p, Turn& turn) {
-    turn.let_next_begin();
+extern "C" __global__ void __launch_bounds__(BLOCK) mor_floats(const ReadyParams p) {
+    let_next_begin();
     prefetch_source(p.source, p.out.columns);
-    turn.wait();
-    const u32 c = turn.x(), slot = p.view.slots[c];
+    wait_for_previous();
+    const u32 c = blockIdx.x, slot = p.view.slots[c];
     if (c >= *p.view.count) return;
     float* floats = p.out.floats + static_cast<u64>(c) * p.out.stride;
     make_floats<true>(p.source, c, slot, p.out.columns, p.out.stride, floats);
 }
-MOR_WORK(mor_floats, ReadyParams, (BLOCK), ready_floats)
+MOR_KERNEL(mor_floats)

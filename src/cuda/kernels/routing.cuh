@@ -41,9 +41,8 @@ struct SeatsParams {
 
 // Gives the rows that run their entries: those of a sequence at a recursion side by side, in the order
 // of their positions. One block.
-template <class Turn>
-__device__ __forceinline__ void give_seats(const SeatsParams& p, Turn& turn) {
-    enter(turn);
+extern "C" __global__ void __launch_bounds__(BLOCK) mor_seats(const SeatsParams p) {
+    enter();
     __shared__ u32 room[WARPS + 1];
     const u32 flying = p.report->flying;
     u32 running = 0;
@@ -72,7 +71,7 @@ __device__ __forceinline__ void give_seats(const SeatsParams& p, Turn& turn) {
     }
     if (threadIdx.x == 0) p.report->running = running;
 }
-MOR_WORK(mor_seats, SeatsParams, (BLOCK), give_seats)
+MOR_KERNEL(mor_seats)
 
 // ---- Decisions
 
@@ -91,12 +90,11 @@ struct ScoreParams {
 };
 
 // Expert-choice, routers of one layer: each row by that of the recursion before which it stands. A block a row.
-template <class Turn>
-__device__ __forceinline__ void score_rows(const ScoreParams& p, Turn& turn) {
-    enter(turn);
+extern "C" __global__ void __launch_bounds__(BLOCK) mor_score(const ScoreParams p) {
+    enter();
     __shared__ float room[WARPS];
-    if (turn.x() >= *p.view.count) return;
-    const u32 slot = p.view.slots[turn.x()], recursion = p.rows[slot].recursion;
+    if (blockIdx.x >= *p.view.count) return;
+    const u32 slot = p.view.slots[blockIdx.x], recursion = p.rows[slot].recursion;
     const float* weights = recursion < MAX_RECURSIONS ? p.weights[recursion] : nullptr;
     if (!weights) return;
     const float* h = p.h + static_cast<u64>(slot) * p.width;
@@ -105,7 +103,7 @@ __device__ __forceinline__ void score_rows(const ScoreParams& p, Turn& turn) {
     sum = block_sum(sum, room);
     if (threadIdx.x == 0) p.scores[slot] = sum;
 }
-MOR_WORK(mor_score, ScoreParams, (BLOCK), score_rows)
+MOR_KERNEL(mor_score)
 
 struct SelectParams {
     const u32* active;
@@ -119,9 +117,8 @@ struct SelectParams {
 };
 
 // The rows that stand before one recursion, in their order. One block.
-template <class Turn>
-__device__ __forceinline__ void select_rows(const SelectParams& p, Turn& turn) {
-    enter(turn);
+extern "C" __global__ void __launch_bounds__(BLOCK) mor_select(const SelectParams p) {
+    enter();
     __shared__ u32 room[WARPS + 1];
     const u32 flying = p.report->flying;
     u32 selected = 0;
@@ -137,7 +134,7 @@ __device__ __forceinline__ void select_rows(const SelectParams& p, Turn& turn) {
     }
     if (threadIdx.x == 0) *p.count = selected;
 }
-MOR_WORK(mor_select, SelectParams, (BLOCK), select_rows)
+MOR_KERNEL(mor_select)
 
 struct DecideParams {
     // Rows that are asked: those that entered, or all in the recursions.
@@ -214,9 +211,8 @@ __device__ __forceinline__ bool is_among_best(const DecideParams& p, u32 c, u32 
 }
 
 // Rows that go on stay in `active`, in their order; the others leave. One block.
-template <class Turn>
-__device__ __forceinline__ void decide_rows(const DecideParams& p, Turn& turn) {
-    enter(turn);
+extern "C" __global__ void __launch_bounds__(BLOCK) mor_decide(const DecideParams p) {
+    enter();
     __shared__ u32 room[WARPS + 1];
     const u32 n = *p.view.count, flying = p.report->flying;
     // Rows before those that are asked stay where they are.
@@ -293,7 +289,7 @@ __device__ __forceinline__ void decide_rows(const DecideParams& p, Turn& turn) {
         p.report->waiting = waiting;
     }
 }
-MOR_WORK(mor_decide, DecideParams, (BLOCK), decide_rows)
+MOR_KERNEL(mor_decide)
 
 struct MergeParams {
     View view;
@@ -309,11 +305,10 @@ struct MergeParams {
 
 // Adds the block's weighted result to the residual stream of the rows for which it counts. All stand
 // before the next recursion then. A block a row.
-template <class Turn>
-__device__ __forceinline__ void merge_rows(const MergeParams& p, Turn& turn) {
-    enter(turn);
-    if (turn.x() >= *p.view.count) return;
-    const u32 slot = p.view.slots[turn.x()];
+extern "C" __global__ void __launch_bounds__(BLOCK) mor_merge(const MergeParams p) {
+    enter();
+    if (blockIdx.x >= *p.view.count) return;
+    const u32 slot = p.view.slots[blockIdx.x];
     const State state = p.states[slot];
     const bool counts = state.depth == p.rows[slot].recursion + 1;
     __syncthreads();
@@ -326,7 +321,7 @@ __device__ __forceinline__ void merge_rows(const MergeParams& p, Turn& turn) {
         if (p.follow) h[i] = x[i];
     }
 }
-MOR_WORK(mor_merge, MergeParams, (BLOCK), merge_rows)
+MOR_KERNEL(mor_merge)
 
 // ---- Leaving
 
@@ -356,9 +351,8 @@ __device__ __forceinline__ bool comes_before(const Row& a, const Row& b) {
 
 // Of the rows that have left the recursions those may go on to whose sequence nobody before them is
 // still on the way; own last layers attend to all tokens before. One block.
-template <class Turn>
-__device__ __forceinline__ void leave_recursions(const LeaveParams& p, Turn& turn) {
-    enter(turn);
+extern "C" __global__ void __launch_bounds__(BLOCK) mor_leave(const LeaveParams p) {
+    enter();
     __shared__ u32 room[WARPS + 1];
     const u32 before = p.report->waiting;
     const u32 flying = p.routed ? p.report->flying : 0;
@@ -428,4 +422,4 @@ __device__ __forceinline__ void leave_recursions(const LeaveParams& p, Turn& tur
         p.report->wanted = wanted;
     }
 }
-MOR_WORK(mor_leave, LeaveParams, (BLOCK), leave_recursions)
+MOR_KERNEL(mor_leave)

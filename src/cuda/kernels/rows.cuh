@@ -96,9 +96,8 @@ struct BeginParams {
 };
 
 // Takes what the host sent. One block.
-template <class Turn>
-__device__ __forceinline__ void begin_pass(const BeginParams& p, Turn& turn) {
-    enter(turn);
+extern "C" __global__ void __launch_bounds__(BLOCK) mor_begin(const BeginParams p) {
+    enter();
     const Input in = *p.input;
     for (u32 i = threadIdx.x; i < in.changes; i += BLOCK) p.tables[p.changes[i].index] = p.changes[i].page;
     for (u32 i = threadIdx.x; i < in.flying; i += BLOCK) p.active[i] = p.old_active[i];
@@ -122,7 +121,7 @@ __device__ __forceinline__ void begin_pass(const BeginParams& p, Turn& turn) {
         *p.report = r;
     }
 }
-MOR_WORK(mor_begin, BeginParams, (BLOCK), begin_pass)
+MOR_KERNEL(mor_begin)
 
 struct EmbedParams {
     View view;
@@ -154,11 +153,10 @@ __device__ __forceinline__ void embed_row(const Matrix& m, u32 token, float* h) 
 }
 
 // Token embeddings and rotary angles. A block a row.
-template <class Turn>
-__device__ __forceinline__ void embed(const EmbedParams& p, Turn& turn) {
-    enter(turn);
-    if (turn.x() >= *p.view.count) return;
-    const u32 slot = p.view.slots[turn.x()];
+extern "C" __global__ void __launch_bounds__(BLOCK) mor_embed(const EmbedParams p) {
+    enter();
+    if (blockIdx.x >= *p.view.count) return;
+    const u32 slot = p.view.slots[blockIdx.x];
     const Row row = p.rows[slot];
     float* h = p.h + static_cast<u64>(slot) * p.embedding.columns;
 #define MOR_EMBED(TYPE) embed_row<TYPE>(p.embedding, row.token, h)
@@ -173,7 +171,7 @@ __device__ __forceinline__ void embed(const EmbedParams& p, Turn& turn) {
             make_float2(static_cast<float>(cos(angle)), static_cast<float>(sin(angle)));
     }
 }
-MOR_WORK(mor_embed, EmbedParams, (BLOCK), embed)
+MOR_KERNEL(mor_embed)
 
 struct CopyRowsParams {
     View view;
@@ -184,11 +182,10 @@ struct CopyRowsParams {
 };
 
 // Rows by slot from one buffer to another. A block a row.
-template <class Turn>
-__device__ __forceinline__ void copy_rows(const CopyRowsParams& p, Turn& turn) {
-    enter(turn);
-    if (turn.x() >= *p.view.count) return;
-    const u64 start = static_cast<u64>(p.view.slots[turn.x()]) * p.width;
+extern "C" __global__ void __launch_bounds__(BLOCK) mor_copy_rows(const CopyRowsParams p) {
+    enter();
+    if (blockIdx.x >= *p.view.count) return;
+    const u64 start = static_cast<u64>(p.view.slots[blockIdx.x]) * p.width;
     for (u32 i = threadIdx.x; i < p.width; i += BLOCK) p.to[start + i] = p.from[start + i];
 }
-MOR_WORK(mor_copy_rows, CopyRowsParams, (BLOCK), copy_rows)
+MOR_KERNEL(mor_copy_rows)

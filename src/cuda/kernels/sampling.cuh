@@ -83,12 +83,11 @@ __device__ __forceinline__ u64 greatest(Each each) {
 
 // A number that exactly `count` of those that `each` has reach; no two are equal, and there are as many.
 // Digit by digit from the top: how many there are of each decides the digit of the last that is wanted.
-//
-// Three histograms, so that a barrier a digit is enough: one is counted in while warps that are late may still read
-// the one before, and the one after is cleared.
-typedef u32 Histograms[3][256];
 template <class Each>
-__device__ __forceinline__ u64 least_of(u32 count, Each each, Histograms& histograms) {
+__device__ __forceinline__ u64 least_of(u32 count, Each each) {
+    // Three, so that a barrier a digit is enough: one is counted in while warps that are late may still
+    // read the one before, and the one after is cleared.
+    __shared__ u32 histograms[3][256];
     static_assert(BLOCK == 256, "a thread a digit");
     const u32 lane = lane_index();
     u64 prefix = 0;
@@ -161,12 +160,11 @@ struct OfList {
 };
 
 // Finds the candidates of a part of the vocabulary: its best, in any order.
-// grid: (rows, chunks); dynamic shared memory for the histograms.
-template <class Turn>
-__device__ __forceinline__ void find_candidates(const CandidatesParams& p, Turn& turn) {
-    enter(turn);
+// grid: (rows, chunks).
+extern "C" __global__ void __launch_bounds__(BLOCK) mor_candidates(const CandidatesParams p) {
+    enter();
     constexpr u32 EACH = OfChunk::EACH;
-    const u32 c = turn.x(), first = turn.y() * CHUNK;
+    const u32 c = blockIdx.x, first = blockIdx.y * CHUNK;
     if (c >= *p.view.count) return;
     __shared__ u32 penalized[CHUNK / WARP];
     __shared__ u32 collected;
@@ -205,39 +203,28 @@ __device__ __forceinline__ void find_candidates(const CandidatesParams& p, Turn&
     }
     const u32 most = p.vocab - first < CHUNK ? p.vocab - first : CHUNK;
     const u32 count = draw.candidates < most ? draw.candidates : most;
-    const u32 chunks = (p.vocab + CHUNK - 1) / CHUNK;
-    u64* list = p.candidates + static_cast<u64>(c) * chunks * MAX_CANDIDATES + turn.y() * draw.candidates;
+    u64* list = p.candidates + static_cast<u64>(c) * gridDim.y * MAX_CANDIDATES + blockIdx.y * draw.candidates;
     if (count == 1) {
         const u64 best = greatest(each);
         if (threadIdx.x == 0) list[0] = best;
         return;
     }
-    MOR_DYNAMIC_SHARED(Histograms, histograms);
-    const u64 least = least_of(count, each, *histograms);
+    const u64 least = least_of(count, each);
     each([&](u64 candidate) {
         if (candidate >= least) list[atomicAdd(&collected, 1u)] = candidate;
     });
 }
-MOR_WORK(mor_candidates, CandidatesParams, (BLOCK), find_candidates)
-
-// Shared memory of a block that draws, as `DRAW_SHARED` in params.rs.
-struct DrawRoom {
-    Histograms histograms;
-    u64 found[MAX_CANDIDATES], ordered[MAX_CANDIDATES];
-    double weights[MAX_CANDIDATES], tempered[MAX_CANDIDATES], sums[2][MAX_CANDIDATES];
-};
+MOR_KERNEL(mor_candidates)
 
 // Draws from the candidates. A block a row.
-template <class Turn>
-__device__ __forceinline__ void draw_token(const SampleParams& p, Turn& turn) {
-    enter(turn);
+extern "C" __global__ void __launch_bounds__(BLOCK) mor_sample(const SampleParams p) {
+    enter();
     static_assert(MAX_CANDIDATES == BLOCK, "a thread a candidate");
-    const u32 c = turn.x();
+    const u32 c = blockIdx.x;
     if (c >= *p.view.count) return;
     __shared__ u32 collected, left;
-    MOR_DYNAMIC_SHARED(DrawRoom, draw_room);
-    u64 *found = draw_room->found, *ordered = draw_room->ordered;
-    double *weights = draw_room->weights, *tempered = draw_room->tempered, (*sums)[MAX_CANDIDATES] = draw_room->sums;
+    __shared__ u64 found[MAX_CANDIDATES], ordered[MAX_CANDIDATES];
+    __shared__ double weights[MAX_CANDIDATES], tempered[MAX_CANDIDATES], sums[2][MAX_CANDIDATES];
     const u32 slot = p.view.slots[c];
     const Draw draw = p.draws[p.rows[slot].sequence];
     if (draw.candidates == 0) return;
@@ -255,7 +242,7 @@ __device__ __forceinline__ void draw_token(const SampleParams& p, Turn& turn) {
         collected = 0;
         left = count;
     }
-    const u64 least = least_of(count, each, draw_room->histograms);
+    const u64 least = least_of(count, each);
     each([&](u64 candidate) {
         if (candidate >= least) found[atomicAdd(&collected, 1u)] = candidate;
     });
@@ -299,4 +286,4 @@ __device__ __forceinline__ void draw_token(const SampleParams& p, Turn& turn) {
     }
     p.drawn[slot] = token;
 }
-MOR_WORK(mor_sample, SampleParams, (BLOCK), draw_token)
+MOR_KERNEL(mor_sample)

@@ -69,15 +69,15 @@ __device__ __forceinline__ void multiply_blocks(const W& w, u32 pair, u32 tile, 
 }
 
 // A warp has one of the block's eight tiles.
-template <u32 TYPE, u32 C, class Turn>
-__device__ __forceinline__ void warpgroup_product(const ProductParams& p, Turn& turn) {
+template <u32 TYPE, u32 C>
+__device__ __forceinline__ void warpgroup_product(const ProductParams& p) {
     using W = Wide<TYPE, WARPS, 8 * C, C == 16 ? (208 << 10) : (104 << 10), true>;
     MOR_DYNAMIC_SHARED(uint4, room);
-    turn.let_next_begin();
+    let_next_begin();
     const W w(room);
     const u32 pairs = (p.groups + 1) / 2, pairs_of_run = p.groups_of_run / 2;
-    const u32 first = turn.y() * W::rows, tile = warp_index();
-    const u32 n = begin_weights(w, p, first, turn);
+    const u32 first = blockIdx.y * W::rows, tile = warp_index();
+    const u32 n = begin_weights(w, p, first);
     if (n == 0) return;
     Copies<W> copies(w, p, first, n);
 
@@ -97,7 +97,7 @@ __device__ __forceinline__ void warpgroup_product(const ProductParams& p, Turn& 
         }
         add_run<W, 1, C>(w.stage(pair - 1), 0, run, sums);
     }
-    write_products<W, 1, C>(p, turn.x(), tile, first, n, sums);
+    write_products<W, 1, C>(p, blockIdx.x, tile, first, n, sums);
 }
 
 // grid: (tiles / 8, rows / 64 or 128).

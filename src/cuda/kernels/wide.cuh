@@ -242,13 +242,13 @@ struct Copies {
 
 // Brings the first weights before the kernel may look at its rows, from `first` on; how many there are in all, or 0
 // where the block has none.
-template <class W, class Turn>
-__device__ __forceinline__ u32 begin_weights(const W& w, const ProductParams& p, u32 first, Turn& turn) {
-    if (threadIdx.x < W::sources) w.from[threadIdx.x] = W::source(p, turn.x(), threadIdx.x);
+template <class W>
+__device__ __forceinline__ u32 begin_weights(const W& w, const ProductParams& p, u32 first) {
+    if (threadIdx.x < W::sources) w.from[threadIdx.x] = W::source(p, blockIdx.x, threadIdx.x);
     __syncthreads();
-    if (has_no_rows(p, first, turn)) return 0;
+    if (has_no_rows(p, first)) return 0;
     for (u32 pair = 0; pair < Copies<W>::LEAD; pair++) w.copy_weights(p, pair);
-    turn.wait();
+    wait_for_previous();
     const u32 n = *p.view.count;
     if (first < n) return n;
     close_copies();
@@ -317,15 +317,15 @@ __device__ __forceinline__ void write_products(const ProductParams& p, u32 block
 }
 
 // Warps: M tiles each; `ACROSS` of them have the same tiles and different rows of activations.
-template <u32 TYPE, u32 M, u32 ACROSS, class Turn>
-__device__ __forceinline__ void wide_product(const ProductParams& p, Turn& turn) {
+template <u32 TYPE, u32 M, u32 ACROSS>
+__device__ __forceinline__ void wide_product(const ProductParams& p) {
     using W = Wide<TYPE, WARPS / ACROSS * M, ACROSS * WIDE_ROWS * 8, M == 4 ? MOST_OF_ONE : MOST_OF_TWO, false>;
     MOR_DYNAMIC_SHARED(uint4, room);
-    turn.let_next_begin();
+    let_next_begin();
     const W w(room);
     const u32 groups = p.groups, pairs = (groups + 1) / 2, pairs_of_run = p.groups_of_run / 2;
-    const u32 first = turn.y() * W::rows;
-    const u32 n = begin_weights(w, p, first, turn);
+    const u32 first = blockIdx.y * W::rows;
+    const u32 n = begin_weights(w, p, first);
     if (n == 0) return;
     Copies<W> copies(w, p, first, n);
 
@@ -362,7 +362,7 @@ __device__ __forceinline__ void wide_product(const ProductParams& p, Turn& turn)
         add_run<W, M, WIDE_ROWS>(stage, row, run, sums);
         clear<M, WIDE_ROWS>(run);
     }
-    write_products<W, M, WIDE_ROWS>(p, turn.x(), tile, first + row, n, sums);
+    write_products<W, M, WIDE_ROWS>(p, blockIdx.x, tile, first + row, n, sums);
 }
 
 // grid: (tiles / 4 or 8, rows / 64 or 128).
