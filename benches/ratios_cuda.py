@@ -71,11 +71,7 @@ def table(folder):
                 by = allowed(SHAPES["360m"], recursions, depth, places, 32)
                 line(name, ours, "tokens/s", "own vanilla, B = 32", own["tokens_per_second"], by)
     for name, shape, type_ in [("360m", "360m", "f16"), ("1.4b", "1.7b", "f16"), ("1.4b", "1.7b", "q4_0")]:
-        # By kernels that are on trial too: both, and each alone.
-        files = [("bench", "64"), ("prompt-0", "512")]
-        trials = (("1", "products and attention"), ("products", "products"), ("attention", "attention"))
-        files += [(f"prompt-{trial}", f"512, {what} on trial") for trial, what in trials]
-        for file, rows in files:
+        for file, rows in [("bench", 64), ("prompt", 512)]:
             test = rate(load(f"{file}-smollm-{shape}-{type_}"), "pp512")
             theirs = parts["prompt"].get(name, {}).get("tokens_per_second")
             if test and theirs:

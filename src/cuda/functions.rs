@@ -29,7 +29,7 @@ pub(super) struct Kernels {
     /// By whether heads are whole chunks of elements, and whether the row is alone, which matters to tensor cores.
     attention_f16: [[Function<AttentionParams>; 2]; 2],
     attention_q8_0: Function<AttentionParams>,
-    /// For many rows of a session, by the size of a head, where they are asked for.
+    /// For many rows of a session, by the size of a head, on devices that have it.
     attention_prompt: Option<[(usize, Function<AttentionParams>); 2]>,
     pub seats: Function<SeatsParams>,
     pub score: Function<ScoreParams>,
@@ -74,8 +74,9 @@ pub(super) struct Products {
     pub many: Function<ProductParams>,
     /// For more rows, where so many blocks are enough, from the smallest blocks on.
     pub wide: [WideProduct; 3],
-    /// The same by warpgroups, where they are asked for; they want rows in an order of their own (`Order`).
-    pub warpgroup: Option<[WideProduct; 2]>,
+    /// The same by warpgroups, on devices that have them; they want rows in an order of their own (`Order`). For 64 rows,
+    /// and for 128, where there are registers enough for the type.
+    pub warpgroup: Option<[Option<WideProduct>; 2]>,
     /// What kernels with one matrix, and with two abreast, have in shared memory.
     pub rings: [Ring; 2],
 }
@@ -86,7 +87,8 @@ pub(super) struct WideProduct {
     pub function: Function<ProductParams>,
     pub tiles: u32,
     pub rows: u32,
-    /// What a block takes for a group of columns (src/cuda/kernels/wide.cuh), to compare with others.
+    /// What a block takes for a group of columns, to compare with others: of blocks by warps by count
+    /// (src/cuda/kernels/wide.cuh), of those by warpgroups so many times less as a device needed less.
     pub cycles: u32,
     /// Bytes of dynamic shared memory.
     pub shared: usize,
@@ -94,11 +96,17 @@ pub(super) struct WideProduct {
     pub order: Order,
 }
 
+/// Whether the image for a device has kernels by warpgroups.
+fn has_warpgroups(device: &Device) -> bool {
+    device.architecture == 90
+}
+
 impl WideProduct {
     /// Bytes of shared memory, as `Wide` in src/cuda/kernels/wide.cuh; `swizzled`: for warpgroups.
     fn shared(device: &Device, ty: TensorType, tiles: u32, rows: u32, swizzled: bool) -> usize {
         let most = match (device.architecture, rows) {
             (90, 128) => 208 << 10,
+            (90, _) if swizzled => 208 << 10,
             (90, _) => 104 << 10,
             (_, 128) => 99 << 10,
             _ => 80 << 10,
@@ -111,7 +119,8 @@ impl WideProduct {
         let activations = rows * (2 * columns + if has_min(ty.gguf_id()) { 12 } else { 4 });
         // Eight rows, at whole multiples of which a stage begins.
         let whole = if swizzled { 16 * columns } else { 1 };
-        let fixed = 8 * sources + if swizzled { whole } else { 0 };
+        // Warpgroups have gates.
+        let fixed = if swizzled { 128 + whole } else { 8 * sources };
         let bytes = |stages| {
             let units = if unit == columns { stages } else { 2 };
             fixed + units * weights + stages * activations.next_multiple_of(whole)
@@ -195,8 +204,14 @@ impl Products {
             few: find("few_product")?,
             many: find("many_product")?,
             wide: [wide(4, 64, 256)?, wide(8, 64, 352)?, wide(8, 128, 512)?],
-            warpgroup: match weights.prompts.products {
-                true => Some([warpgroup(64, 224)?, warpgroup(128, 320)?]),
+            warpgroup: match has_warpgroups(device) {
+                true => Some([
+                    Some(warpgroup(64, 110)?),
+                    match ty.block_len() {
+                        1 => Some(warpgroup(128, 196)?),
+                        _ => None,
+                    },
+                ]),
                 false => None,
             },
             rings: [Ring::new(ty, 1), Ring::new(ty, 2)],
@@ -278,7 +293,7 @@ impl Kernels {
             attention_f32: module.function(c"mor_attention_f32")?,
             attention_f16,
             attention_q8_0: module.function(c"mor_attention_q8_0")?,
-            attention_prompt: match weights.prompts.attention {
+            attention_prompt: match has_warpgroups(&weights.device) {
                 true => Some([
                     (64, module.function(c"mor_attention_prompt_64")?),
                     (128, module.function(c"mor_attention_prompt_128")?),
@@ -364,7 +379,7 @@ impl Kernels {
             for wide in products
                 .wide
                 .iter()
-                .chain(products.warpgroup.iter().flatten())
+                .chain(products.warpgroup.iter().flatten().flatten())
             {
                 module.allow_shared_memory(wide.function, wide.shared)?;
             }

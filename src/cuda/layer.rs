@@ -102,7 +102,9 @@ impl<'a> Writer<'a> {
         // another one stores.
         let alone = rows == 1;
         if !alone && appends {
-            self.launch(self.kernels.store.of(self.kv.ty), [rows, 1, 1], 0, &store);
+            // A warp a head.
+            let grid = [rows, cache.kv_heads.div_ceil(BLOCK / 32), 1];
+            self.launch(self.kernels.store.of(self.kv.ty), grid, 0, &store);
         }
         // Rows of a session have their entries in common. Tensor cores take many of them at once.
         let halves = self.kv.ty == KvType::F16 && self.weights.device.has_tensor_cores();

@@ -7,6 +7,8 @@ use crate::quant::TensorType;
 
 /// Threads of every block, and other sizes that the kernels have as constants.
 pub(super) const BLOCK: u32 = 256;
+/// The same of products by warpgroups (src/cuda/kernels/warpgroup.cuh).
+pub(super) const WARPGROUPS_BLOCK: u32 = 384;
 pub(super) const TILE_ROWS: u32 = 16;
 pub(super) const GROUP: u32 = 32;
 /// Runs into which the columns of a product are cut.
@@ -105,7 +107,8 @@ structs! {
     }
     struct ProductParams {
         matrices: [Matrix; 3], first_tiles: [u32; 3], tiles: u32, groups: u32, groups_of_run: u32,
-        log_tiles: u32, stage_units: u32, slot: u32, zero: u32, input: Prepared, view: View, source: Source,
+        log_tiles: u32, stage_units: u32, slot: u32, zero: u32, row_blocks: u32, unused: u32,
+        input: Prepared, view: View, source: Source,
     }
     struct Cache {
         pages: Address, tables: Address, planes: u32, table_pages: u32, page_bytes: u32,

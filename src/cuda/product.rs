@@ -84,7 +84,8 @@ impl<'a> Writer<'a> {
         }
         // Cycles of the multiprocessor that has the most to do.
         let cycles = |w: &&WideProduct| count(w).div_ceil(multiprocessors) * w.cycles;
-        let warpgroup = kernels.warpgroup.iter().filter(|_| warpgroups).flatten();
+        let warpgroup = kernels.warpgroup.iter().flatten().flatten();
+        let warpgroup = warpgroup.filter(|_| warpgroups);
         kernels.wide.iter().chain(warpgroup).min_by_key(cycles)
     }
 
@@ -106,7 +107,15 @@ impl<'a> Writer<'a> {
         let rows = self.rows as u32;
         if let Some(wide) = self.wide(kernels, params.tiles, order != Order::ByColumn) {
             let blocks = self.wide_blocks(wide, params.tiles);
-            return self.launch(wide.function, blocks, wide.shared as u32, &params);
+            let shared = wide.shared as u32;
+            if wide.order == Order::ByColumn {
+                return self.launch(wide.function, blocks, shared, &params);
+            }
+            // A block for each multiprocessor goes through its part of them.
+            let multiprocessors = self.weights.device.multiprocessors;
+            let grid = [blocks.iter().product::<u32>().min(multiprocessors), 1, 1];
+            params.row_blocks = blocks[1];
+            return self.launch_blocks_of(WARPGROUPS_BLOCK, wide.function, grid, shared, &params);
         }
         let (kernel, each) = match rows <= FEW {
             true => (kernels.few, FEW),
@@ -226,6 +235,8 @@ impl<'a> Writer<'a> {
             stage_units: 0,
             slot: self.slot,
             zero: 0,
+            row_blocks: 0,
+            unused: 0,
             input: self.prepared(columns as usize),
             view,
             source,

@@ -582,7 +582,19 @@ impl<'a> Writer<'a> {
         shared: u32,
         parameter: &P,
     ) {
-        let launch = Launch::new(function, grid, BLOCK, shared, parameter);
+        self.launch_blocks_of(BLOCK, function, grid, shared, parameter);
+    }
+
+    /// The same with so many threads a block.
+    pub(super) fn launch_blocks_of<P: Parameter>(
+        &mut self,
+        threads: u32,
+        function: Function<P>,
+        grid: [u32; 3],
+        shared: u32,
+        parameter: &P,
+    ) {
+        let launch = Launch::new(function, grid, threads, shared, parameter);
         self.work.push(Work::Launch(launch));
     }
 }

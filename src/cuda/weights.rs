@@ -15,8 +15,6 @@ use crate::quant::tiles::{TILE_ROWS, interleave, is_tiled};
 pub(crate) struct Weights {
     pub(super) device: Shared<Device>,
     pub(super) module: Module,
-    /// Which kernels for prompts are tried.
-    pub(super) prompts: Prompts,
     /// Types of the tensors.
     pub(super) types: Vec<TensorType>,
     place: Place,
@@ -29,16 +27,6 @@ enum Place {
     Copy(Buffer),
     /// The file itself, where host and device share their memory.
     InPlace(Registered),
-}
-
-/// Kernels for prompts that are on trial: `MOR_CUDA_PROMPTS` asks for both (1) or one, until a device has shown that
-/// they are faster. The images for 9.0 have them.
-#[derive(Clone, Copy)]
-pub(super) struct Prompts {
-    /// Products by warpgroups (src/cuda/kernels/warpgroup.cuh).
-    pub products: bool,
-    /// Attention with the context in shared memory (src/cuda/kernels/attention_prompt.cuh).
-    pub attention: bool,
 }
 
 /// Bytes that are rearranged at a time.
@@ -55,15 +43,6 @@ impl Weights {
     pub unsafe fn new(index: u32, gguf: &Gguf, h: &Hyperparameters, file: &[u8]) -> Result<Self> {
         let device = Device::open(index)?;
         let module = Module::new(&device, images::for_device(&device)?, true)?;
-        let asked = |name, value: &str| std::env::var_os(name).is_some_and(|is| is == value);
-        let prompts = |what| {
-            let asked = ["1", what].iter().any(|v| asked("MOR_CUDA_PROMPTS", v));
-            asked && device.architecture == 90
-        };
-        let prompts = Prompts {
-            products: prompts("products"),
-            attention: prompts("attention"),
-        };
         let tiled = h.layout == TensorLayout::Tiles16;
         let mut types = reserved(TensorType::ALL.len())?;
         for tensor in gguf.tensors() {
@@ -82,7 +61,6 @@ impl Weights {
                 return Ok(Weights {
                     device,
                     module,
-                    prompts,
                     types,
                     place: Place::InPlace(registered),
                     table,
@@ -108,7 +86,6 @@ impl Weights {
         Ok(Weights {
             device,
             module,
-            prompts,
             types,
             place: Place::Copy(buffer),
             table,

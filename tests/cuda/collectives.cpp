@@ -107,11 +107,41 @@ void multiply(const Begun &p) {
     }
 }
 
+/** A copy that a lane has begun, and the batches that it has closed after it. */
+struct Copy {
+    void *to;
+    const void *from;
+    unsigned bytes, batch;
+    bool wanted;
+};
+struct Copies {
+    std::vector<Copy> all;
+    unsigned closed = 0;
+};
+Copies copies[MAX_THREADS];
+
+Copies &copies_here() { return copies[static_cast<Fiber *>(current)->index]; }
+
+/** Carries out those of the batches before number `batch`, which are the first of all. */
+void copy_before(Copies &of, unsigned batch) {
+    size_t count = 0;
+    while (count < of.all.size() && of.all[count].batch < batch) count++;
+    for (size_t i = count; i-- > 0;) {
+        const Copy &copy = of.all[i];
+        if (copy.wanted)
+            std::memcpy(copy.to, copy.from, copy.bytes);
+        else
+            std::memset(copy.to, 0, copy.bytes);
+    }
+    of.all.erase(of.all.begin(), of.all.begin() + count);
+}
+
 std::vector<std::vector<Begun>> &begun_here() { return begun[static_cast<Fiber *>(current)->index]; }
 
 } // namespace
 
 bool is_multiplying(const Fiber &fiber) { return !begun[fiber.index].empty(); }
+bool is_copying(const Fiber &fiber) { return !copies[fiber.index].all.empty(); }
 
 void complete(Fiber *warp, unsigned mask) {
     const auto in_mask = [mask](unsigned lane) { return mask >> lane & 1u; };
@@ -166,4 +196,21 @@ void mor_emulated_wgmma_wait(unsigned count) {
     }
     // Only an open batch without products is left.
     if (batches.size() == 1 && batches.front().empty()) batches.clear();
+}
+
+void mor_emulated_begin_copy(void *to, const void *from, unsigned bytes, bool wanted) {
+    auto &of = mor_emulated::copies_here();
+    of.all.push_back({to, from, bytes, of.closed, wanted});
+}
+
+void mor_emulated_close_copies() { mor_emulated::copies_here().closed++; }
+
+void mor_emulated_wait_for_copies(unsigned batches) {
+    auto &of = mor_emulated::copies_here();
+    mor_emulated::copy_before(of, of.closed < batches ? 0 : of.closed - batches);
+}
+
+void mor_emulated_finish_copies() {
+    auto &of = mor_emulated::copies_here();
+    mor_emulated::copy_before(of, of.closed + 1);
 }

@@ -1,7 +1,6 @@
 #!/bin/sh
 # On a machine with an NVIDIA GPU and its driver, from a fresh copy of this repository: all suites on the
-# GPU, then the same under compute-sanitizer where it is installed, then figures, beside PyTorch where there is
-# one.
+# GPU, then figures, beside PyTorch where there is one, then suites under compute-sanitizer where it is installed.
 #
 #     tests/cuda/device.sh [OUTDIR]           OUTDIR gets the logs, the figures and ratios.md
 #
@@ -81,33 +80,13 @@ done
 started reference_again "$programs/reference"
 ended
 
-sanitizer=$(command -v compute-sanitizer || echo "${MOR_COMPUTE_SANITIZER:-}")
-if [ -n "$sanitizer" ]; then
-    echo "=== compute-sanitizer"
-    for tool in memcheck initcheck synccheck; do
-        started "$tool" "$sanitizer" --tool "$tool" --error-exitcode 1 "$programs/reference" greedy
-    done
-    # racecheck (2025.3) crashes in graphs that have conditional nodes, as those of sessions, and in programs
-    # with two threads. Batches run the same kernels without.
-    started racecheck env RUST_TEST_THREADS=1 "$sanitizer" --tool racecheck --error-exitcode 1 \
-        "$programs/batch" forks_share
-    # Kernels for prompts, on trial.
-    started prompts_memcheck "$sanitizer" --tool memcheck --error-exitcode 1 "$programs/cuda" for_prompts
-    ended
-else
-    echo "SKIPPED compute-sanitizer: not installed (MOR_COMPUTE_SANITIZER names it)"
-fi
-
 echo "=== figures"
 for synth in $synths; do
     wait "$synth" || { cat "$models"/*.log; exit 1; }
 done
 for model in smollm-1.7b-f16 smollm-1.7b-q4_0 smollm-360m-f16; do
     "$mor" bench "$models/$model.gguf" --device cuda -p 512 -n 128 -r 3 --json >"$out/bench-$model.json"
-    # Prompts with the kernels that are on trial, both and each alone, and without.
-    for trial in 0 1 products attention; do
-        MOR_CUDA_PROMPTS=$trial "$mor" bench "$models/$model.gguf" --device cuda -p 512 -n 0 --batch 512 -r 3 --json >"$out/prompt-$trial-$model.json"
-    done
+    "$mor" bench "$models/$model.gguf" --device cuda -p 512 -n 0 --batch 512 -r 3 --json >"$out/prompt-$model.json"
 done
 # The paper's numbers of places, each beside the vanilla model's.
 for case in smollm-360m:32 smollm-360m-mor2:32,42 smollm-360m-mor3:32,48 smollm-360m-mor4:32,51; do
@@ -123,4 +102,24 @@ else
 fi
 if command -v python3 >/dev/null; then
     python3 benches/ratios_cuda.py "$out" | tee "$out/ratios.md"
+fi
+
+sanitizer=$(command -v compute-sanitizer || echo "${MOR_COMPUTE_SANITIZER:-}")
+if [ -n "$sanitizer" ]; then
+    echo "=== compute-sanitizer"
+    for tool in memcheck initcheck synccheck; do
+        started "$tool" "$sanitizer" --tool "$tool" --error-exitcode 1 "$programs/reference" greedy
+    done
+    # racecheck (2025.3) crashes in graphs that have conditional nodes, as those of sessions, and in programs
+    # with two threads. Batches run the same kernels without.
+    started racecheck env RUST_TEST_THREADS=1 "$sanitizer" --tool racecheck --error-exitcode 1 \
+        "$programs/batch" forks_share
+    # Kernels for prompts.
+    for type in f16 q4_0; do
+        started "prompts_$type" "$sanitizer" --tool memcheck --error-exitcode 1 \
+            "$mor" bench "$models/smollm-1.7b-$type.gguf" --device cuda -p 200 -n 0 --batch 200 -r 1
+    done
+    ended
+else
+    echo "SKIPPED compute-sanitizer: not installed (MOR_COMPUTE_SANITIZER names it)"
 fi

@@ -148,6 +148,16 @@ struct Exchange {
 enum class Vote { None, Count, And, Or };
 int block_barrier(Vote vote, bool predicate, const char *name, const char *file, int line);
 void warp_collective(Exchange &exchange);
+
+/** A gate of a block (mbarrier): how often it has opened, and how many are to come, of how many, until it opens again. */
+struct GateState {
+    unsigned opened;
+    unsigned short missing, count;
+};
+void begin_gate(void *gate, unsigned count);
+void arrive_at_gate(void *gate);
+/** Until it has opened `openings` times and once more; a device cannot tell it from two times less or more. */
+void wait_at_gate(const void *gate, unsigned openings);
 unsigned live_lanes();
 [[noreturn]] void trap(const char *what);
 unsigned long long ticks();
@@ -303,6 +313,17 @@ void mor_emulated_wgmma(float (*d)[4], unsigned count, const uint32_t a[4], uint
 void mor_emulated_wgmma_commit();
 /** Until no more than so many of the lane's batches are left. */
 void mor_emulated_wgmma_wait(unsigned batches);
+
+/**
+ * cp.async, of 4 or 16 bytes, or of as many zeros where nothing is `wanted`. It is carried out when it is waited for, the
+ * last first, so that what is looked at too early is seen, and what two copies are written to.
+ */
+void mor_emulated_begin_copy(void *to, const void *from, unsigned bytes, bool wanted);
+void mor_emulated_close_copies();
+/** Until no more than so many of the lane's batches are left. */
+void mor_emulated_wait_for_copies(unsigned batches);
+/** Until none of its copies are left, closed or not. */
+void mor_emulated_finish_copies();
 
 inline float mor_emulated_half_to_float(uint16_t bits) { return mor_emulated::half_to_float(bits); }
 inline uint16_t mor_emulated_float_to_half(float value) {

@@ -174,6 +174,7 @@ void fiber_main() {
     kernel->invoke(kernel->function, kernel_parameters);
     Fiber &fiber = *running();
     if (is_multiplying(fiber)) fail(&fiber, "ends before its products");
+    if (is_copying(fiber)) fail(&fiber, "ends before its copies");
     fiber.state = State::Ended;
     ready[fiber.index / WARP] &= ~(1u << fiber.lane);
     ended++;
@@ -251,6 +252,14 @@ std::string lane_list(unsigned mask) {
         for (unsigned lane = 0; lane < lanes_of(w); lane++) {
             const Fiber &f = fibers[w * WARP + lane];
             if (f.state == State::Ended || seen >> lane & 1u) continue;
+            if (f.state == State::AtGate) {
+                if (!culprit) culprit = &f;
+                story += "\n  warp " + std::to_string(w) + ": lane " + std::to_string(lane) +
+                         " waits for opening " + std::to_string(f.openings + 1) +
+                         " of a gate that has opened " + std::to_string(f.gate->opened) +
+                         " times; " + std::to_string(f.gate->missing) + " are missing";
+                continue;
+            }
             const bool barrier = f.state == State::AtBarrier;
             unsigned same = 0;
             for (unsigned other = lane; other < lanes_of(w); other++) {
@@ -299,6 +308,19 @@ void release_barrier() {
     at_barrier = 0;
 }
 
+/** Lets threads go on whose gate has opened. */
+bool release_gates() {
+    bool released = false;
+    for (unsigned i = 0; i < threads; i++) {
+        Fiber &f = fibers[i];
+        if (f.state != State::AtGate || f.gate->opened <= f.openings) continue;
+        f.state = State::Ready;
+        ready[i / WARP] |= 1u << f.lane;
+        released = true;
+    }
+    return released;
+}
+
 void run_block() {
     const unsigned warps = (threads + WARP - 1) / WARP;
     for (unsigned i = 0; i < threads; i++) prepare(fibers[i], i);
@@ -329,7 +351,7 @@ void run_block() {
         }
         if (at_barrier == threads)
             release_barrier();
-        else if (ended < threads)
+        else if (ended < threads && !release_gates())
             report_stuck();
     }
 }
@@ -458,6 +480,32 @@ int block_barrier(Vote vote, bool predicate, const char *name, const char *file,
     at_barrier++;
     yield(fiber);
     return fiber.vote_result;
+}
+
+void begin_gate(void *gate, unsigned count) {
+    GateState &state = *static_cast<GateState *>(gate);
+    state = {0, static_cast<unsigned short>(count), static_cast<unsigned short>(count)};
+}
+
+void arrive_at_gate(void *gate) {
+    GateState &state = *static_cast<GateState *>(gate);
+    if (--state.missing > 0) return;
+    state.missing = state.count;
+    state.opened++;
+}
+
+void wait_at_gate(const void *gate, unsigned openings) {
+    const GateState &state = *static_cast<const GateState *>(gate);
+    Fiber &fiber = *running();
+    if (state.opened <= openings) {
+        fiber.gate = &state;
+        fiber.openings = openings;
+        fiber.state = State::AtGate;
+        ready[fiber.index / WARP] &= ~(1u << fiber.lane);
+        yield(fiber);
+    }
+    if (state.opened != openings + 1)
+        fail(&fiber, "waits for opening %u of a gate that has opened %u times", openings + 1, state.opened);
 }
 
 void warp_collective(Exchange &exchange) {

@@ -8,7 +8,7 @@
 
 namespace mor_emulated {
 
-enum class State { Ready, AtBarrier, AtWarp, Ended };
+enum class State { Ready, AtBarrier, AtWarp, AtGate, Ended };
 
 /** One thread of the block that runs. */
 struct Fiber : Position {
@@ -20,6 +20,8 @@ struct Fiber : Position {
     Vote vote;
     bool predicate;
     int vote_result;
+    const GateState *gate; // AtGate: where it waits, until it has opened so often and once more
+    unsigned openings;
 };
 
 constexpr unsigned WARP = 32;
@@ -32,8 +34,9 @@ unsigned warp_lanes();
 /** Carries a collective out for all lanes of its mask, which have all arrived (collectives.cpp). */
 void complete(Fiber *warp, unsigned mask);
 
-/** Whether a thread has begun products that it has not waited for. */
+/** Whether a thread has begun products, or copies, that it has not waited for. */
 bool is_multiplying(const Fiber &fiber);
+bool is_copying(const Fiber &fiber);
 
 /**
  * Runs a grid to its end. The sizes are within the limits of a device. Returns the bytes of static

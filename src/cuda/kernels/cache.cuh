@@ -156,7 +156,7 @@ __device__ __forceinline__ void store_head(const StoreParams& p, u32 c, u32 slot
     if (!finite) report_error(p.report, KEY_NOT_FINITE, slot);
 }
 
-// Rotates keys, and stores keys and values. A block a row, a warp a head.
+// Rotates keys, and stores keys and values. grid: (rows, heads / 8); a warp a head.
 template <u32 TYPE>
 __device__ __forceinline__ void store_row(const StoreParams& p) {
     enter();
@@ -164,8 +164,8 @@ __device__ __forceinline__ void store_row(const StoreParams& p) {
     if (c >= running) return;
     const Seat seat = seat_of(p.cache, p.planes, p.rows[slot], p.states[slot]);
     if (!seat.own) return;
-    for (u32 head = warp_index(); head < p.cache.kv_heads; head += WARPS)
-        store_head<TYPE>(p, c, slot, seat, head, lane_index(), WARP);
+    const u32 head = blockIdx.y * WARPS + warp_index();
+    if (head < p.cache.kv_heads) store_head<TYPE>(p, c, slot, seat, head, lane_index(), WARP);
 }
 
 MOR_WORK(mor_store_f16, StoreParams, (BLOCK), store_row<F16>)

@@ -195,18 +195,19 @@ __device__ __forceinline__ u32 place_in_shared(const void* place) {
 #endif
 }
 
-#ifdef MOR_TENSOR_CORES
-// Begins to copy 4 or 16 bytes from memory to shared memory, past the registers, or to write zeros where nothing is
-// `wanted`. Copies are counted by the batches that a thread closes.
-template <u32 BYTES>
-__device__ __forceinline__ void begin_copy(void* to, const void* from, bool wanted = true) {
 #ifdef MOR_EMULATED
-    if (wanted)
-        __builtin_memcpy(to, from, BYTES);
-    else
-        __builtin_memset(to, 0, BYTES);
+inline u8* at_place(u32 place) { return mor_emulated::dynamic_shared + (place - mor_emulated::SHARED_BEGIN); }
+#endif
+
+#ifdef MOR_TENSOR_CORES
+// Begins to copy 4 or 16 bytes from memory to a place in shared memory, past the registers, or to write zeros where
+// nothing is `wanted`. Copies are counted by the batches that a thread closes.
+template <u32 BYTES>
+__device__ __forceinline__ void begin_copy(u32 place, const void* from, bool wanted = true) {
+#ifdef MOR_EMULATED
+    mor_emulated_begin_copy(at_place(place), from, BYTES, wanted);
 #else
-    const u32 place = place_in_shared(to), bytes = wanted ? BYTES : 0;
+    const u32 bytes = wanted ? BYTES : 0;
     if constexpr (BYTES == 16)
         asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(place), "l"(from), "r"(bytes)
                      : "memory");
@@ -216,8 +217,15 @@ __device__ __forceinline__ void begin_copy(void* to, const void* from, bool want
 #endif
 }
 
+template <u32 BYTES>
+__device__ __forceinline__ void begin_copy(void* to, const void* from, bool wanted = true) {
+    begin_copy<BYTES>(place_in_shared(to), from, wanted);
+}
+
 __device__ __forceinline__ void close_copies() {
-#ifndef MOR_EMULATED
+#ifdef MOR_EMULATED
+    mor_emulated_close_copies();
+#else
     asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
@@ -225,7 +233,9 @@ __device__ __forceinline__ void close_copies() {
 // Until all of the thread's copies have arrived but those of its last `BATCHES` batches.
 template <u32 BATCHES>
 __device__ __forceinline__ void wait_for_copies() {
-#ifndef MOR_EMULATED
+#ifdef MOR_EMULATED
+    mor_emulated_wait_for_copies(BATCHES);
+#else
     asm volatile("cp.async.wait_group %0;" ::"n"(BATCHES) : "memory");
 #endif
 }
@@ -241,10 +251,10 @@ __device__ __forceinline__ void wait_for_copies() {
 struct SharedRows {
     u64 description;
 
-    // From the PTX manual, matrix-descriptor-format; all numbers in 16 bytes: where they begin, from one eight of rows
-    // to the next, and that chunks change places in 128 bytes.
-    __device__ __forceinline__ explicit SharedRows(const void* rows)
-        : description((place_in_shared(rows) & 0x3ffffu) >> 4 | 1ull << 16 | 1024ull / 16 << 32 | 1ull << 62) {}
+    // From the PTX manual, matrix-descriptor-format; all numbers in 16 bytes: the place where they begin, from one eight
+    // of rows to the next, and that chunks change places in 128 bytes.
+    __device__ __forceinline__ explicit SharedRows(u32 place)
+        : description((place & 0x3ffffu) >> 4 | 1ull << 16 | 1024ull / 16 << 32 | 1ull << 62) {}
 
     // From step `step` of sixteen columns on.
     __device__ __forceinline__ u64 from_step(u32 step) const { return description + 32 / 16 * step; }
@@ -257,6 +267,83 @@ __device__ __forceinline__ void show_tensor_cores() {
 #endif
 }
 
+// Four warps need so many registers for a thread, so that others may have more (PTX: setmaxnreg).
+template <u32 REGISTERS>
+__device__ __forceinline__ void give_registers_until() {
+#ifndef MOR_EMULATED
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+#endif
+}
+
+template <u32 REGISTERS>
+__device__ __forceinline__ void take_registers_until() {
+#ifndef MOR_EMULATED
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+#endif
+}
+
+// A gate in shared memory, eight bytes, that opens again and again (PTX: mbarrier), each time when all who are to come
+// have arrived. Who waits says how often it must have opened before; nobody may be two openings behind.
+//
+// It is known by its place, as are others that are used in a loop: a pointer would be converted there each time.
+constexpr u32 GATE_BYTES = 8;
+
+// By one thread, before a barrier.
+__device__ __forceinline__ void begin_gate(u32 gate, u32 count) {
+#ifdef MOR_EMULATED
+    mor_emulated::begin_gate(at_place(gate), count);
+#else
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(gate), "r"(count) : "memory");
+#endif
+}
+
+__device__ __forceinline__ void arrive_at(u32 gate) {
+#ifdef MOR_EMULATED
+    mor_emulated::arrive_at_gate(at_place(gate));
+#else
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(gate) : "memory");
+#endif
+}
+
+// Arrives when all copies that the thread has begun are there.
+__device__ __forceinline__ void copies_arrive_at(u32 gate) {
+#ifdef MOR_EMULATED
+    mor_emulated_finish_copies();
+    mor_emulated::arrive_at_gate(at_place(gate));
+#else
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(gate) : "memory");
+#endif
+}
+
+__device__ __forceinline__ void wait_at(u32 gate, u32 openings) {
+#ifdef MOR_EMULATED
+    mor_emulated::wait_at_gate(at_place(gate), openings);
+#else
+    u32 open;
+    do {
+        asm volatile("{ .reg .pred open;\n"
+                     "mbarrier.try_wait.parity.shared::cta.b64 open, [%1], %2;\n"
+                     "selp.u32 %0, 1, 0, open; }"
+                     : "=r"(open)
+                     : "r"(gate), "r"(openings & 1)
+                     : "memory");
+    } while (!open);
+#endif
+}
+
+__device__ __forceinline__ uint4 load_shared(u32 place) {
+    uint4 v;
+#ifdef MOR_EMULATED
+    __builtin_memcpy(&v, at_place(place), sizeof v);
+#else
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(place)
+                 : "memory");
+#endif
+    return v;
+}
+
 // Before the first product that is begun after registers were written.
 __device__ __forceinline__ void begin_products() {
 #ifndef MOR_EMULATED
@@ -264,13 +351,21 @@ __device__ __forceinline__ void begin_products() {
 #endif
 }
 
-// Until all products of the warp are done.
-__device__ __forceinline__ void end_products() {
+// Those that were begun may be waited for.
+__device__ __forceinline__ void close_products() {
 #ifdef MOR_EMULATED
     mor_emulated_wgmma_commit();
+#else
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+
+// Until all products of the warp are done.
+__device__ __forceinline__ void wait_for_products() {
+#ifdef MOR_EMULATED
     mor_emulated_wgmma_wait(0);
 #else
-    asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
+    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 #endif
 }
 

@@ -21,8 +21,11 @@ struct ProductParams {
     u32 stage_units;
     // A lone row's slot, if that is known.
     u32 slot;
-    // Zero, which the compiler does not know (wide.cuh).
+    // Zero, which the compiler does not know (wide.cuh, warpgroup.cuh).
     u32 zero;
+    // By warpgroups: blocks of rows, if all rows come.
+    u32 row_blocks;
+    u32 unused;
     Prepared input;
     View view;
     // A lone row: what it is made of, for the block makes it ready itself.

@@ -41,6 +41,9 @@ __device__ __forceinline__ float2 pair_of_columns(const float* of_rows, u32 row,
     return *reinterpret_cast<const float2*>(of_rows + row + 8 * c + 2 * (lane_index() % 4));
 }
 
+// Stages at most.
+constexpr u32 MOST_STAGES = 6;
+
 // As many stages of `each` bytes as there is room for, but two at least and `most` at most.
 __device__ constexpr u32 stages_in(u32 bytes, u32 each, u32 most) {
     return bytes / each > most ? most : bytes / each < 2 ? 2 : bytes / each;
@@ -51,15 +54,15 @@ __device__ __forceinline__ u32 swizzled_place_of_chunk(u32 row, u32 chunk) {
     return row * PAIR_BYTES + CHUNK_BYTES * (chunk ^ row % 8);
 }
 constexpr u32 SWIZZLED_BYTES = 8 * PAIR_BYTES;
+// For the gates of warpgroups.
+constexpr u32 GATES_BYTES = 128;
 
 // A block's shared memory, of which it takes `ROOM` bytes at most, and the copies into it: for `TILES` tiles and
 // `ROWS` rows of activations. SWIZZLED: these as warpgroups read them.
 template <u32 TYPE, u32 TILES, u32 ROWS, u32 ROOM, bool SWIZZLED>
 struct Wide {
-    static constexpr bool plain = block_columns(TYPE) == 1;
-    static constexpr u32 tiles = TILES, rows = ROWS;
-    // Whether the second group of a last pair, if it is missing, is zeros, in both.
-    static constexpr bool ZEROS = SWIZZLED && plain;
+    static constexpr bool plain = block_columns(TYPE) == 1, has_sums = has_min(TYPE);
+    static constexpr u32 type = TYPE, tiles = TILES, rows = ROWS;
     // Groups of a block of the type, and of weights that are copied together: a pair, or a whole block.
     static constexpr u32 block_groups = groups_of_block(TYPE), unit_groups = block_groups > 2 ? block_groups : 2;
     // What is copied together of one source, a row or a tile.
@@ -74,27 +77,29 @@ struct Wide {
     // long blocks the one after that which is used is all that may be on its way, four pairs.
     static constexpr bool pairwise = unit_groups == 2;
     static constexpr u32 fixed_bytes =
-        sources * (8 + (pairwise ? 0 : 2 * unit_bytes)) + (SWIZZLED ? SWIZZLED_BYTES : 0);
+        (SWIZZLED ? GATES_BYTES + SWIZZLED_BYTES : sources * 8) + (pairwise ? 0 : 2 * sources * unit_bytes);
     static constexpr u32 stages =
-        stages_in(ROOM - fixed_bytes, stage_bytes + (pairwise ? sources * unit_bytes : 0), pairwise ? 6 : 5);
+        stages_in(ROOM - fixed_bytes, stage_bytes + (pairwise ? sources * unit_bytes : 0), pairwise ? MOST_STAGES : 5);
     static constexpr u32 units = pairwise ? stages : 2;
 
-    // Where the sources begin.
+    // Where the sources begin, if warps multiply what they copied.
     const uint4** from;
     u8* weights;
     u8* activations;
 
     __device__ __forceinline__ explicit Wide(uint4* room)
-        : from(reinterpret_cast<const uint4**>(room)), weights(reinterpret_cast<u8*>(room) + sources * sizeof(*from)),
+        : from(reinterpret_cast<const uint4**>(room)),
+          weights(reinterpret_cast<u8*>(room) + (SWIZZLED ? GATES_BYTES : sources * sizeof(*from))),
           activations(weights + units * sources * unit_bytes) {
         if constexpr (SWIZZLED) activations += -place_in_shared(activations) % SWIZZLED_BYTES;
     }
 
-    __device__ __forceinline__ u8* unit(u32 pair) const {
-        return weights + pair / (unit_groups / 2) % units * (sources * unit_bytes);
-    }
-
-    __device__ __forceinline__ u8* stage(u32 pair) const { return activations + pair % stages * stage_bytes; }
+    // Of pair `pair`, where the first is in the first stage and unit.
+    static __device__ __forceinline__ u32 unit_of(u32 pair) { return pair / (unit_groups / 2) % units; }
+    static constexpr u32 bytes_of_unit = sources * unit_bytes;
+    __device__ __forceinline__ u8* unit(u32 pair) const { return weights + unit_of(pair) * bytes_of_unit; }
+    __device__ __forceinline__ u8* stage_at(u32 place) const { return activations + place * stage_bytes; }
+    __device__ __forceinline__ u8* stage(u32 pair) const { return stage_at(pair % stages); }
 
     static __device__ __forceinline__ float* scales(u8* stage) {
         return reinterpret_cast<float*>(stage + rows * PAIR_BYTES);
@@ -122,14 +127,11 @@ struct Wide {
     __device__ __forceinline__ void copy_weights(const ProductParams& p, u32 pair) const {
         if constexpr (plain) {
             if (2 * pair >= p.groups) return;
-            const bool exists = group_of_chunk(pair) < p.groups;
-            if (!exists && !ZEROS) return;
+            if (group_of_chunk(pair) >= p.groups) return;
             u8* to = unit(pair) + place_of_chunk(first_row(), chunk());
 #pragma unroll
-            for (u32 row = 0; row < sources; row += ROWS_APART) {
-                const uint4* chunk_of_row = from[first_row() + row] + (exists ? chunks * pair + chunk() : 0);
-                begin_copy<CHUNK_BYTES>(to + row * PAIR_BYTES, chunk_of_row, exists);
-            }
+            for (u32 row = 0; row < sources; row += ROWS_APART)
+                begin_copy<CHUNK_BYTES>(to + row * PAIR_BYTES, from[first_row() + row] + chunks * pair + chunk());
         } else {
             // A tile has as many chunks as a row bytes.
             constexpr u32 each = unit_bytes / CHUNK_BYTES, all = sources * each;
@@ -152,16 +154,14 @@ struct Wide {
         const Prepared& x = p.input;
         u8* to = stage(pair);
         const u32 last = n - 1 - first;
-        const bool exists = group_of_chunk(pair) < p.groups;
-        if (exists || ZEROS) {
-            u8* quad = to + (SWIZZLED ? swizzled_place_of_chunk : place_of_chunk)(first_row(), chunk());
+        if (group_of_chunk(pair) < p.groups) {
+            u8* quad = to + place_of_chunk(first_row(), chunk());
             const uint4* halves = reinterpret_cast<const uint4*>(x.halves);
 #pragma unroll
             for (u32 start = 0; start < rows; start += ROWS_APART) {
                 const u32 row = first_row() + start, clamped = first + (row < last ? row : last);
                 begin_copy<CHUNK_BYTES>(quad + start * PAIR_BYTES,
-                                        halves + clamped * (x.stride / 8) + (exists ? chunks * pair + chunk() : 0),
-                                        exists);
+                                        halves + clamped * (x.stride / 8) + chunks * pair + chunk());
             }
         }
         const u32 row = threadIdx.x % rows, upper = threadIdx.x / rows;
@@ -175,12 +175,12 @@ struct Wide {
     // Weights of the lane in a tile of the block, for group `i` of a pair. `zero` is one that the compiler does
     // not know: what comes out of an operation it puts where the multiplication wants it, but what comes out of
     // memory, in another order, it copies for each of them anew.
-    __device__ __forceinline__ Fragments read_weights(u32 pair, u32 tile, u32 i, u32 zero) const {
+    static __device__ __forceinline__ Fragments read_weights(const u8* unit, u32 pair, u32 tile, u32 i, u32 zero) {
         const u32 g = lane_index() / 4, t = lane_index() % 4;
         u32 words[2 * field_words(TYPE)];
         if constexpr (plain) {
             const u32 at = place_of_chunk(g, t) ^ i * (PAIR_BYTES / 2);
-            const u8* from = unit(pair) + tile * (TILE_ROWS * PAIR_BYTES) + at;
+            const u8* from = unit + tile * (TILE_ROWS * PAIR_BYTES) + at;
             for (u32 upper = 0; upper < 2; upper++) {
                 const uint4 bits = *reinterpret_cast<const uint4*>(from + upper * (8 * PAIR_BYTES));
                 u32* to = words + 4 * upper;
@@ -189,8 +189,7 @@ struct Wide {
             return unpack<TYPE>(words, 0);
         } else {
             const u32 group = 2 * pair % unit_groups + i;
-            const u8* block =
-                unit(pair) + tile * unit_bytes + group / block_groups * (TILE_ROWS * block_bytes(TYPE));
+            const u8* block = unit + tile * unit_bytes + group / block_groups * (TILE_ROWS * block_bytes(TYPE));
             for (u32 upper = 0; upper < 2; upper++) {
                 const Fields<TYPE> f = read_fields<TYPE>(block, group % block_groups, g + 8 * upper, t);
                 for (u32 k = 0; k < field_words(TYPE); k++) words[upper * field_words(TYPE) + k] = f.words[k];
@@ -348,7 +347,7 @@ __device__ __forceinline__ void wide_product(const ProductParams& p) {
             for (u32 c = 0; c < WIDE_ROWS; c++) W::read_rows(stage + (row + 8 * c) * PAIR_BYTES, i, b[c]);
 #pragma unroll
             for (u32 m = 0; m < M; m++) {
-                const Fragments f = w.read_weights(pair, tile + m, i, p.zero);
+                const Fragments f = W::read_weights(w.unit(pair), pair, tile + m, i, p.zero);
 #pragma unroll
                 for (u32 c = 0; c < WIDE_ROWS; c++) {
                     const float2 of = has_min(TYPE) ? pair_of_columns(W::sums(stage) + i * W::rows, row, c)
