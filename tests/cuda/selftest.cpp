@@ -119,6 +119,22 @@ void products_of_shared_rows() {
     close_device();
 }
 
+void copies_and_gates() {
+    open_device();
+    constexpr unsigned rounds = 5;
+    std::vector<unsigned> from(32 * rounds);
+    for (unsigned i = 0; i < from.size(); i++) from[i] = 7 * i + 1;
+    const CUdeviceptr in = upload(from), out = upload(std::vector<unsigned>(32 * (rounds + 1)));
+    OK(launch("rounds", 1, 64, Rounds{(const unsigned *)in, (unsigned *)out, rounds}, 256));
+    OK(cuStreamSynchronize(stream));
+    const auto result = download<unsigned>(out, 32 * (rounds + 1));
+    for (unsigned i = 0; i < from.size(); i++) CHECK(result[i] == from[i]);
+    // The zeros of the copies that were waited for, not what was still on its way.
+    for (unsigned lane = 0; lane < 32; lane++) CHECK(result[32 * rounds + lane] == 0);
+    for (const CUdeviceptr p : {in, out}) OK(cuMemFree_v2(p));
+    close_device();
+}
+
 void warp_collectives() {
     open_device();
     const CUdeviceptr out = upload(std::vector<unsigned>(12 * 32));
@@ -179,6 +195,10 @@ void divergence() {
     CHECK(has(report(READ_OTHER_LANE), "it reads lane 20, which mask 0000ffff does not name"));
     CHECK(has(report(TRAP), "__trap()"));
     CHECK(has(report(UNFINISHED_PRODUCTS), "ends before its products"));
+    CHECK(has(report(UNFINISHED_COPIES, 64, 0, 256), "ends before its copies"));
+    CHECK(has(report(CLOSED_GATE, 64, 0, 256),
+              "waits for opening 1 of a gate that has opened 0 times; 1 are missing"));
+    CHECK(has(report(LATE_AT_GATE, 64, 0, 256), "waits for opening 1 of a gate that has opened 2 times"));
 }
 
 void out_of_bounds_in_kernels() {
@@ -242,6 +262,7 @@ const std::vector<Test> MULTIPROCESSOR_TESTS = {
     {"transposition", transposition},
     {"tensor product", tensor_product},
     {"products of shared rows", products_of_shared_rows},
+    {"copies and gates", copies_and_gates},
     {"warp collectives", warp_collectives},
     {"divergence", divergence},
     {"out of bounds in kernels", out_of_bounds_in_kernels},

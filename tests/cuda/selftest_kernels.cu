@@ -89,6 +89,39 @@ extern "C" __global__ void multiply_shared(const MultiplyShared p) {
 }
 MOR_KERNEL(multiply_shared)
 
+/** Warp 0 copies, warp 1 writes what came; a gate opens when the place is full, another when it is free again. */
+extern "C" __global__ void rounds(const Rounds p) {
+    MOR_DYNAMIC_SHARED(unsigned long long, gates);
+    unsigned *place = reinterpret_cast<unsigned *>(gates + 2);
+    const unsigned lane = threadIdx.x % 32;
+    if (threadIdx.x == 0) {
+        mor_emulated::begin_gate(gates, 32);
+        mor_emulated::begin_gate(gates + 1, 32);
+    }
+    place[lane] = 99;
+    __syncthreads();
+    for (unsigned round = 0; round < p.rounds; round++) {
+        if (threadIdx.x < 32) {
+            if (round > 0) mor_emulated::wait_at_gate(gates + 1, round - 1);
+            // Two batches, of which the first may be waited for alone.
+            mor_emulated_begin_copy(place + lane, p.from + lane, 4, false);
+            mor_emulated_close_copies();
+            mor_emulated_wait_for_copies(0);
+            mor_emulated_begin_copy(place + lane, p.from + 32 * round + lane, 4, true);
+            mor_emulated_close_copies();
+            mor_emulated_wait_for_copies(1);
+            p.to[32 * p.rounds + lane] = place[lane];
+            mor_emulated_finish_copies();
+            mor_emulated::arrive_at_gate(gates);
+        } else {
+            mor_emulated::wait_at_gate(gates, round);
+            p.to[32 * round + lane] = place[lane];
+            mor_emulated::arrive_at_gate(gates + 1);
+        }
+    }
+}
+MOR_KERNEL(rounds)
+
 extern "C" __global__ void count(const Count p) {
     if (threadIdx.x) return;
     const unsigned now = ++*p.counter;
@@ -173,6 +206,16 @@ extern "C" __global__ void misbehave(const Misbehave p) {
         mor_emulated_wgmma(d, 8, a, 0, false);
         return;
     }
+    case UNFINISHED_COPIES: mor_emulated_begin_copy(dynamic, p.values, 4, true); return;
+    case CLOSED_GATE:
+    case LATE_AT_GATE:
+        if (t == 0) mor_emulated::begin_gate(dynamic, 1);
+        __syncthreads();
+        if (t == 1 && p.wrong == LATE_AT_GATE)
+            for (unsigned i = 0; i < 2; i++) mor_emulated::arrive_at_gate(dynamic);
+        __syncthreads();
+        mor_emulated::wait_at_gate(dynamic, 0);
+        break;
     default: break;
     }
 }

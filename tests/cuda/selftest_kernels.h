@@ -28,6 +28,13 @@ struct MultiplyShared {
     unsigned too_early;    // whether b is overwritten before the products are waited for
 };
 
+/** A warp brings numbers to another by a place in shared memory, a round each. */
+struct Rounds {
+    const unsigned *from;
+    unsigned *to; // 32 a round, then what the place had before the last copies were waited for
+    unsigned rounds;
+};
+
 struct Count {
     unsigned *counter;
     unsigned limit;
@@ -54,7 +61,10 @@ enum Wrong : unsigned {
     DEEP_STACK,
     READ_OTHER_LANE,
     TRAP,
-    UNFINISHED_PRODUCTS
+    UNFINISHED_PRODUCTS,
+    UNFINISHED_COPIES,
+    CLOSED_GATE,
+    LATE_AT_GATE
 };
 struct Misbehave {
     float *values;
