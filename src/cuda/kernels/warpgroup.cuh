@@ -24,6 +24,8 @@
 #ifdef MOR_WARPGROUPS
 // Threads that bring, the first ones; those that multiply come after them.
 constexpr u32 BRINGERS = 4 * WARP, WARPGROUPS_BLOCK = BRINGERS + BLOCK;
+// Shared memory for a block, as `WideProduct` in functions.rs; also where these kernels are emulated.
+constexpr u32 WARPGROUPS_ROOM = 208 << 10;
 
 // Of each stage a gate that opens when it is full, and one that opens when all warps are done with it.
 template <class W>
@@ -62,6 +64,8 @@ struct Bringer {
     static constexpr u32 each = W::unit_bytes / CHUNK_BYTES, all = W::sources * each;
     static constexpr u32 mine = (all + BRINGERS - 1) / BRINGERS, my_rows = W::rows * W::chunks / BRINGERS;
     static constexpr u32 ROWS_APART = BRINGERS / W::chunks;
+    // A stage is brought again when the pair that had it is done; a unit must not have been taken from since.
+    static_assert(W::pairwise || W::stages <= W::unit_groups / 2 + 1, "the unit before the last is free");
     static_assert(ROWS_APART % 8 == 0, "a thread's chunks of rows are apart by whole eights of rows");
 
     const W& w;
@@ -375,7 +379,7 @@ __device__ __forceinline__ void multiply_all(const W& w, const ProductParams& p,
 
 template <u32 TYPE, u32 C>
 __device__ __forceinline__ void warpgroup_product(const ProductParams& p) {
-    using W = Wide<TYPE, WARPS, 8 * C, MOST_OF_ONE, true>;
+    using W = Wide<TYPE, WARPS, 8 * C, WARPGROUPS_ROOM, true>;
     MOR_DYNAMIC_SHARED(uint4, room);
     let_next_begin();
     const W w(room);
