@@ -8,7 +8,7 @@
 #pragma once
 #include "attention_halves.cuh"
 
-#ifdef MOR_WARPGROUPS // no need of them, but on trial on the same devices
+#ifdef MOR_WARPGROUPS // no need of them, but measured on these devices only
 // Rows of a block at most, and the 32 entries that are taken together, in a part.
 constexpr u32 PROMPT_ROWS = 64;
 constexpr u32 STRETCHES = PART / WARP_ENTRIES;
