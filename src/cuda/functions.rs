@@ -76,7 +76,7 @@ pub(super) struct Products {
     pub wide: [WideProduct; 3],
     /// The same by warpgroups, on devices that have them; they want rows in an order of their own (`Order`). For 64 rows,
     /// and for 128, where there are registers enough for the type.
-    pub warpgroup: Option<[Option<WideProduct>; 2]>,
+    pub warpgroup: [Option<WideProduct>; 2],
     /// What kernels with one matrix, and with two abreast, have in shared memory.
     pub rings: [Ring; 2],
 }
@@ -204,15 +204,10 @@ impl Products {
             few: find("few_product")?,
             many: find("many_product")?,
             wide: [wide(4, 64, 256)?, wide(8, 64, 352)?, wide(8, 128, 512)?],
-            warpgroup: match has_warpgroups(device) {
-                true => Some([
-                    Some(warpgroup(64, 110)?),
-                    match ty.block_len() {
-                        1 => Some(warpgroup(128, 196)?),
-                        _ => None,
-                    },
-                ]),
-                false => None,
+            warpgroup: match (has_warpgroups(device), ty.block_len()) {
+                (false, _) => [None; 2],
+                (true, 1) => [Some(warpgroup(64, 110)?), Some(warpgroup(128, 196)?)],
+                (true, _) => [Some(warpgroup(64, 110)?), None],
             },
             rings: [Ring::new(ty, 1), Ring::new(ty, 2)],
         })
@@ -379,7 +374,7 @@ impl Kernels {
             for wide in products
                 .wide
                 .iter()
-                .chain(products.warpgroup.iter().flatten().flatten())
+                .chain(products.warpgroup.iter().flatten())
             {
                 module.allow_shared_memory(wide.function, wide.shared)?;
             }

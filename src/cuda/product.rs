@@ -84,7 +84,7 @@ impl<'a> Writer<'a> {
         }
         // Cycles of the multiprocessor that has the most to do.
         let cycles = |w: &&WideProduct| count(w).div_ceil(multiprocessors) * w.cycles;
-        let warpgroup = kernels.warpgroup.iter().flatten().flatten();
+        let warpgroup = kernels.warpgroup.iter().flatten();
         let warpgroup = warpgroup.filter(|_| warpgroups);
         kernels.wide.iter().chain(warpgroup).min_by_key(cycles)
     }
