@@ -645,8 +645,8 @@ typedef struct mor_session_params {
   size_t context;
   /**
    * Most tokens of one pass over the weights: prompts are taken in pieces of this size. Larger
-   * is faster and takes more memory. Default: 64. More than `context` counts as `context`.
-   * Results do not depend on it.
+   * is faster and takes more memory. 0 (the default): 64, on a GPU 512. More than `context`
+   * counts as `context`. Results do not depend on it.
    */
   size_t batch;
   /**
@@ -884,8 +884,8 @@ typedef struct mor_batch_params {
   size_t sequences;
   /**
    * Most tokens of one tick's pass over the weights. Larger is faster when there are many
-   * sequences or long prompts, and takes more memory. Default: 64. More than all sequences can hold
-   * counts as that. Results do not depend on it.
+   * sequences or long prompts, and takes more memory. 0 (the default): 64, on a GPU 512. More than
+   * all sequences can hold counts as that. Results do not depend on it.
    */
   size_t rows;
   /**

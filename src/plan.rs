@@ -30,7 +30,7 @@ pub struct SessionParams {
     /// one.
     pub sequences: usize,
     /// Most rows of one pass over the weights: prompts are taken in chunks of this size, and a batch
-    /// runs so many tokens at a time.
+    /// runs so many tokens at a time. 0 means 64, on a GPU 512, whose passes take little longer.
     /// Capacity routing needs the whole text in one pass.
     pub batch: usize,
     /// Threads that share each operation, the caller's included.
@@ -56,7 +56,7 @@ impl Default for SessionParams {
         SessionParams {
             context: 0,
             sequences: 1,
-            batch: 64,
+            batch: 0,
             threads: cores(),
             kv: KvType::F16,
             kv_pages: 0,
@@ -233,6 +233,9 @@ impl Plan {
         }
         check("context", params.context, MAX_CONTEXT)?;
         check("sequences", params.sequences, MAX_SEQUENCES)?;
+        if params.batch == 0 {
+            params.batch = if model.is_on_gpu() { 512 } else { 64 };
+        }
         // There are never more rows than tokens.
         let tokens = params.context.saturating_mul(params.sequences);
         params.batch = params.batch.min(tokens);

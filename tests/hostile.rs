@@ -232,7 +232,9 @@ fn values_of_the_command_line() {
     eval(&["--max-depth", "0"], "depth limit is 0");
     eval(&["-t", "0"], "threads");
     eval(&["-t", "100000"], "threads");
-    eval(&["--batch", "0"], "batch");
+    // The library's 0 is its default.
+    let (code, text) = mor(&["plan", &model, "--batch", "0"]);
+    assert!(code == 2 && text.contains("--batch"), "{code}, {text}");
     eval(&["--kv", "q8_0"], "no multiple of 32");
     let generate = ["generate-tokens", &model, "--tokens", &tokens, "-n", &huge];
     refuses(&generate, "context");

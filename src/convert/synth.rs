@@ -464,6 +464,7 @@ fn calibrate(
         ..Default::default()
     };
     let mut session = Session::new(&model, &params)?;
+    let rows = session.plan().params().batch;
     let tokens = RandomTokens::new(h.vocab_size, seed).take(TEXTS * TOKENS);
     let tokens: Vec<u32> = tokens.collect();
     progress.start(((GUESSES + CORRECTIONS * TEXTS) * TOKENS) as u64);
@@ -473,7 +474,7 @@ fn calibrate(
         let mut sum = 0;
         for text in tokens[..texts * TOKENS].chunks(TOKENS) {
             session.rewind(0)?;
-            for chunk in text.chunks(params.batch) {
+            for chunk in text.chunks(rows) {
                 session.prefill(chunk)?;
                 progress.advance(chunk.len() as u64);
             }

@@ -80,8 +80,8 @@ pub struct mor_batch_params {
     /// the default.
     pub sequences: usize,
     /// Most tokens of one tick's pass over the weights. Larger is faster when there are many
-    /// sequences or long prompts, and takes more memory. Default: 64. More than all sequences can hold
-    /// counts as that. Results do not depend on it.
+    /// sequences or long prompts, and takes more memory. 0 (the default): 64, on a GPU 512. More than
+    /// all sequences can hold counts as that. Results do not depend on it.
     pub rows: usize,
     /// Rows of logits that are computed together when tokens are drawn for many sequences: the output
     /// matrix is read once for so many of them, and each takes 4 bytes for every token of the

@@ -106,8 +106,8 @@ pub struct mor_session_params {
     /// (`mor_model_info.context_length`). More are allowed, but models write worse there.
     pub context: usize,
     /// Most tokens of one pass over the weights: prompts are taken in pieces of this size. Larger
-    /// is faster and takes more memory. Default: 64. More than `context` counts as `context`.
-    /// Results do not depend on it.
+    /// is faster and takes more memory. 0 (the default): 64, on a GPU 512. More than `context`
+    /// counts as `context`. Results do not depend on it.
     pub batch: usize,
     /// Threads that share the work, the caller's included: `threads - 1` are started when the
     /// session is created. At most 256. Results do not depend on it. 0 (the default): one for each
@@ -147,7 +147,7 @@ unsafe impl Params for mor_session_params {
         mor_session_params {
             struct_size: 0,
             context: 0,
-            batch: 64,
+            batch: 0,
             threads: 0,
             kv_type: mor_kv_type::MOR_KV_F16 as u32,
             kv_pages: 0,

@@ -573,7 +573,6 @@ static void wrong_plans(const mor_model *model)
     WITH(context = SIZE_MAX);
     WITH(context = SIZE_MAX / 2);
     WITH(context = (size_t)1 << 50);
-    WITH(batch = 0);
     WITH(threads = UINT32_MAX);
     WITH(kv_type = 99);
     WITH(niceness = 1000);
@@ -851,7 +850,6 @@ static void wrong_batch_plans(const mor_model *model)
     WITH(sequences = SIZE_MAX);
     WITH(sequences = SIZE_MAX / 4096);
     WITH(sequences = (size_t)1 << 20);
-    WITH(rows = 0);
     WITH(logit_rows = SIZE_MAX);
     WITH(threads = UINT32_MAX);
     WITH(kv_type = 99);

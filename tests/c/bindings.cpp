@@ -74,9 +74,9 @@ void run_batch(const mor::model &model, mor::session &session,
     params.context = 64;
     params.threads = 2;
     params.sequences = 3;
-    EXPECT(params.rows == 64);
+    EXPECT(params.rows == 0);
     auto plan = VALUE(mor::batch::plan(model, params));
-    EXPECT(plan.sequences == 3 && plan.kv_bytes > 0 && plan.heap_bytes > 0);
+    EXPECT(plan.rows == 64 && plan.sequences == 3 && plan.kv_bytes > 0 && plan.heap_bytes > 0);
     EXPECT(plan.device_bytes == 0 && plan.pinned_bytes == 0);
     auto pages = VALUE(mor::batch::pages_for(model, params, 1.5));
     EXPECT(pages > 0 && pages < plan.kv_pages);
@@ -182,8 +182,9 @@ int run(const char *path) {
     mor::session_params params;
     params.threads = 2;
     params.context = 64;
-    EXPECT(params.batch == 64);
+    EXPECT(params.batch == 0);
     auto plan = VALUE(model.plan(params));
+    EXPECT(plan.batch == 64);
     std::vector<std::byte> memory(plan.bytes + plan.alignment);
     auto past = reinterpret_cast<std::uintptr_t>(memory.data()) % plan.alignment;
     std::byte *start = memory.data() + (plan.alignment - past) % plan.alignment;

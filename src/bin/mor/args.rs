@@ -227,8 +227,8 @@ pub struct PlanArgs {
     /// With --sequences or --memory: KV pages for tokens that run D recursions in mean [default: all]
     #[arg(long, value_name = "D", allow_negative_numbers = true)]
     pub mean_depth: Option<f64>,
-    /// Rows of one pass over the weights [default: 64]
-    #[arg(long)]
+    /// Rows of one pass over the weights [default: 64, on a GPU 512]
+    #[arg(long, value_parser = rows)]
     pub batch: Option<usize>,
     /// How keys and values are stored
     #[arg(long, value_enum, default_value = "f16")]
@@ -258,8 +258,8 @@ pub struct EvalArgs {
     /// ones too
     #[arg(short, long, value_name = "OUT.safetensors")]
     pub output: PathBuf,
-    /// Rows of one pass over the weights [default: 64; capacity routing takes a whole line]
-    #[arg(long)]
+    /// Rows of one pass over the weights [default: 64, on a GPU 512; capacity routing takes a whole line]
+    #[arg(long, value_parser = rows)]
     pub batch: Option<usize>,
     #[command(flatten)]
     pub engine: EngineArgs,
@@ -361,8 +361,8 @@ pub struct BenchArgs {
     /// Repetitions of each test, after one that is not counted
     #[arg(short, long, value_name = "R", default_value_t = 5)]
     pub repeats: usize,
-    /// Rows of one pass over the weights [default: 64; with -b as many as there are sequences]
-    #[arg(long)]
+    /// Rows of one pass over the weights [default: 64, on a GPU 512; with -b as many as there are sequences]
+    #[arg(long, value_parser = rows)]
     pub batch: Option<usize>,
     /// How keys and values are stored [default: f16]
     #[arg(long, value_enum)]
@@ -403,6 +403,14 @@ pub struct SynthArgs {
     /// The file to write
     #[arg(short, long, value_name = "OUT.gguf")]
     pub output: PathBuf,
+}
+
+/// Rows of a pass; the library's 0, which is its default, is none here.
+fn rows(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("give a whole number from 1 on".to_owned()),
+        Ok(rows) => Ok(rows),
+    }
 }
 
 /// A number of bytes, perhaps with K, M or G behind it.

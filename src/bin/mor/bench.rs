@@ -30,7 +30,7 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
     let model = input::open(Some(&args.model), args.device)?;
     let params = SessionParams {
         context,
-        batch: args.batch.unwrap_or(SessionParams::default().batch),
+        batch: args.batch.unwrap_or(0),
         ..Default::default()
     };
     let progress = Progress::new("measuring", work(args, &tests));

@@ -22,7 +22,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     let output = Output::new(&args.output)?;
     let longest = longest(&lines);
     let batch = match args.routing {
-        RoutingArg::Threshold => args.batch.unwrap_or(64),
+        RoutingArg::Threshold => args.batch.unwrap_or(0),
         RoutingArg::Capacity => longest,
     };
     let params = SessionParams {

@@ -14,7 +14,7 @@ public enum KVType: UInt32, Sendable {
 public struct SessionParameters: Sendable {
     /// Most tokens of the sequence; nil: as many as the model was trained for.
     public var context: Int?
-    /// Most tokens of one pass over the weights; nil: 64. Results do not depend on it.
+    /// Most tokens of one pass over the weights; nil: 64, on a GPU 512. Results do not depend on it.
     public var batchSize: Int?
     /// Threads that share the work, the caller's included; nil: one for each core. Results do not
     /// depend on it.
@@ -79,7 +79,7 @@ public struct BatchParameters: Sendable {
     public var context: Int?
     /// Sequences at a time, those among them that are done and not yet removed.
     public var sequences = 1
-    /// Most tokens of one tick's pass over the weights; nil: 64. Results do not depend on it.
+    /// Most tokens of one tick's pass over the weights; nil: 64, on a GPU 512. Results do not depend on it.
     public var rows: Int?
     /// Rows of logits that are computed together; nil: one for each sequence, up to 32.
     public var logitRows: Int?

@@ -77,7 +77,7 @@ public fun interface LogListener {
  *
  * @property context most tokens of the sequence; 0: as many as the model was trained for
  * @property batch most tokens of one pass over the weights: prompts are taken in pieces of this
- *   size. Larger is faster and takes more memory; results do not depend on it
+ *   size; 0: 64, on a GPU 512. Larger is faster and takes more memory; results do not depend on it
  * @property threads threads that share the work, the caller's included, at most 256; 0: one for
  *   each core that this process may use. Results do not depend on it
  * @property kvType how keys and values are stored
@@ -91,7 +91,7 @@ public fun interface LogListener {
  */
 public data class SessionParams(
     var context: Int = 0,
-    var batch: Int = 64,
+    var batch: Int = 0,
     var threads: Int = 0,
     var kvType: KvType = KvType.F16,
     var kvPages: Int = 0,
@@ -185,8 +185,9 @@ public enum class Pressure {
  * @property context most tokens of a sequence; 0: as many as the model was trained for
  * @property sequences sequences at a time, those among them that are done and not yet removed; at
  *   least 1
- * @property rows most tokens of one tick's pass over the weights. Larger is faster when there are
- *   many sequences or long prompts, and takes more memory; results do not depend on it
+ * @property rows most tokens of one tick's pass over the weights; 0: 64, on a GPU 512. Larger is
+ *   faster when there are many sequences or long prompts, and takes more memory; results do not
+ *   depend on it
  * @property logitRows rows of logits that are computed together, each of which takes 4 bytes for
  *   every token of the vocabulary; 0: one for each sequence, up to 32. Results do not depend on it
  * @property kvPages pages of the KV pool that the sequences share, of 16 entries each; 0: enough
@@ -203,7 +204,7 @@ public enum class Pressure {
 public data class BatchParams(
     var context: Int = 0,
     var sequences: Int = 1,
-    var rows: Int = 64,
+    var rows: Int = 0,
     var logitRows: Int = 0,
     var kvPages: Int = 0,
     var threads: Int = 0,
