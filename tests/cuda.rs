@@ -476,6 +476,49 @@ fn blocks_of_every_size_agree_for_every_type() {
     fake.reset();
 }
 
+/// Products of several rows that are on trial give every type the same bits as those that are not.
+#[test]
+fn products_on_trial_change_no_bit() {
+    let Some(_alone) = device() else { return };
+    let fake = Fake::loaded();
+    // Pairs of groups of which the last lacks one, and runs that begin within a long block.
+    let odd = of_sizes(HIDDEN, 352, 1024);
+    let long = of_sizes(256, 768, 1024);
+    for ty in by_tensor_cores() {
+        if let Some(fake) = &fake {
+            fake.reset();
+        }
+        let bytes = in_type(ty, &odd, &long);
+        let model = Model::from_bytes_on(bytes, Device::Cuda(0)).unwrap();
+        let vocab = model.hyperparameters().vocab_size;
+        let tokens: Vec<u32> = (0..70).map(|i| (i * i * 31 % vocab) as u32).collect();
+        let logits = |batch| {
+            let params = SessionParams {
+                context: 70,
+                batch,
+                ..params()
+            };
+            let mut session = Session::new(&model, &params).unwrap();
+            session.prefill(&tokens).unwrap();
+            session.logits().unwrap().to_vec()
+        };
+        let before = logits(8);
+        // SAFETY: nothing else runs now that reads or writes the environment.
+        unsafe { std::env::set_var("MOR_CUDA_SEVERAL", "1") };
+        let on_trial = [5, 8, 32, 64].map(logits);
+        // SAFETY: as above.
+        unsafe { std::env::remove_var("MOR_CUDA_SEVERAL") };
+        for logits in on_trial {
+            assert!(logits == before, "{}", ty.name());
+        }
+        for kind in ["product_8", "swiglu_8", "product_32", "swiglu_32"] {
+            let name = format!("several_{kind}_{}", ty.name().to_lowercase());
+            let ran = fake.as_ref().is_none_or(|fake| fake.kernels(&name) > 0);
+            assert!(ran, "{name}");
+        }
+    }
+}
+
 /// Products by warpgroups give every type the same bits as those for few rows.
 #[test]
 fn products_for_prompts_change_no_bit() {

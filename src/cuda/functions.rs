@@ -72,6 +72,8 @@ pub(super) struct Products {
     /// For up to `FEW` rows a block, and for up to `MANY`.
     pub few: Function<ProductParams>,
     pub many: Function<ProductParams>,
+    /// On trial in their place: with one matrix, and with a gate and what it lets through.
+    pub several: Option<[[Function<ProductParams>; 2]; 2]>,
     /// For more rows, where so many blocks are enough, from the smallest blocks on.
     pub wide: [WideProduct; 3],
     /// The same by warpgroups, on devices that have them; they want rows in an order of their own (`Order`). For 64 rows,
@@ -79,6 +81,7 @@ pub(super) struct Products {
     pub warpgroup: [Option<WideProduct>; 2],
     /// What kernels with one matrix, and with two abreast, have in shared memory.
     pub rings: [Ring; 2],
+    pub several_rings: [Ring; 2],
 }
 
 /// A product for blocks of some tiles and some rows of activations.
@@ -143,7 +146,7 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    fn new(ty: TensorType, abreast: u32) -> Self {
+    fn new(ty: TensorType, abreast: u32, step: u32) -> Self {
         let (columns, bytes) = match ty.block_len() {
             1 => (GROUP as usize, ty.block_bytes() * GROUP as usize),
             columns => (columns, ty.block_bytes()),
@@ -153,7 +156,7 @@ impl Ring {
             bytes,
             groups: columns as u32 / GROUP,
             stages: if 4 * RUNS * bytes <= MOST_RING { 4 } else { 2 },
-            step: if abreast == 1 { 2 } else { 1 },
+            step,
         }
     }
 
@@ -203,27 +206,42 @@ impl Products {
             lone_swiglu: find("lone_swiglu")?,
             few: find("few_product")?,
             many: find("many_product")?,
+            several: match has_warpgroups(device) && is_on_trial("MOR_CUDA_SEVERAL") {
+                true => Some([
+                    [find("several_product_8")?, find("several_swiglu_8")?],
+                    [find("several_product_32")?, find("several_swiglu_32")?],
+                ]),
+                false => None,
+            },
             wide: [wide(4, 64, 256)?, wide(8, 64, 352)?, wide(8, 128, 512)?],
             warpgroup: match (has_warpgroups(device), ty.block_len()) {
                 (false, _) => [None; 2],
                 (true, 1) => [Some(warpgroup(64, 110)?), Some(warpgroup(128, 196)?)],
                 (true, _) => [Some(warpgroup(64, 110)?), None],
             },
-            rings: [Ring::new(ty, 1), Ring::new(ty, 2)],
+            rings: [Ring::new(ty, 1, 2), Ring::new(ty, 2, 1)],
+            several_rings: [Ring::new(ty, 1, 1), Ring::new(ty, 2, 1)],
         })
     }
 
     /// Those that have rings in shared memory.
-    fn with_rings(&self) -> [Function<ProductParams>; 6] {
-        [
+    fn with_rings(&self) -> impl Iterator<Item = Function<ProductParams>> {
+        let several = self.several.iter().flatten().flatten().copied();
+        let others = [
             self.lone_norm,
             self.lone_plain,
             self.lone_attention,
             self.lone_swiglu,
             self.few,
             self.many,
-        ]
+        ];
+        others.into_iter().chain(several)
     }
+}
+
+/// Whether kernels are asked for that a device has yet to show to be faster.
+fn is_on_trial(name: &str) -> bool {
+    std::env::var_os(name).is_some_and(|value| value == "1")
 }
 
 /// Elements of a head that attention takes together.

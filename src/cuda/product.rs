@@ -38,29 +38,49 @@ impl<'a> Writer<'a> {
             true => first,
             false => Order::ByColumn,
         };
-        let ready_params = ReadyParams {
-            view,
-            source,
-            out: params.input,
-            columns_of_run: GROUP * params.groups_of_run,
-            sums: u32::from(matrices.iter().any(|m| has_min(m.ty))),
-            order: order as u32,
-            unused: 0,
-        };
-        self.launch(ready, [self.rows as u32, 1, 1], 0, &ready_params);
+        self.make_ready(ready, &params, matrices, order);
         for (kernels, matrices) in of_one_type() {
             self.ready_product(kernels, source, matrices, view, order);
         }
     }
 
-    /// A gate and what it lets through; tells what the rows are then made of. For a lone row both matrices
-    /// are one product, which writes the result.
+    /// Makes the rows of a product ready, in an order.
+    fn make_ready(
+        &mut self,
+        kernel: Function<ReadyParams>,
+        product: &ProductParams,
+        matrices: &[Matrix],
+        order: Order,
+    ) {
+        let params = ReadyParams {
+            view: product.view,
+            source: product.source,
+            out: product.input,
+            columns_of_run: GROUP * product.groups_of_run,
+            sums: u32::from(matrices.iter().any(|m| has_min(m.ty))),
+            order: order as u32,
+            unused: 0,
+        };
+        self.launch(kernel, [self.rows as u32, 1, 1], 0, &params);
+    }
+
+    /// A gate and what it lets through; tells what the rows are then made of. For a lone row, and on trial for
+    /// several, both matrices are one product, which writes the result.
     pub(super) fn swiglu(&mut self, source: Source, both: [Matrix; 2], view: View) -> Source {
         let [gate, up] = both;
         let kernels = self.kernels.products(gate.ty);
         let kernels = kernels.filter(|_| gate.ty == up.ty && self.takes_tensor_cores(&both));
         if let Some(lone) = kernels.and_then(|k| self.lone(k, source, &both, 2, view)) {
             self.launch_lone(&lone);
+            return Source::new(make::PLAIN, gate.out);
+        }
+        let ready = self.kernels.ready(source.make);
+        if let (Some(kernels), Some(ready)) = (kernels, ready)
+            && self.rows > 1
+            && let Some(several) = self.several(kernels, source, &both, 2, view)
+        {
+            self.make_ready(ready, &several.params, &both, Order::ByColumn);
+            self.launch_several(&several);
             return Source::new(make::PLAIN, gate.out);
         }
         self.product(source, &both, view);
@@ -104,7 +124,6 @@ impl<'a> Writer<'a> {
         order: Order,
     ) {
         let mut params = self.product_params(source, matrices, view);
-        let rows = self.rows as u32;
         if let Some(wide) = self.wide(kernels, params.tiles, order != Order::ByColumn) {
             let blocks = self.wide_blocks(wide, params.tiles);
             let shared = wide.shared as u32;
@@ -117,6 +136,10 @@ impl<'a> Writer<'a> {
             params.row_blocks = blocks[1];
             return self.launch_blocks_of(WARPGROUPS_BLOCK, wide.function, grid, shared, &params);
         }
+        if let Some(several) = self.several(kernels, source, matrices, 1, view) {
+            return self.launch_several(&several);
+        }
+        let rows = self.rows as u32;
         let (kernel, each) = match rows <= FEW {
             true => (kernels.few, FEW),
             false => (kernels.many, MANY),
@@ -129,6 +152,60 @@ impl<'a> Writer<'a> {
         let shared = sums + params.stage_units * ring.bytes_of_unit();
         let grid = [params.tiles, rows.div_ceil(each), 1];
         self.launch(kernel, grid, shared, &params);
+    }
+
+    /// A product of 8 or 32 ready rows a block by the kernels on trial, with matrices of one type; none where they are
+    /// not asked for, where another is better, or where two abreast do not fit. `abreast`: matrices of which a block
+    /// takes the same tiles.
+    fn several(
+        &self,
+        kernels: &Products,
+        source: Source,
+        matrices: &[Matrix],
+        abreast: u32,
+        view: View,
+    ) -> Option<Several> {
+        let all = kernels.several.filter(|_| self.rows > 1)?;
+        let mut params = self.product_params(source, matrices, view);
+        params.tiles /= abreast;
+        let device = &self.weights.device;
+        let rows = self.rows as u32;
+        let (kernel, each) = match rows <= FEW {
+            true => (all[0], FEW),
+            false => (all[1], MANY),
+        };
+        let row_blocks = rows.div_ceil(each);
+        // More than one and a half times two blocks for each multiprocessor take longer than those by warpgroups.
+        let blocks = params.tiles * row_blocks;
+        if abreast == 2 && row_blocks > 1 && blocks >= 3 * device.multiprocessors {
+            return None;
+        }
+        // As in several.cuh: scales, and rings of weights and of activations, of which sums take the place.
+        let ring = kernels.several_rings[abreast as usize - 1];
+        let group = each * (2 * GROUP + if has_min(matrices[0].ty) { 4 } else { 0 });
+        let ahead = if abreast == 1 { 4 } else { 3 };
+        let fixed = 4 * RUNS * each + RUNS * ahead * group;
+        let whole = device.product_shared() as u32;
+        // Two blocks on a multiprocessor, if that leaves a ring.
+        let most = (whole / 2).saturating_sub(fixed).min(MOST_RING);
+        params.stage_units = ring.units_of_stage(params.groups_of_run, most);
+        let rings = params.stage_units * ring.bytes_of_unit();
+        let sums = 4 * abreast * RUNS * each * (TILE_ROWS + 4);
+        (fixed + rings <= whole).then_some(Several {
+            kernel: kernel[abreast as usize - 1],
+            grid: [params.tiles, row_blocks, 1],
+            shared: (4 * RUNS * each + sums).max(fixed + rings),
+            params,
+        })
+    }
+
+    fn launch_several(&mut self, several: &Several) {
+        self.launch(
+            several.kernel,
+            several.grid,
+            several.shared,
+            &several.params,
+        );
     }
 
     /// A product that makes a lone row ready itself, with matrices of one type; none where there is no such
@@ -252,6 +329,14 @@ fn count_tiles(matrices: &[Matrix]) -> u32 {
 struct Lone {
     kernel: Function<ProductParams>,
     params: ProductParams,
+    shared: u32,
+}
+
+/// A launch for rows that are ready.
+struct Several {
+    kernel: Function<ProductParams>,
+    params: ProductParams,
+    grid: [u32; 3],
     shared: u32,
 }
 

@@ -63,15 +63,15 @@ struct Unit {
 };
 
 // A warp's ring, for one or two matrices: stages of units, which stand side by side for both. The host gives
-// the number of units in a stage, as product.rs has it.
+// the number of units in a stage, as product.rs has it. PAIRS: groups of a tile are multiplied two at a time.
 constexpr u32 MOST_RING = 72 << 10;
 
-template <u32 TYPE, u32 MATRICES>
+template <u32 TYPE, u32 MATRICES, bool PAIRS = MATRICES == 1>
 struct Ring {
     static constexpr u32 unit_bytes = MATRICES * Unit<TYPE>::bytes;
     static constexpr u32 stages = 4 * WARPS * unit_bytes <= MOST_RING ? 4 : 2;
     // Groups of a tile that are multiplied together: runs are whole pairs.
-    static constexpr u32 step = MATRICES == 1 ? 2 : 1;
+    static constexpr u32 step = PAIRS ? 2 : 1;
 
     Unit<TYPE> units[MATRICES];
     u8* room;
@@ -112,12 +112,17 @@ struct Ring {
     }
 
     __device__ __forceinline__ void fill(u32 number) {
+        copy(number);
+        close_copies();
+    }
+
+    // The same as a part of a batch of copies.
+    __device__ __forceinline__ void copy(u32 number) {
         u8* to = stage(number);
         const u32 end = last + (groups_are_odd() ? 1 : 0);
 #pragma unroll 1
         for (u32 u = 0; u < stage_units && next < end; u++, next++, to += unit_bytes)
             for (u32 i = 0; i < MATRICES; i++) units[i].copy(to + i * Unit<TYPE>::bytes, next < last);
-        close_copies();
     }
 
     // Runs begin at even groups.
