@@ -396,6 +396,18 @@ fn of_sizes(hidden: usize, feed_forward: usize, vocab: usize) -> Vec<u8> {
     )
 }
 
+/// The logits after some tokens, in passes of up to `batch` rows.
+fn logits_after(model: &Model, tokens: &[u32], context: usize, batch: usize) -> Vec<f32> {
+    let params = SessionParams {
+        context,
+        batch,
+        ..params()
+    };
+    let mut session = Session::new(model, &params).unwrap();
+    session.prefill(tokens).unwrap();
+    session.logits().unwrap().to_vec()
+}
+
 /// Large matrices agree with the CPU's, and one row at a time, some and many give the same bits.
 #[test]
 fn large_matrices_agree_however_many_rows_come() {
@@ -411,17 +423,8 @@ fn large_matrices_agree_however_many_rows_come() {
         compare(&format!("large {}", ty.name()), bytes.clone(), KvType::F16);
         let model = Model::from_bytes_on(bytes, Device::Cuda(0)).unwrap();
         let tokens: Vec<u32> = (0..70).map(|i| (i * i * 31 % 17_000) as u32).collect();
-        let logits = |batch: usize| {
-            let params = SessionParams {
-                context: 80,
-                batch,
-                ..params()
-            };
-            let mut session = Session::new(&model, &params).unwrap();
-            // The last row comes alone where one row is the most.
-            session.prefill(&tokens).unwrap();
-            session.logits().unwrap().to_vec()
-        };
+        // The last row comes alone where one row is the most.
+        let logits = |batch| logits_after(&model, &tokens, 80, batch);
         let many = logits(70);
         assert!(many.iter().all(|logit| logit.is_finite()));
         for batch in [1, 5, 34] {
@@ -453,14 +456,7 @@ fn blocks_of_every_size_agree_for_every_type() {
             let model = Model::from_bytes_on(bytes.clone(), Device::Cuda(0)).unwrap();
             let vocab = model.hyperparameters().vocab_size;
             let tokens: Vec<u32> = (0..count).map(|i| (i * i * 31 % vocab) as u32).collect();
-            let params = SessionParams {
-                context: 140,
-                batch,
-                ..params()
-            };
-            let mut session = Session::new(&model, &params).unwrap();
-            session.prefill(&tokens).unwrap();
-            session.logits().unwrap().to_vec()
+            logits_after(&model, &tokens, 140, batch)
         };
         let few = logits(130, "16=1", 8);
         for attributes in ["16=1", "16=2", "16=4", "16=8"] {
@@ -492,16 +488,7 @@ fn products_on_trial_change_no_bit() {
         let model = Model::from_bytes_on(bytes, Device::Cuda(0)).unwrap();
         let vocab = model.hyperparameters().vocab_size;
         let tokens: Vec<u32> = (0..70).map(|i| (i * i * 31 % vocab) as u32).collect();
-        let logits = |batch| {
-            let params = SessionParams {
-                context: 70,
-                batch,
-                ..params()
-            };
-            let mut session = Session::new(&model, &params).unwrap();
-            session.prefill(&tokens).unwrap();
-            session.logits().unwrap().to_vec()
-        };
+        let logits = |batch| logits_after(&model, &tokens, 70, batch);
         let before = logits(8);
         // SAFETY: nothing else runs now that reads or writes the environment.
         unsafe { std::env::set_var("MOR_CUDA_SEVERAL", "1") };
@@ -543,16 +530,7 @@ fn products_for_prompts_change_no_bit() {
             let model = Model::from_bytes_on(bytes.clone(), Device::Cuda(0)).unwrap();
             let vocab = model.hyperparameters().vocab_size;
             let tokens: Vec<u32> = (0..*count).map(|i| (i * i * 31 % vocab) as u32).collect();
-            let logits = |batch| {
-                let params = SessionParams {
-                    context: 4 * count,
-                    batch,
-                    ..params()
-                };
-                let mut session = Session::new(&model, &params).unwrap();
-                session.prefill(&tokens).unwrap();
-                session.logits().unwrap().to_vec()
-            };
+            let logits = |batch| logits_after(&model, &tokens, 4 * count, batch);
             let few = logits(32);
             // Where more rows might have come, some blocks begin with none.
             for batch in [*count, 4 * count] {

@@ -23,7 +23,7 @@ impl<'a> Writer<'a> {
         if of_one_type().all(|(kernels, m)| self.lone(kernels, source, m, 1, view).is_some()) {
             for (kernels, matrices) in of_one_type() {
                 if let Some(lone) = self.lone(kernels, source, matrices, 1, view) {
-                    self.launch_lone(&lone);
+                    self.launch_product(&lone);
                 }
             }
             return;
@@ -71,7 +71,7 @@ impl<'a> Writer<'a> {
         let kernels = self.kernels.products(gate.ty);
         let kernels = kernels.filter(|_| gate.ty == up.ty && self.takes_tensor_cores(&both));
         if let Some(lone) = kernels.and_then(|k| self.lone(k, source, &both, 2, view)) {
-            self.launch_lone(&lone);
+            self.launch_product(&lone);
             return Source::new(make::PLAIN, gate.out);
         }
         let ready = self.kernels.ready(source.make);
@@ -80,7 +80,7 @@ impl<'a> Writer<'a> {
             && let Some(several) = self.several(kernels, source, &both, 2, view)
         {
             self.make_ready(ready, &several.params, &both, Order::ByColumn);
-            self.launch_several(&several);
+            self.launch_product(&several);
             return Source::new(make::PLAIN, gate.out);
         }
         self.product(source, &both, view);
@@ -137,7 +137,7 @@ impl<'a> Writer<'a> {
             return self.launch_blocks_of(WARPGROUPS_BLOCK, wide.function, grid, shared, &params);
         }
         if let Some(several) = self.several(kernels, source, matrices, 1, view) {
-            return self.launch_several(&several);
+            return self.launch_product(&several);
         }
         let rows = self.rows as u32;
         let (kernel, each) = match rows <= FEW {
@@ -164,7 +164,7 @@ impl<'a> Writer<'a> {
         matrices: &[Matrix],
         abreast: u32,
         view: View,
-    ) -> Option<Several> {
+    ) -> Option<Product> {
         let all = kernels.several.filter(|_| self.rows > 1)?;
         let mut params = self.product_params(source, matrices, view);
         params.tiles /= abreast;
@@ -191,21 +191,12 @@ impl<'a> Writer<'a> {
         params.stage_units = ring.units_of_stage(params.groups_of_run, most);
         let rings = params.stage_units * ring.bytes_of_unit();
         let sums = 4 * abreast * RUNS * each * (TILE_ROWS + 4);
-        (fixed + rings <= whole).then_some(Several {
+        (fixed + rings <= whole).then_some(Product {
             kernel: kernel[abreast as usize - 1],
             grid: [params.tiles, row_blocks, 1],
             shared: (4 * RUNS * each + sums).max(fixed + rings),
             params,
         })
-    }
-
-    fn launch_several(&mut self, several: &Several) {
-        self.launch(
-            several.kernel,
-            several.grid,
-            several.shared,
-            &several.params,
-        );
     }
 
     /// A product that makes a lone row ready itself, with matrices of one type; none where there is no such
@@ -217,7 +208,7 @@ impl<'a> Writer<'a> {
         matrices: &[Matrix],
         abreast: u32,
         view: View,
-    ) -> Option<Lone> {
+    ) -> Option<Product> {
         let kernel = match (source.make, abreast) {
             _ if self.rows > 1 => return None,
             (make::NORM, 2) => kernels.lone_swiglu,
@@ -240,17 +231,17 @@ impl<'a> Writer<'a> {
         let groups = params.groups_of_run << params.log_tiles;
         params.stage_units = ring.units_of_stage(groups, most.min(MOST_RING));
         let rings = params.stage_units * ring.bytes_of_unit();
-        (rings <= most).then_some(Lone {
+        (rings <= most).then_some(Product {
             kernel,
+            grid: [params.tiles.div_ceil(1 << params.log_tiles), 1, 1],
             params,
             shared: row + rings,
         })
     }
 
-    fn launch_lone(&mut self, lone: &Lone) {
-        let params = &lone.params;
-        let blocks = params.tiles.div_ceil(1 << params.log_tiles);
-        self.launch(lone.kernel, [blocks, 1, 1], lone.shared, params);
+    fn launch_product(&mut self, product: &Product) {
+        let Product { kernel, grid, .. } = *product;
+        self.launch(kernel, grid, product.shared, &product.params);
     }
 
     /// In single precision throughout.
@@ -325,15 +316,8 @@ fn count_tiles(matrices: &[Matrix]) -> u32 {
     matrices.iter().map(|m| m.rows.div_ceil(TILE_ROWS)).sum()
 }
 
-/// A launch for a lone row, which it makes ready.
-struct Lone {
-    kernel: Function<ProductParams>,
-    params: ProductParams,
-    shared: u32,
-}
-
-/// A launch for rows that are ready.
-struct Several {
+/// A product's launch, before it is decided on.
+struct Product {
     kernel: Function<ProductParams>,
     params: ProductParams,
     grid: [u32; 3],
