@@ -1714,14 +1714,16 @@ enum mor_status mor_batch_plan(const struct mor_model *model,
                                struct mor_error *out_error);
 
 /**
- * Plans the batch with the most sequences whose block of memory has at most so many bytes, with
- * pages for the whole context of each when a token runs `mean_depth` recursions in mean. What was
- * sought stands in the plan's `sequences` and `kv_pages`; in `params` these two do not matter.
+ * Plans the batch with the most sequences whose block of memory, or on a GPU what it takes there, has
+ * at most so many bytes, with pages for the whole context of each when a token runs `mean_depth`
+ * recursions in mean. What was sought stands in the plan's `sequences` and `kv_pages`; in `params`
+ * these two do not matter.
  *
  * @param model       the model
  * @param params      for what else, or NULL
  * @param mean_depth  from 0 to the model's `recursions`
- * @param bytes       for the block, the plan's `bytes`; `heap_bytes` and stacks come besides
+ * @param bytes       for the block, the plan's `bytes`; `heap_bytes` and stacks come besides. On a GPU for
+ *                    its `device_bytes`; all that is on the host comes besides
  * @param out_plan    gets the plan; its `struct_size` must be set
  * @param out_error   gets the reason of a failure, or NULL
  * @return `MOR_ERROR_INVALID_ARGUMENT` also when not even one sequence fits; otherwise as

@@ -163,8 +163,9 @@ impl Plan {
     }
 
     /// Plans the batch with the most sequences that `bytes` bytes can hold, and with pages for the
-    /// whole context of each when a token runs `mean_depth` recursions in mean. Of `params`,
-    /// `sequences` and `kv_pages` are what is sought.
+    /// whole context of each when a token runs `mean_depth` recursions in mean. The bytes are for the
+    /// batch's block of memory ([`Plan::bytes`]) or, on a GPU, for what it takes there
+    /// ([`Plan::device_bytes`]). Of `params`, `sequences` and `kv_pages` are what is sought.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when not even one sequence fits.
@@ -182,18 +183,22 @@ impl Plan {
             params.kv_pages = Self::pages_for(model, &params, mean_depth)?;
             Self::batch(model, &params)
         };
+        let takes = |plan: &Self| match model.is_on_gpu() {
+            true => plan.device_bytes(),
+            false => plan.bytes(),
+        };
         let least = plan(1)?;
-        if least.bytes() > bytes {
+        if takes(&least) > bytes {
             return Err(Error::argument(format_args!(
                 "a batch of one sequence takes {} bytes, but there are {bytes}",
-                least.bytes()
+                takes(&least)
             )));
         }
         let (mut fits, mut too_many) = (least, MAX_SEQUENCES + 1);
         while too_many - fits.params.sequences > 1 {
             let middle = fits.params.sequences.midpoint(too_many);
             match plan(middle) {
-                Ok(plan) if plan.bytes() <= bytes => fits = plan,
+                Ok(plan) if takes(&plan) <= bytes => fits = plan,
                 _ => too_many = middle,
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0   magic        "MORS"
-//! 4   version      u32, 1
+//! 4   version      u32, 2
 //! 8   bytes        u64, of all this
 //! 16  model        u64, a fingerprint of the model's file
 //! 24  KV type      u32

@@ -803,7 +803,7 @@ public:
         return plan;
     }
 
-    /// The plan with the most sequences for so many bytes at a mean depth.
+    /// The plan with the most sequences for so many bytes, on a GPU of its memory, at a mean depth.
     static outcome<mor_batch_plan_info> plan_in(const model &model, const batch_params &params,
                                                 double mean_depth, std::size_t bytes) {
         auto plan = detail::sized<mor_batch_plan_info>();

@@ -220,8 +220,8 @@ pub struct PlanArgs {
     /// Sequences that run at once, as a batch [default: one, as a session]
     #[arg(short = 'b', long, value_name = "B", conflicts_with = "memory")]
     pub sequences: Option<usize>,
-    /// As many sequences as fit so many bytes, weights not counted; K, M and G behind the number mean
-    /// powers of 1024
+    /// As many sequences as fit so many bytes (on a GPU of its memory), weights not counted; K, M and G
+    /// behind the number mean powers of 1024
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     pub memory: Option<usize>,
     /// With --sequences or --memory: KV pages for tokens that run D recursions in mean [default: all]

@@ -148,8 +148,8 @@ public actor Batch {
         try MemoryPlan(parameters) { mor_batch_plan(model.pointer, $0, $1, $2) }
     }
 
-    /// The plan with the most sequences whose block of memory has at most so many bytes, when a token
-    /// runs `meanDepth` recursions in mean. The parameters' `sequences` and `kvPages` do not matter.
+    /// The plan with the most sequences whose block of memory, or on a GPU what it takes there, has at
+    /// most so many bytes, when a token runs `meanDepth` recursions in mean. The parameters' `sequences` and `kvPages` do not matter.
     public static func plan(
         for model: Model, _ parameters: BatchParameters, meanDepth: Double, bytes: Int
     ) throws -> MemoryPlan {

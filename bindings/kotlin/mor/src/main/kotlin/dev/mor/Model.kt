@@ -45,12 +45,12 @@ public class Model private constructor(
     )
 
     /**
-     * Plans the batch with the most sequences whose block of memory has at most so many bytes. What
-     * was sought stands in the plan's `sequences` and `kvPages`; in [params] these two do not
-     * matter.
+     * Plans the batch with the most sequences whose block of memory, or on a GPU what it takes
+     * there, has at most so many bytes. What was sought stands in the plan's `sequences` and
+     * `kvPages`; in [params] these two do not matter.
      *
      * @param meanDepth recursions of a token in mean, from 0 to the model's `recursions`
-     * @param bytes for the block; `heapBytes` and stacks come besides
+     * @param bytes for the block, on a GPU for `deviceBytes`; all else comes besides
      */
     @JvmOverloads
     public fun planBatchIn(
