@@ -164,7 +164,7 @@ fn bench_measures_what_it_was_asked_for() {
     assert!(measured["memory_bandwidth_bytes_per_second"].as_f64() > Some(0.0));
     let plan = ["plan", &model, "-c", "48", "-t", "1", "--json"];
     let plan: Value = serde_json::from_str(&text(&plan)).unwrap();
-    for key in ["weight_bytes", "session_bytes"] {
+    for key in ["weight_bytes", "session_bytes", "device_bytes"] {
         assert_eq!(measured[key], plan[key]);
     }
     for test in tests {

@@ -7,7 +7,7 @@ use crate::args::{BenchArgs, EngineArgs};
 use crate::bandwidth;
 use crate::bench_batch::bench_batch;
 use crate::input;
-use crate::terminal::{Progress, counted, mebibytes, stdout};
+use crate::terminal::{Progress, counted, mebibytes, session_memory, stdout};
 use mor::convert::RandomTokens;
 use mor::{KvType, Model, Session, SessionParams};
 use serde_json::json;
@@ -105,8 +105,8 @@ struct Measured {
     samples: Vec<f64>,
     mean_depth: f64,
     reads: Option<Reads>,
-    /// Bytes that the machine reads in a second with as many threads.
-    bandwidth: f64,
+    /// Bytes that the machine reads in a second with as many threads; a GPU's memory is not measured.
+    bandwidth: Option<f64>,
 }
 
 /// Bytes that a generated token reads in mean.
@@ -145,6 +145,11 @@ impl Measured {
             .map(|reads| (reads.weights + reads.kv) * self.mean())
     }
 
+    /// Of what the machine reads.
+    fn share_of_bandwidth(&self) -> Option<f64> {
+        Some(self.bytes_per_second()? / self.bandwidth?)
+    }
+
     /// As llama-bench calls it.
     fn name(&self) -> String {
         let kind = match self.test.kind {
@@ -164,8 +169,8 @@ struct Bench<'a> {
     progress: Progress,
     random: RandomTokens,
     results: Vec<Measured>,
-    /// Of each number of threads.
-    session_bytes: Vec<usize>,
+    /// Of each number of threads, on the host and on a GPU.
+    session_bytes: Vec<[usize; 2]>,
 }
 
 impl Bench<'_> {
@@ -188,8 +193,9 @@ impl Bench<'_> {
         if self.session_bytes.is_empty() && !self.args.json {
             self.heading(&session)?;
         }
-        self.session_bytes.push(session.plan().bytes());
-        let bandwidth = bandwidth::measure(threads);
+        let plan = session.plan();
+        self.session_bytes.push([plan.bytes(), plan.device_bytes()]);
+        let bandwidth = (!model.is_on_gpu()).then(|| bandwidth::measure(threads));
         for test in tests {
             let measured = self.test(&mut session, *test, bandwidth)?;
             if !self.args.json {
@@ -198,7 +204,7 @@ impl Bench<'_> {
             }
             self.results.push(measured);
         }
-        if !self.args.json {
+        if let (Some(bandwidth), false) = (bandwidth, self.args.json) {
             let line = format!(
                 "memory: {:.1} GB/s are read with {}",
                 bandwidth / 1e9,
@@ -209,7 +215,12 @@ impl Bench<'_> {
         Ok(())
     }
 
-    fn test(&mut self, session: &mut Session, test: Test, bandwidth: f64) -> Result<Measured> {
+    fn test(
+        &mut self,
+        session: &mut Session,
+        test: Test,
+        bandwidth: Option<f64>,
+    ) -> Result<Measured> {
         session.rewind(0)?;
         let before: Vec<u32> = self.random.by_ref().take(test.before).collect();
         for chunk in before.chunks(session.plan().params().batch) {
@@ -279,7 +290,7 @@ impl Bench<'_> {
             h.kind(),
             matrix_type(model),
             mebibytes(model.weight_bytes()),
-            mebibytes(session.plan().bytes() as u64),
+            session_memory(session.plan()),
             session.plan().params().kv.tensor_type().name(),
             counted(session.plan().params().batch, "row"),
         )?;
@@ -331,12 +342,14 @@ fn line(m: &Measured) -> String {
     );
     if let (Some(reads), Some(rate)) = (m.reads, m.bytes_per_second()) {
         line += &format!(
-            " {:>16} {:>10} {:>7.2} {:>7.0} %",
+            " {:>16} {:>10} {:>7.2}",
             mebibytes(reads.weights as u64),
             mebibytes(reads.kv as u64),
             rate / 1e9,
-            100.0 * rate / m.bandwidth
         );
+        if let Some(share) = m.share_of_bandwidth() {
+            line += &format!(" {:>7.0} %", 100.0 * share);
+        }
     }
     line
 }
@@ -354,10 +367,11 @@ fn as_json(model: &Model, bench: &Bench) -> serde_json::Value {
         "generation_tokens_per_second": generation.map(Measured::mean),
         "mean_depth": main.map(|m| m.mean_depth),
         "weight_bytes": model.weight_bytes(),
-        "session_bytes": bench.session_bytes.first(),
+        "session_bytes": bench.session_bytes.first().map(|bytes| bytes[0]),
+        "device_bytes": bench.session_bytes.first().map(|bytes| bytes[1]),
         "threads": main.map(|m| m.threads),
         "sequences": 1,
-        "memory_bandwidth_bytes_per_second": main.map(|m| m.bandwidth),
+        "memory_bandwidth_bytes_per_second": main.and_then(|m| m.bandwidth),
         "tests": bench.results.iter().map(test_json).collect::<Vec<_>>(),
     })
 }
@@ -381,6 +395,6 @@ fn test_json(m: &Measured) -> serde_json::Value {
         "kv_bytes_per_token": m.reads.map(|reads| reads.kv),
         "bytes_per_second": m.bytes_per_second(),
         "memory_bandwidth_bytes_per_second": m.bandwidth,
-        "share_of_memory_bandwidth": m.bytes_per_second().map(|rate| rate / m.bandwidth),
+        "share_of_memory_bandwidth": m.share_of_bandwidth(),
     })
 }

@@ -102,6 +102,7 @@ struct Measured {
     recursions: u64,
     counters: Counters,
     plan_bytes: usize,
+    device_bytes: usize,
     /// The most bytes of pages in use.
     kv_bytes: usize,
     first_token: Duration,
@@ -216,6 +217,7 @@ fn measure(
         recursions,
         counters: *batch.counters(),
         plan_bytes: batch.plan().bytes(),
+        device_bytes: batch.plan().device_bytes(),
         kv_bytes,
         first_token,
         sequences_begun: first_tokens,
@@ -284,7 +286,7 @@ fn line(m: &Measured) -> String {
         100.0 * m.occupancy(),
         1000.0 * m.first_token_seconds(),
         mebibytes(m.kv_bytes as u64),
-        mebibytes(m.plan_bytes as u64),
+        mebibytes((m.plan_bytes + m.device_bytes) as u64),
         rows.join(" "),
     )
 }
@@ -307,5 +309,6 @@ fn as_json(m: &Measured) -> serde_json::Value {
         "first_token_seconds": m.first_token_seconds(),
         "kv_bytes_peak": m.kv_bytes,
         "plan_bytes": m.plan_bytes,
+        "device_bytes": m.device_bytes,
     })
 }

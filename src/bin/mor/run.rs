@@ -3,7 +3,9 @@
 use crate::Result;
 use crate::args::{RunArgs, SamplingArgs};
 use crate::input;
-use crate::terminal::{Progress, Stdout, counted, depth_style, grouped, mebibytes, stdout, tell};
+use crate::terminal::{
+    Progress, Stdout, counted, depth_style, grouped, mebibytes, session_memory, stdout, tell,
+};
 use mor::generate::{Finish, GenerateParams, Piece};
 use mor::tokenizer::{EncodeOptions, Utf8Stream};
 use mor::{KvType, SamplerParams, Session, SessionParams, Tokenizer};
@@ -179,7 +181,6 @@ pub fn summary(session: &mut Session, times: &Times, depths: bool) {
     let h = model.hyperparameters();
     let all = session.depths();
     let mean = all.iter().map(|d| f64::from(*d)).sum::<f64>() / all.len().max(1) as f64;
-    let session_bytes = session.plan().bytes() as u64;
     let kv_bytes = session.kv_bytes_used() as u64;
     if depths {
         let histogram = session.depth_histogram();
@@ -199,7 +200,7 @@ pub fn summary(session: &mut Session, times: &Times, depths: bool) {
         rate(times.generated_tokens, times.generation),
         h.recursions,
         mebibytes(model.weight_bytes()),
-        mebibytes(session_bytes),
+        session_memory(session.plan()),
         mebibytes(kv_bytes),
         grouped(kv_bytes),
     ));

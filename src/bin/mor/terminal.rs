@@ -2,6 +2,7 @@
 
 use anstyle::{Ansi256Color, Style};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use mor::Plan;
 use std::fmt::Arguments;
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -112,6 +113,15 @@ pub fn grouped(n: u64) -> String {
 pub fn counted(n: usize, what: &str) -> String {
     let plural = if n == 1 { "" } else { "s" };
     format!("{} {what}{plural}", grouped(n as u64))
+}
+
+/// What a session takes: `4.5 MiB`, or `0.1 MiB and 4.5 MiB on the GPU`
+pub fn session_memory(plan: &Plan) -> String {
+    let host = mebibytes(plan.bytes() as u64);
+    match plan.device_bytes() {
+        0 => host,
+        on_gpu => format!("{host} and {} on the GPU", mebibytes(on_gpu as u64)),
+    }
 }
 
 /// `4.5 MiB`
