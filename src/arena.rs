@@ -18,6 +18,7 @@ pub(crate) struct Ground<'m> {
 impl<'m> Ground<'m> {
     /// Makes `memory`, which may hold anything, ready for what `plan` was made for.
     pub fn prepare(model: &Model, plan: &Plan, memory: &'m mut [u8]) -> Result<Self> {
+        model.check_file()?;
         if memory.len() < plan.bytes() {
             return Err(Error::BufferTooSmall {
                 needed: plan.bytes(),

@@ -73,8 +73,10 @@ impl Session<'_> {
     /// sampler parameters) are not part of it. Returns the number of bytes.
     ///
     /// # Errors
-    /// [`Error::BufferTooSmall`] when `out` has less than [`Session::save_bytes`] bytes.
+    /// [`Error::BufferTooSmall`] when `out` has less than [`Session::save_bytes`] bytes,
+    /// [`Error::FileChanged`].
     pub fn save(&mut self, out: &mut [u8]) -> Result<usize> {
+        self.model.check_file()?;
         let row = self.last != Last::Nothing;
         let layout = self.layout(self.depths(), row);
         let (needed, capacity) = (layout.bytes(), out.len());
@@ -139,8 +141,10 @@ impl Session<'_> {
     ///
     /// # Errors
     /// [`Error::State`] for a state that is damaged, of another version, or of another model or
-    /// KV type; [`Error::ContextFull`] and [`Error::KvFull`] when this session is too small.
+    /// KV type; [`Error::ContextFull`] and [`Error::KvFull`] when this session is too small;
+    /// [`Error::FileChanged`].
     pub fn restore(&mut self, state: &[u8]) -> Result<()> {
+        self.model.check_file()?;
         let saved = Saved::check(state, self)?;
         self.truncate(0);
         let length = saved.depths.len();

@@ -7,7 +7,9 @@ mod common;
 use common::cases::{Expected, gguf_bytes, model, session};
 use mor::generate::{Finish, GenerateParams};
 use mor::quant::TensorType;
-use mor::{Error, KvType, LoadParams, Model, Plan, SamplerParams, Session, SessionParams};
+use mor::{
+    Batch, Error, KvType, LoadParams, Model, Plan, Request, SamplerParams, Session, SessionParams,
+};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -347,20 +349,43 @@ fn a_file_that_is_truncated_is_an_error_and_a_copy_does_not_care() {
         } else {
             Model::open_with(&path, &params)
         };
-        let mut session = session(&model.unwrap(), 8, 1);
+        let model = model.unwrap();
+        let mut session = session(&model, 8, 1);
         let logits = bits(session.step(3).unwrap());
+        let mut state = vec![0; session.save_bytes()];
+        session.save(&mut state).unwrap();
         session.rewind(0).unwrap();
+        let mut batch = Batch::new(&model, &SessionParams::default()).unwrap();
+        let request = Request {
+            prompt: &[3],
+            ..Default::default()
+        };
+        batch.add(&request).unwrap();
         let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
         file.set_len(1000).unwrap();
         match session.step(3) {
             Ok(again) => assert!(copy && bits(again) == logits),
             Err(error) => assert!(!copy && matches!(error, Error::FileChanged { .. })),
         }
+        // Whatever else looks at the file.
+        let told = |outcome: Result<(), Error>| match outcome {
+            Ok(()) => assert!(copy),
+            Err(error) => assert!(
+                !copy && matches!(error, Error::FileChanged { .. }),
+                "{error}"
+            ),
+        };
+        told(session.restore(&state));
+        told(session.save(&mut state).map(drop));
+        told(Session::new(&model, &SessionParams::default()).map(drop));
+        told(Batch::new(&model, &SessionParams::default()).map(drop));
+        told(batch.tick().map(drop));
         if !copy {
             assert!(session.tokens().is_empty());
             // The same bytes again: the session goes on.
             std::fs::write(&path, [&before[..], &bytes].concat()).unwrap();
             assert!(bits(session.step(3).unwrap()) == logits);
+            batch.tick().unwrap();
         }
     }
 }
