@@ -322,6 +322,11 @@ fn a_time_budget_leaves_out_recursions() {
         let hasty = run(&|s| s.set_time_budget(Some(Duration::from_nanos(1))));
         assert!(one == hasty, "{case}");
         assert!(hasty.0.iter().all(|d| *d <= 1));
+        // Nor does the first token of all bet on a speed that nobody measured.
+        let mut fresh = session(&model, 16, 1);
+        fresh.set_time_budget(Some(Duration::from_nanos(1)));
+        fresh.step(tokens[0]).unwrap();
+        assert!(fresh.depths()[0] <= 1, "{case}");
         // A prompt is not limited.
         let mut prompted = session(&model, 128, 1);
         prompted.set_time_budget(Some(Duration::from_nanos(1)));

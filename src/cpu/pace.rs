@@ -21,15 +21,18 @@ pub(crate) struct Pace {
 #[cfg(feature = "cuda")]
 impl Pace {
     /// For a token whose recursions run without a stop: the depth that is done in time by the speed
-    /// measured so far, at least one recursion. Passes of several rows are not limited.
+    /// measured so far, at least one recursion and, before any measurement, no more. Passes of several
+    /// rows are not limited.
     pub fn limited(&self, model: &Model, settings: Settings, rows: usize) -> Settings {
         let Some(budget) = self.budget.filter(|_| rows == 1) else {
             return settings;
         };
+        let in_time = |depth| {
+            let known = self.seconds_per_byte > 0.0;
+            known && self.seconds_per_byte * bytes_to(model, depth) <= budget.as_secs_f64()
+        };
         let mut limited = settings;
-        while limited.depth_limit > 1
-            && self.seconds_per_byte * bytes_to(model, limited.depth_limit) > budget.as_secs_f64()
-        {
+        while limited.depth_limit > 1 && !in_time(limited.depth_limit) {
             limited.depth_limit -= 1;
         }
         limited
