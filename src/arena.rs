@@ -74,6 +74,10 @@ fn touch(memory: &mut [u8]) {
     for byte in memory.iter_mut().step_by(PAGE) {
         *std::hint::black_box(byte) = 0;
     }
+    // The memory may begin within a page, so that its last one was stepped over.
+    if let Some(byte) = memory.last_mut() {
+        *std::hint::black_box(byte) = 0;
+    }
 }
 
 /// Memory that is kept from being swapped out until this is dropped.

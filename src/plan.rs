@@ -549,7 +549,7 @@ fn kv_shape(model: &Model, params: &mut SessionParams) -> Result<KvShape> {
 
 pub(crate) fn too_large() -> Error {
     Error::argument(
-        "the session would need more memory than can be addressed; plan a smaller context or fewer sequences",
+        "the session would be larger than can be addressed; plan a smaller context or fewer sequences",
     )
 }
 

@@ -16,10 +16,11 @@ use std::time::Duration;
 
 /// One sequence in the making. After creation no call allocates.
 pub struct Session<'m> {
+    // Goes before the model, whose mapped file a GPU may be using.
+    pub(crate) engine: Engine<'m>,
     pub(crate) model: Model,
     pub(crate) plan: Plan,
     pub(crate) arena: &'m mut [u8],
-    pub(crate) engine: Engine<'m>,
     routing: Routing,
     settings: Settings,
     pub(crate) sampler: Sampler,

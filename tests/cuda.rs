@@ -12,7 +12,10 @@ use common::cases::gguf_bytes;
 use mor::convert::{ConvertOptions, Silent, SynthOptions, SynthShape, convert, synth};
 use mor::gguf::{Gguf, GgufWriter, Metadata, TensorInfo, TensorPlan};
 use mor::quant::TensorType;
-use mor::{Batch, Device, Error, KvType, Model, Request, SamplerParams, Session, SessionParams};
+use mor::{
+    Batch, Device, Error, KvType, LoadParams, Model, Plan, Request, SamplerParams, Session,
+    SessionParams,
+};
 use std::ffi::{CString, c_char};
 use std::sync::{Mutex, MutexGuard};
 
@@ -1078,7 +1081,50 @@ fn tensors_that_lie_oddly_are_copied() {
         scores(&mut session, &[1, 2, 3])
     };
     assert!(scores_of(lying(0), true) == scores_of(lying(8), false));
+    // Whoever is the last to use a mapped file, the device lets go of it before it is unmapped; the fake
+    // driver looks.
+    lying(0);
     fake.reset();
+    fake.set("MOR_FAKE_CUDA_INTEGRATED", "1");
+    let params = LoadParams {
+        device: Device::Cuda(0),
+        ..Default::default()
+    };
+    for of_batch in [false, true] {
+        let model = Model::open_with(&to, &params).unwrap();
+        assert!(model.is_in_place_on_gpu());
+        let session = Session::new(&model, &SessionParams::default()).unwrap();
+        let batch = Batch::new(&model, &SessionParams::default()).unwrap();
+        drop(model);
+        match of_batch {
+            true => drop((session, batch)),
+            false => drop((batch, session)),
+        }
+    }
+    assert_eq!(fake.calls("cuMemHostUnregister"), 2);
+    fake.reset();
+}
+
+/// What the kernels' numbers, or a launch, cannot hold is refused by the plan.
+#[test]
+fn sizes_that_cannot_be_counted_are_refused() {
+    let Some(_alone) = device() else { return };
+    let model = gpu("expert_middle_cycle", TensorType::F32).unwrap();
+    let plan = |context, sequences| {
+        let params = SessionParams {
+            context,
+            sequences,
+            batch: 16,
+            kv_pages: 1000,
+            ..Default::default()
+        };
+        Plan::batch(&model, &params).map(drop)
+    };
+    assert!(plan(1 << 20, 100).is_ok());
+    for (context, sequences) in [(1 << 20, 100_000), (1 << 25, 1)] {
+        let error = plan(context, sequences).unwrap_err();
+        assert!(matches!(error, Error::InvalidArgument(_)), "{error}");
+    }
 }
 
 /// Older drivers and devices take other ways to the same tokens.

@@ -177,6 +177,9 @@ type OnGpu<'a> = Option<&'a mut std::convert::Infallible>;
 
 /// Many sequences in the making. After creation no call allocates.
 pub struct Batch<'m> {
+    // Goes before the model, whose mapped file it may be using.
+    #[cfg(feature = "cuda")]
+    gpu: Option<Box<Gpu>>,
     model: Model,
     plan: Plan,
     arena: &'m mut [u8],
@@ -185,8 +188,6 @@ pub struct Batch<'m> {
     /// Of each place.
     settings: Vec<Settings>,
     books: Books,
-    #[cfg(feature = "cuda")]
-    gpu: Option<Box<Gpu>>,
     _locked: Option<Locked>,
     /// The memory that all this lies in, unless it is the caller's. Dropped last.
     _memory: Option<MmapMut>,

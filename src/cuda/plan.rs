@@ -111,6 +111,12 @@ impl DevicePlan {
         } = sizes;
         // As many new pages as a pass takes: each sequence some rows, the last page of each begun.
         let lists = sequences.saturating_mul(kv.planes);
+        // The kernels count places of page tables in 32 bits, and a launch's third dimension parts of a context.
+        if lists.saturating_mul(kv.table_pages) > u32::MAX as usize
+            || context.div_ceil(PART as usize) > MAX_PARTS
+        {
+            return Err(too_large());
+        }
         let pages = n.div_ceil(PAGE_TOKENS).saturating_add(sequences);
         let changes = kv.planes.saturating_mul(pages);
         let changes = changes.min(lists.saturating_mul(kv.table_pages));

@@ -389,6 +389,11 @@ FAKE CUresult cuMemHostRegister_v2(void *pointer, size_t size, unsigned flags) {
 
 FAKE CUresult cuMemHostUnregister(void *pointer) {
     FAKE_ENTER_FREE(cuMemHostUnregister, Context);
+    const auto it = driver.allocations.find(address_of(pointer));
+    if (it != driver.allocations.end() && !readable(it->first, it->second.size, false)) {
+        std::fprintf(stderr, "fake CUDA: %s: %p was unmapped before\n", self, pointer);
+        std::abort();
+    }
     const CUresult code = give_back(self, address_of(pointer), Memory::Registered,
                                     CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED);
     return entered ? entered : code;
