@@ -289,15 +289,24 @@ impl<'m> Session<'m> {
 
     /// Runs one token and returns the logits `[vocab]` of what follows it.
     pub fn step(&mut self, token: u32) -> Result<&[f32]> {
-        self.prefill(&[token])?;
-        self.logits()
+        let model = self.model.clone();
+        // Within the run, so that where there are no logits the token did not run.
+        self.run(&[token], |engine, buffers, _| {
+            engine.logits(&model, buffers, 0, 1)
+        })?;
+        self.last = Last::Logits;
+        Ok(self.known_logits())
     }
 
     /// The logits `[vocab]` after the last token.
     pub fn logits(&mut self) -> Result<&[f32]> {
         self.compute_logits()?;
+        Ok(self.known_logits())
+    }
+
+    fn known_logits(&mut self) -> &[f32] {
         let vocab = self.model.hyperparameters().vocab_size;
-        Ok(&self.buffers().logits[..vocab])
+        &self.buffers().logits[..vocab]
     }
 
     fn compute_logits(&mut self) -> Result<()> {
@@ -397,12 +406,20 @@ impl<'m> Session<'m> {
     ) -> Result<()> {
         self.check(tokens)?;
         let (start, last) = (self.length, self.last);
+        #[cfg(feature = "cuda")]
+        if let Engine::Cuda(gpu) = &mut self.engine {
+            gpu.keep_last_row(last != Last::Nothing);
+        }
         for chunk in tokens.chunks(self.plan.params().batch) {
             if let Err(error) = self.run_chunk(chunk, &mut after) {
                 self.truncate(start);
-                // The last token's row was not touched; logits may have been.
+                // The last token's row is still there; its logits, and what was drawn from them, may not be.
                 if last != Last::Nothing {
                     self.last = Last::Row;
+                }
+                #[cfg(feature = "cuda")]
+                if let Engine::Cuda(gpu) = &mut self.engine {
+                    gpu.forget_drawn();
                 }
                 if matches!(error, Error::Cancelled) {
                     self.take_cancel();

@@ -5,11 +5,11 @@
 mod common;
 
 use common::cases::*;
-use mor::gguf::Value;
+use mor::gguf::{Gguf, Value};
 use mor::kv::PAGE_TOKENS;
 use mor::model::PlaneTokens;
 use mor::quant::TensorType;
-use mor::{Error, KvType, Model, Plan, Routing, Session, SessionParams};
+use mor::{Error, KvType, Model, Plan, Routing, SamplerParams, Session, SessionParams};
 use std::sync::Arc;
 
 /// Bits of the logits after each of `tokens`, fed in pieces of the given sizes.
@@ -277,12 +277,23 @@ fn errors_lose_nothing() {
         ..Default::default()
     };
     let mut session = Session::new(&model, &params).unwrap();
+    session.set_sampler(SamplerParams::greedy()).unwrap();
     session.prefill(&tokens[..10]).unwrap();
     let used = session.kv_bytes_used();
+    let best = greatest(&whole[9]);
     let all = |session: &mut Session, used: usize| {
         assert_eq!(session.tokens(), &tokens[..10]);
         assert_eq!(session.kv_bytes_used(), used);
+        let saved_bytes = session.save_bytes();
+        let mut saved = vec![0; saved_bytes];
+        session.save(&mut saved).unwrap();
+        // What follows the last token is what it was, drawn, as logits, and saved.
+        assert_eq!(session.sample().unwrap(), best);
+        assert!(to_bits(session.logits().unwrap()) == whole[9]);
+        session.restore(&saved).unwrap();
+        assert!(to_bits(session.logits().unwrap()) == whole[9]);
     };
+    all(&mut session, used);
     assert!(matches!(
         session.prefill(&tokens[10..]),
         Err(Error::KvFull { .. })
@@ -307,13 +318,56 @@ fn errors_lose_nothing() {
         Err(Error::InvalidArgument(_))
     ));
     session.set_routing(Routing::Threshold);
-    let stop = session.score(&tokens[10..12], |_, _| Err(Error::argument("enough")));
-    assert!(stop.is_err());
     all(&mut session, used);
+    // Whether its first chunk or a later one fails, and several times in a row.
+    for end in [11, 12, 16] {
+        let mut after = 0;
+        let stop = session.score(&tokens[10..end], |_, _| {
+            after += 1;
+            match 10 + after == end {
+                true => Err(Error::argument("enough")),
+                false => Ok(()),
+            }
+        });
+        assert!(stop.is_err());
+        all(&mut session, used);
+    }
     // And it goes on as if nothing had been.
-    let logits = session.step(tokens[10]).unwrap();
-    let logits: Vec<u32> = logits.iter().map(|l| l.to_bits()).collect();
-    assert_eq!(logits, whole[10]);
+    assert_eq!(to_bits(session.step(tokens[10]).unwrap()), whole[10]);
+}
+
+fn to_bits(logits: &[f32]) -> Vec<u32> {
+    logits.iter().map(|l| l.to_bits()).collect()
+}
+
+/// The token that is drawn greedily.
+fn greatest(bits: &[u32]) -> u32 {
+    let value = |token: &usize| f32::from_bits(bits[*token]);
+    let mut best = 0;
+    for token in 1..bits.len() {
+        if value(&token) > value(&best) {
+            best = token;
+        }
+    }
+    best as u32
+}
+
+/// A token whose logits cannot be computed did not run, whoever computes them.
+#[test]
+fn a_step_without_logits_is_no_step() {
+    let mut bytes = gguf_bytes("expert_middle_cycle", TensorType::F32);
+    let gguf = Gguf::parse(&bytes).unwrap();
+    let output = gguf.tensor("output.weight").unwrap().offset;
+    bytes[output..output + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    let model = Model::from_bytes_on(bytes, device()).unwrap();
+    let mut session = session(&model, 128, 1);
+    // On a GPU a pass and its logits are one.
+    let runs = session.prefill(&[1]).is_ok();
+    assert_eq!(runs, !model.is_on_gpu());
+    for _ in 0..2 {
+        assert!(matches!(session.step(2), Err(Error::NotFinite(_))));
+        assert_eq!(session.tokens().len(), usize::from(runs));
+    }
 }
 
 #[test]

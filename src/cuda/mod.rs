@@ -85,9 +85,11 @@ pub(crate) struct Gpu {
     /// The slot of the row that the last launch stumbled over.
     culprit: Option<u32>,
     vocab: usize,
-    // Sessions only: the row of the last token, whether the device drew what follows it, and where the
-    // sampler stood.
+    // Sessions only: the slot of the last token's row, and whether the next launch puts it aside first; of which
+    // slot the device has logits; whether it drew what follows the last token, and where the sampler stood.
     last_row: u32,
+    puts_aside: bool,
+    logits_of: Option<u32>,
     draws: bool,
     drawn_by: Option<u64>,
 }
@@ -170,6 +172,8 @@ impl Gpu {
             culprit: None,
             vocab: h.vocab_size,
             last_row: 0,
+            puts_aside: false,
+            logits_of: None,
             draws: false,
             drawn_by: None,
         };
@@ -269,6 +273,8 @@ impl Gpu {
     /// Runs a pass and waits for it.
     pub fn run(&mut self, pass: &Pass) -> Result<()> {
         self.culprit = None;
+        self.logits_of = None;
+        let aside = self.plan.sizes.slots as u32;
         let input = self.plan.input;
         let new = std::mem::take(&mut self.new_rows);
         for (i, row) in new.iter().enumerate() {
@@ -300,7 +306,12 @@ impl Gpu {
             changes: self.changed.len() as u32,
             asked: 0,
             by_capacity: u32::from(pass.routing == Routing::Capacity),
-            unused: [0; 2],
+            aside_from: if self.puts_aside {
+                self.last_row
+            } else {
+                aside
+            },
+            aside_to: aside,
         };
         self.put(input.head, 0, head);
         // All that may leave together too, as far as the largest program goes.
@@ -312,6 +323,9 @@ impl Gpu {
             .find(fitting)
             .ok_or_else(|| Error::argument("more rows than the pass was planned for"))?;
         program.run()?;
+        if std::mem::take(&mut self.puts_aside) {
+            self.last_row = aside;
+        }
         self.changed.clear();
         self.check()
     }
@@ -325,15 +339,19 @@ impl Gpu {
             changes: self.changed.len() as u32,
             asked: slots.len() as u32,
             by_capacity: 0,
-            unused: [0; 2],
+            aside_from: 0,
+            aside_to: 0,
         };
+        self.logits_of = None;
         self.put(self.plan.input.head, 0, head);
         for (i, slot) in slots.iter().enumerate() {
             self.put(self.plan.input.new_slots, i, *slot);
         }
         self.logits.run()?;
         self.changed.clear();
-        self.check()
+        self.check()?;
+        self.logits_of = slots.first().copied();
+        Ok(())
     }
 
     /// What the device said went wrong.
@@ -392,6 +410,7 @@ impl Gpu {
 
     /// As if the first sequence's last token, at `position`, had passed all layers in that slot.
     pub fn write_row(&mut self, slot: u32, position: usize, row: &[f32]) -> Result<()> {
+        self.logits_of = None;
         let at = self.plan.x.offset + 4 * slot as usize * row.len();
         self.buffer.write(at, bytes_of(row))?;
         // Who asks for its logits asks whose row it is.

@@ -81,7 +81,7 @@ structs! {
     }
     struct Input {
         entering: u32, flying: u32, waiting: u32, changes: u32, asked: u32, by_capacity: u32,
-        unused: [u32; 2],
+        aside_from: u32, aside_to: u32,
     }
     struct Change { index: u32, page: u32, }
     struct Report {
@@ -92,7 +92,7 @@ structs! {
         input: Address, new_rows: Address, new_slots: Address, old_active: Address,
         old_waiting: Address, changes: Address, tables: Address, rows: Address, states: Address,
         entering: Address, active: Address, waiting: Address, wanted: Address, report: Address,
-        tokens: Address, context: u32, unused: u32,
+        tokens: Address, x: Address, context: u32, width: u32,
     }
     struct EmbedParams {
         view: View, rows: Address, embedding: Matrix, h: Address, rope: Address, factors: Address,

@@ -14,7 +14,7 @@ const ALIGNMENT: usize = 256;
 pub(crate) struct Sizes {
     /// Rows of a pass.
     pub rows: usize,
-    /// Rows between their first and their last layer.
+    /// Rows between their first and their last layer. There is one slot more, for a row that is put aside.
     pub slots: usize,
     pub sequences: usize,
     pub context: usize,
@@ -138,7 +138,7 @@ impl DevicePlan {
             start,
             report: own.add_items(size_of::<Report>(), &[1])?,
             states: own.add_items(size_of::<State>(), &[slots])?,
-            drawn: own.add_items(4, &[slots])?,
+            drawn: own.add_items(4, &[slots + 1])?,
         };
         layout.bytes = start.checked_add(own.bytes).ok_or_else(too_large)?;
         let widest = model.widest_row().next_multiple_of(GROUP as usize);
@@ -156,7 +156,7 @@ impl DevicePlan {
             output_bytes: own.bytes,
             widest,
             parts,
-            x: layout.add_items(4, &[slots, h.hidden_size])?,
+            x: layout.add_items(4, &[slots + 1, h.hidden_size])?,
             h: layout.add_items(4, &[slots, h.hidden_size])?,
             rope: layout.add_items(8, &[slots, h.rope.dims / 2])?,
             rope_factors: layout.add_items(4, &[model.rope_factors().map_or(0, |f| f.length)])?,
@@ -176,7 +176,7 @@ impl DevicePlan {
             router_hidden: layout.add_items(4, &[n, model.router_width()])?,
             scores: layout.add_items(4, &[slots, h.recursions])?,
             aux_scores: layout.add_items(4, &[slots])?,
-            rows: layout.add_items(size_of::<Row>(), &[slots])?,
+            rows: layout.add_items(size_of::<Row>(), &[slots + 1])?,
             entering: layout.add_items(4, &[n])?,
             active: layout.add_items(4, &[n])?,
             waiting: layout.add_items(4, &[slots])?,

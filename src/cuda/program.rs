@@ -141,8 +141,9 @@ impl<'a> Writer<'a> {
             wanted: self.at(self.plan.wanted),
             report: self.report(0),
             tokens: self.at(self.plan.tokens),
+            x: self.at(self.plan.x),
             context: self.plan.sizes.context as u32,
-            unused: 0,
+            width: self.model.hyperparameters().hidden_size as u32,
         };
         self.launch(self.kernels.begin, [1, 1, 1], 0, &params);
     }

@@ -41,6 +41,7 @@ impl Gpu {
             waiting: &[],
             routing,
         })?;
+        self.logits_of = Some(n as u32 - 1);
         for (slot, depth) in buffers.depth[..n].iter_mut().enumerate() {
             *depth = self.depth(slot as u32);
         }
@@ -83,6 +84,11 @@ impl Gpu {
     /// The row of the last token.
     pub fn set_last_row(&mut self, row: usize) {
         self.last_row = row as u32;
+    }
+
+    /// Before a call's first launch: the last token's row, if there is one, stays, whatever comes of the call.
+    pub fn keep_last_row(&mut self, exists: bool) {
+        self.puts_aside = exists && self.last_row as usize != self.plan.sizes.slots;
     }
 
     pub fn last_row(&self) -> u32 {
@@ -140,12 +146,14 @@ impl Gpu {
 
     /// The logits `[vocab]` after the last token.
     pub fn last_logits(&mut self, out: &mut [f32]) -> Result<()> {
-        self.compute_logits(&[self.last_row])?;
-        self.read_logits(0, out)
+        self.logits_of(self.last_row as usize, 1, out)
     }
 
     /// Logits of `count` rows of the last chunk from row `first` on.
     pub fn logits_of(&mut self, first: usize, count: usize, out: &mut [f32]) -> Result<()> {
+        if count == 1 && self.logits_of == Some(first as u32) {
+            return self.read_logits(0, out);
+        }
         let mut slots = [0; MAX_CANDIDATES];
         let vocab = self.vocab;
         for done in (0..count).step_by(slots.len()) {

@@ -269,7 +269,14 @@ impl Bench<'_> {
             }
             Kind::Generation => {
                 for token in &tokens {
-                    session.step(*token)?;
+                    match session.model().is_on_gpu() {
+                        false => drop(session.step(*token)?),
+                        // It draws the next token itself, so that no logits have to be brought to the host.
+                        true => {
+                            session.prefill(&[*token])?;
+                            session.sample()?;
+                        }
+                    }
                 }
             }
         }

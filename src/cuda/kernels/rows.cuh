@@ -57,7 +57,9 @@ struct Input {
     u32 asked;
     // The paper's top-k over the whole text, not the threshold.
     u32 by_capacity;
-    u32 unused[2];
+    // A row that is put aside before others take its slot: out of which slot, into which. The same: none.
+    u32 aside_from;
+    u32 aside_to;
 };
 
 // A page of a list: `tables[index] = page`.
@@ -91,14 +93,23 @@ struct BeginParams {
     Report* report;
     // [sequences][context] tokens.
     u32* tokens;
+    // [slots][width] residual streams.
+    float* x;
     u32 context;
-    u32 unused;
+    u32 width;
 };
 
 // Takes what the host sent. One block.
 extern "C" __global__ void __launch_bounds__(BLOCK) mor_begin(const BeginParams p) {
     enter();
     const Input in = *p.input;
+    if (in.aside_from != in.aside_to) {
+        const float* from = p.x + static_cast<u64>(in.aside_from) * p.width;
+        float* to = p.x + static_cast<u64>(in.aside_to) * p.width;
+        for (u32 i = threadIdx.x; i < p.width; i += BLOCK) to[i] = from[i];
+        if (threadIdx.x == 0) p.rows[in.aside_to] = p.rows[in.aside_from];
+        __syncthreads();
+    }
     for (u32 i = threadIdx.x; i < in.changes; i += BLOCK) p.tables[p.changes[i].index] = p.changes[i].page;
     for (u32 i = threadIdx.x; i < in.flying; i += BLOCK) p.active[i] = p.old_active[i];
     for (u32 i = threadIdx.x; i < in.waiting; i += BLOCK) p.waiting[i] = p.old_waiting[i];
