@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::session::Session;
-use crate::tokenizer::Utf8Stream;
+use crate::tokenizer::{Tokenizer, Utf8Stream};
 use std::ops::ControlFlow;
 
 /// Longest stop string, in bytes.
@@ -59,7 +59,8 @@ pub(crate) fn text_room(model: &Model) -> usize {
 impl Session<'_> {
     /// Continues the text so far, with the session's sampler and the model's tokenizer. Every
     /// token that `each` sees has been run and is part of the session; an end-of-generation token
-    /// is neither run nor shown.
+    /// is neither run nor shown. Where the context is full, or a cancel or an error comes, the token that
+    /// would have been next is drawn again by the next call, and text that was held back is shown.
     pub fn generate(
         &mut self,
         params: &GenerateParams,
@@ -84,28 +85,19 @@ impl Session<'_> {
         let model = self.model().clone();
         let tokenizer = model.tokenizer()?;
         let (mut stream, mut held) = (Utf8Stream::new(), Held::default());
-        let (mut last, mut finish) = (None, Finish::Length);
+        let (mut last, mut finish) = (None, Ok(Finish::Length));
         for _ in 0..max_tokens {
-            if self.take_cancel() {
-                finish = Finish::Cancelled;
-                break;
-            }
-            let token = self.sample()?;
-            if tokenizer.is_end(token) {
-                finish = Finish::End;
-                break;
-            }
-            if self.tokens().len() == self.plan().params().context {
-                finish = Finish::ContextFull;
-                break;
-            }
-            match self.prefill(&[token]) {
-                Err(Error::Cancelled) => {
-                    finish = Finish::Cancelled;
+            let token = match self.next_token(tokenizer) {
+                Ok(ControlFlow::Continue(token)) => token,
+                Ok(ControlFlow::Break(end)) => {
+                    finish = Ok(end);
                     break;
                 }
-                outcome => outcome?,
-            }
+                Err(error) => {
+                    finish = Err(error);
+                    break;
+                }
+            };
             let depth = self.depths().last().copied().unwrap_or(0);
             last = Some((token, depth));
             // A model may have more rows than its tokenizer has tokens; those are no text.
@@ -134,10 +126,32 @@ impl Session<'_> {
         if let Some((token, depth)) = last {
             let text = held.all(room, shown);
             if !text.is_empty() && each(Piece { token, depth, text }).is_break() {
-                return Ok(Finish::Callback);
+                return finish.and(Ok(Finish::Callback));
             }
         }
-        Ok(finish)
+        finish
+    }
+
+    /// Draws the next token and runs it, unless something ends the text.
+    fn next_token(&mut self, tokenizer: &Tokenizer) -> Result<ControlFlow<Finish, u32>> {
+        if self.take_cancel() {
+            return Ok(ControlFlow::Break(Finish::Cancelled));
+        }
+        let drawn_from = self.sampler.state();
+        let token = self.sample()?;
+        if tokenizer.is_end(token) {
+            return Ok(ControlFlow::Break(Finish::End));
+        }
+        let end = match self.tokens().len() == self.plan().params().context {
+            true => Ok(Finish::ContextFull),
+            false => match self.prefill(&[token]) {
+                Ok(()) => return Ok(ControlFlow::Continue(token)),
+                Err(Error::Cancelled) => Ok(Finish::Cancelled),
+                Err(error) => Err(error),
+            },
+        };
+        self.sampler.set_state(drawn_from);
+        end.map(ControlFlow::Break)
     }
 }
 

@@ -275,6 +275,65 @@ fn a_cancel_ends_one_call_and_loses_nothing() {
     session.step(1).unwrap();
 }
 
+/// Where generating ends without having run the token that it drew, nothing is lost: neither the draw nor text
+/// that was held back.
+#[test]
+fn a_token_that_was_drawn_in_vain_is_drawn_again() {
+    let model = default_model();
+    let of = |seed, context, kv_pages| {
+        let params = SessionParams {
+            context,
+            kv_pages,
+            ..Default::default()
+        };
+        let mut session = Session::new(&model, &params).unwrap();
+        let sampler = SamplerParams {
+            temperature: 5.0,
+            seed,
+            ..Default::default()
+        };
+        session.set_sampler(sampler).unwrap();
+        session.prefill(&[10, 11, 12]).unwrap();
+        session
+    };
+    // Its text, and what a full context or pool makes of it.
+    let generate = |session: &mut Session, stop: &str| {
+        let params = GenerateParams {
+            max_tokens: 60,
+            stop: &[stop],
+        };
+        let mut text = String::new();
+        let finish = session.generate(&params, |piece| {
+            text += piece.text;
+            ControlFlow::Continue(())
+        });
+        (text, finish)
+    };
+    for seed in 0..4 {
+        let mut free = of(seed, 200, 0);
+        assert_eq!(generate(&mut free, "").1.unwrap(), Finish::Length);
+        let tokens = free.tokens().to_vec();
+
+        let mut short = of(seed, 20, 0);
+        for _ in 0..2 {
+            assert_eq!(generate(&mut short, "").1.unwrap(), Finish::ContextFull);
+            assert_eq!(short.tokens(), &tokens[..20]);
+        }
+        assert_eq!(short.sample().unwrap(), tokens[20]);
+
+        let pages = model.schedule().planes.len() + 2;
+        let mut small = of(seed, 200, pages);
+        let (all, failed) = generate(&mut small, "");
+        assert!(matches!(failed, Err(Error::KvFull { .. })));
+        let known = small.tokens().len();
+        assert!(known > 3 && small.tokens() == &tokens[..known]);
+        assert_eq!(small.sample().unwrap(), tokens[known]);
+        // All of it might have been the beginning of this.
+        let (held, _) = generate(&mut of(seed, 200, pages), &format!("{all}\0"));
+        assert_eq!(held, all);
+    }
+}
+
 #[test]
 fn a_flag_of_the_caller_cancels_too() {
     let model = model("expert_cycle", TensorType::F32);
