@@ -137,7 +137,8 @@ impl Session<'_> {
     }
 
     /// Replaces the sequence so far by a saved one; the next logits have the bits that they would
-    /// have had in the session that was saved. On an error the session is as before.
+    /// have had in the session that was saved. On an error the session is as before, but for
+    /// [`Error::Device`], after which it is empty.
     ///
     /// # Errors
     /// [`Error::State`] for a state that is damaged, of another version, or of another model or
@@ -158,9 +159,12 @@ impl Session<'_> {
         }
         #[cfg(feature = "cuda")]
         if let Engine::Cuda(gpu) = &mut self.engine {
-            gpu.restore(&self.model, &mut b, length, saved.depths, saved.kv)?;
-            self.set_restored(&saved);
-            return Ok(());
+            let restored = gpu.restore(&self.model, &mut b, length, saved.depths, saved.kv);
+            match restored {
+                Ok(()) => self.set_restored(&saved),
+                Err(_) => self.truncate(0),
+            }
+            return restored;
         }
         let mut rest = saved.kv;
         for (plane, description) in self.model.schedule().planes.iter().enumerate() {

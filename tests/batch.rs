@@ -394,6 +394,38 @@ fn forks_share_pages() {
     assert_eq!(batch.kv_bytes_used(), 0);
 }
 
+/// A prompt that would need too many pages if all its rows went deep runs in smaller pieces.
+#[test]
+fn a_tight_pool_takes_fewer_rows_at_a_time() {
+    let model = model("expert_middle_cycle", TensorType::F32);
+    let planes = &model.schedule().planes;
+    let of_all = planes.iter().filter(|p| p.tokens == PlaneTokens::All);
+    let first = PlaneTokens::DeeperThan(0);
+    let of_first = planes.iter().filter(|p| p.tokens == first).count();
+    let prompt: Vec<u32> = (0..CONTEXT as u32).collect();
+    for pressure in [Pressure::Evict, Pressure::Refuse] {
+        // No token goes on, which nobody knows before: pages for the whole context, and for a sixteenth of one
+        // recursion.
+        let pages = of_all.clone().count() * CONTEXT / PAGE_TOKENS + of_first;
+        let mut batch = Batch::new(&model, &params(1, CONTEXT, 1, pages)).unwrap();
+        batch.set_pressure(pressure);
+        let request = Request {
+            prompt: &prompt,
+            max_tokens: 0,
+            cut: Some(1.0),
+            ..Default::default()
+        };
+        let id = batch.add(&request).unwrap();
+        let events = run(&mut batch);
+        assert_eq!(
+            events,
+            [Event::Finished(id, Finish::Length)],
+            "{pressure:?}"
+        );
+        assert_eq!(batch.depths(id).unwrap(), [0; CONTEXT]);
+    }
+}
+
 #[test]
 fn what_goes_wrong_with_one_sequence_ends_that_one_only() {
     for case in KINDS {

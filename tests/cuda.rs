@@ -9,13 +9,15 @@
 mod common;
 
 use common::cases::gguf_bytes;
+use mor::batch::{Event, Pressure, Status};
 use mor::convert::{ConvertOptions, Silent, SynthOptions, SynthShape, convert, synth};
 use mor::gguf::{Gguf, GgufWriter, Metadata, TensorInfo, TensorPlan};
 use mor::quant::TensorType;
 use mor::{
-    Batch, Device, Error, KvType, LoadParams, Model, Plan, Request, SamplerParams, Session,
-    SessionParams,
+    Batch, Device, Error, KvType, LoadParams, Model, Plan, Request, SamplerParams, SequenceId,
+    Session, SessionParams,
 };
+use std::collections::HashMap;
 use std::ffi::{CString, c_char};
 use std::sync::{Mutex, MutexGuard};
 
@@ -942,6 +944,149 @@ fn a_failed_launch_is_nobodys_fault() {
         assert!(batch.failure(good).unwrap().is_none());
         assert_eq!(batch.tokens(good).unwrap().len(), 4);
     }
+    fake.reset();
+}
+
+/// What a tick that failed had brought comes with the next one.
+#[test]
+fn a_tick_that_fails_loses_no_event() {
+    let Some((fake, _alone)) = Fake::find() else {
+        return;
+    };
+    let prompts: [Vec<u32>; 3] = [(1..20).collect(), (30..49).collect(), (5..24).collect()];
+    // The launch fails, or what comes after it: the logits of one of the sequences.
+    for (fault, top_k) in [("cuGraphLaunch:1=719", 40), ("cuMemcpyDtoH_v2:2=719", 0)] {
+        for round in 0..10 {
+            let (phase, pressure) = (round / 2, [Pressure::Evict, Pressure::Refuse][round % 2]);
+            fake.reset();
+            let model = gpu("expert_middle_cycle", TensorType::F32).unwrap();
+            let of_three = SessionParams {
+                sequences: 3,
+                // Two of them fit.
+                kv_pages: 2 * model.schedule().planes.len() * 2,
+                ..params()
+            };
+            let mut batch = Batch::new(&model, &of_three).unwrap();
+            batch.set_pressure(pressure);
+            let ids = prompts.each_ref().map(|prompt| {
+                let sampler = SamplerParams {
+                    top_k,
+                    ..Default::default()
+                };
+                let request = Request {
+                    sampler,
+                    ..request(prompt, 6)
+                };
+                batch.add(&request).unwrap()
+            });
+            let (mut drawn, mut failures, mut done) = (prompts.clone(), 0, 0);
+            let mut told: HashMap<SequenceId, Status> = HashMap::new();
+            for tick in 0..200 {
+                // A tick may go by without such a call: the fault waits for its time.
+                if tick % 9 == phase {
+                    fake.set("MOR_FAKE_CUDA_FAIL", fault);
+                }
+                let Ok(events) = batch.tick() else {
+                    failures += 1;
+                    continue;
+                };
+                for event in events {
+                    let (id, status) = match *event {
+                        Event::Token {
+                            sequence, token, ..
+                        } => {
+                            let at = ids.iter().position(|id| *id == sequence).unwrap();
+                            drawn[at].push(token);
+                            continue;
+                        }
+                        Event::Evicted(id) => (id, Status::Waiting),
+                        Event::Resumed(id) => (id, Status::Running),
+                        Event::Full(id) => (id, Status::Full),
+                        Event::Finished(id, finish) => {
+                            done += 1;
+                            (id, Status::Finished(finish))
+                        }
+                    };
+                    told.insert(id, status);
+                }
+                for (id, drawn) in ids.iter().zip(&drawn) {
+                    assert_eq!(batch.tokens(*id).unwrap(), drawn);
+                    let status = batch.status(*id).unwrap();
+                    // That it begins is no event.
+                    let new = status == Status::Waiting || status == Status::Running;
+                    match told.get(id) {
+                        Some(known) => assert_eq!(*known, status),
+                        None => assert!(new),
+                    }
+                    if status == Status::Full {
+                        batch.resume(*id).unwrap();
+                        told.insert(*id, Status::Running);
+                    }
+                }
+                if batch.is_idle() {
+                    break;
+                }
+            }
+            assert!(failures > 0 && done > 0, "{failures}, {done}");
+        }
+    }
+    fake.reset();
+}
+
+/// A copy that fails leaves neither pages nor entries where a sequence was to be.
+#[test]
+fn a_failed_fork_or_restore_leaves_nothing() {
+    let Some((fake, _alone)) = Fake::find() else {
+        return;
+    };
+    fake.reset();
+    let model = gpu("expert_middle_cycle", TensorType::F32).unwrap();
+    let of_three = SessionParams {
+        sequences: 3,
+        ..params()
+    };
+    let mut batch = Batch::new(&model, &of_three).unwrap();
+    let prompt: Vec<u32> = (1..25).collect();
+    let parent = batch.add(&request(&prompt, 0)).unwrap();
+    while !batch.is_idle() {
+        batch.tick().unwrap();
+    }
+    fake.set("MOR_FAKE_CUDA_FAIL", "cuMemcpyHtoD_v2:1=719");
+    let failed = batch.fork(parent, 24, &request(&[7], 3));
+    assert!(matches!(failed, Err(Error::Device(_))));
+    let id = batch.add(&request(&[1, 2, 3], 3)).unwrap();
+    while !batch.is_idle() {
+        batch.tick().unwrap();
+    }
+    let mut session = Session::new(&model, &params()).unwrap();
+    session.set_sampler(SamplerParams::greedy()).unwrap();
+    let generate = |session: &mut Session, prompt: &[u32], count: usize| {
+        session.prefill(prompt).unwrap();
+        for _ in 0..count {
+            let token = session.sample().unwrap();
+            session.prefill(&[token]).unwrap();
+        }
+        session.tokens().to_vec()
+    };
+    let expected = generate(&mut session, &[1, 2, 3], 3);
+    assert_eq!(batch.tokens(id).unwrap(), expected);
+    // Nobody has pages any more.
+    batch.remove(id).unwrap();
+    batch.remove(parent).unwrap();
+    assert_eq!(batch.kv_bytes_used(), 0);
+
+    session.rewind(0).unwrap();
+    let whole = generate(&mut session, &prompt, 3);
+    let mut state = vec![0; session.save_bytes()];
+    session.save(&mut state).unwrap();
+    fake.set("MOR_FAKE_CUDA_FAIL", "cuMemcpyHtoD_v2:3=719");
+    let failed = session.restore(&state);
+    assert!(matches!(failed, Err(Error::Device(_))));
+    assert!(session.tokens().is_empty());
+    assert_eq!(session.kv_bytes_used(), 0);
+    assert_eq!(generate(&mut session, &prompt, 3), whole);
+    session.restore(&state).unwrap();
+    assert_eq!(session.tokens(), whole);
     fake.reset();
 }
 

@@ -75,6 +75,8 @@ pub(super) struct Books {
     pub pressure: Pressure,
     pub in_step: bool,
     pub events: Vec<Event>,
+    /// Whether the caller has got them.
+    pub told: bool,
     pub counters: Counters,
     /// As in [`Pass`], between two ticks.
     pub flying: usize,
@@ -126,6 +128,7 @@ impl Books {
             pressure: Pressure::default(),
             in_step: false,
             events: reserved(MAX_EVENTS * params.sequences)?,
+            told: true,
             counters: Counters::default(),
             flying: 0,
             left: 0,
@@ -137,6 +140,14 @@ impl Books {
             logit_rows: params.logit_rows,
             context: params.context,
         })
+    }
+
+    /// Notes what happened. Where ticks have failed and there is no room, the first is forgotten.
+    pub fn note(&mut self, event: Event) {
+        if self.events.len() == MAX_EVENTS * self.sequences.len() {
+            self.events.remove(0);
+        }
+        self.events.push(event);
     }
 
     /// Rows of a pass.
@@ -403,11 +414,12 @@ impl Books {
         tokens[sequence.known] = token;
         sequence.known += 1;
         let done = sequence.known == sequence.end;
-        self.events.push(Event::Token {
+        let event = Event::Token {
             sequence: sequence.id,
             token,
             depth: b.depth[slot as usize],
-        });
+        };
+        self.note(event);
         if done {
             self.end(place, finish);
         }
@@ -416,6 +428,7 @@ impl Books {
     pub(super) fn end(&mut self, place: usize, finish: Finish) {
         let sequence = &mut self.sequences[place];
         sequence.state = State::Finished(finish);
-        self.events.push(Event::Finished(sequence.id, finish));
+        let event = Event::Finished(sequence.id, finish);
+        self.note(event);
     }
 }

@@ -321,30 +321,22 @@ impl<'m> Batch<'m> {
         let sampler = Sampler::new(request.sampler.clone())?;
         let context = params.context;
         let (place, id) = self.books.free_place()?;
-        let mut b = self.plan.carve(self.arena);
+        let b = self.plan.carve(self.arena);
         let tokens = place * context;
         b.tokens[tokens + length..tokens + known].copy_from_slice(request.prompt);
         let mut done = 0;
         if let Some((parent, _)) = prefix {
-            let from = parent * context;
-            b.tokens.copy_within(from..from + length, tokens);
             // The last token must be run: what follows it is drawn from its logits.
             done = self.books.sequences[parent].done.min(length).min(known - 1);
+            let (from, planes) = (parent * context, self.plan.kv_shape.planes);
+            b.tokens.copy_within(from..from + length, tokens);
             b.depths.copy_within(from..from + done, tokens);
-            let depths = &b.depths[tokens..tokens + done];
-            for (plane, description) in self.model.schedule().planes.iter().enumerate() {
-                let entries = description.tokens.entries(depths);
-                let (from, to) = (b.kv.list(parent, plane), b.kv.list(place, plane));
-                b.kv.share(from, to, entries);
-                #[cfg(feature = "cuda")]
-                if let Some(gpu) = &mut self.gpu {
-                    gpu.send_table(&b.kv, to, entries)?;
-                }
+            let shared = self.share([parent, place], done);
+            if shared.is_err() {
+                let kv = &mut self.plan.carve(self.arena).kv;
+                (0..planes).for_each(|plane| kv.truncate(kv.list(place, plane), 0));
             }
-            #[cfg(feature = "cuda")]
-            if let Some(gpu) = &mut self.gpu {
-                gpu.send_tokens(place, &b.tokens[tokens..tokens + length])?;
-            }
+            shared?;
         }
         let wanted = known.saturating_add(request.max_tokens);
         self.settings[place] = settings;
@@ -366,6 +358,28 @@ impl<'m> Batch<'m> {
             failure: None,
         };
         Ok(id)
+    }
+
+    /// Gives a place the entries of a parent's first `done` tokens, whose depths it has already.
+    fn share(&mut self, [parent, place]: [usize; 2], done: usize) -> Result<()> {
+        let mut b = self.plan.carve(self.arena);
+        let first = place * self.plan.params().context;
+        let depths = &b.depths[first..first + done];
+        for (plane, description) in self.model.schedule().planes.iter().enumerate() {
+            let entries = description.tokens.entries(depths);
+            let (from, to) = (b.kv.list(parent, plane), b.kv.list(place, plane));
+            b.kv.share(from, to, entries);
+            #[cfg(feature = "cuda")]
+            if let Some(gpu) = &mut self.gpu {
+                gpu.send_table(&b.kv, to, entries)?;
+            }
+        }
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = &mut self.gpu {
+            // It learns the others when they are run.
+            gpu.send_tokens(place, &b.tokens[first..first + done])?;
+        }
+        Ok(())
     }
 
     fn settings_for(&self, parent: Option<usize>, request: &Request) -> Result<Settings> {
@@ -426,11 +440,17 @@ impl<'m> Batch<'m> {
     ///
     /// # Errors
     /// What concerns one sequence ends that sequence only. An error of the whole batch, such as
-    /// [`Error::FileChanged`], leaves every sequence as it was, and the next tick tries again.
+    /// [`Error::FileChanged`], loses nothing: the next tick tries again, and brings first what this one
+    /// would have brought. (When many fail in a row, and more happens than a tick has room for, the last
+    /// events are kept. After [`Error::Device`] the device may have gone for good.)
     pub fn tick(&mut self) -> Result<&[Event]> {
         self.model.check_file()?;
-        self.books.events.clear();
+        if self.books.told {
+            self.books.events.clear();
+        }
+        self.books.told = false;
         self.with_pass(|books, pass, gpu| books.tick(pass, gpu))?;
+        self.books.told = true;
         Ok(&self.books.events)
     }
 

@@ -24,10 +24,11 @@ impl Books {
                 }
             }
             let sequence = &mut self.sequences[place];
-            if sequence.state == (State::Waiting { evicted: true }) {
-                self.events.push(Event::Resumed(sequence.id));
-            }
+            let (before, id) = (sequence.state, sequence.id);
             sequence.state = State::Running;
+            if before == (State::Waiting { evicted: true }) {
+                self.note(Event::Resumed(id));
+            }
         }
     }
 
@@ -71,7 +72,17 @@ impl Books {
             };
             let waits = matches!(self.sequences[victim].state, State::Waiting { .. });
             let first_new = pass.flying;
-            self.drop_new(pass, victim, first_new, &mut new);
+            let its_new = self.new_rows_of(pass, victim, new);
+            let its_others = self.sequences[victim].entered - self.sequences[victim].done - its_new;
+            // The last one would be resumed at once, to the same end.
+            let stands_still = !waits && !(evicts && count > 1);
+            if stands_still && its_new > usize::from(its_others == 0) {
+                // Fewer rows at a time may do.
+                self.drop_new(pass, victim, its_new / 2, &mut new);
+                self.sequences[victim].entered -= its_new - its_new / 2;
+                continue;
+            }
+            self.drop_new(pass, victim, 0, &mut new);
             self.set_back(pass, victim, waits || evicts);
             // What is new follows the rows in flight.
             let moved = first_new..first_new + new;
@@ -80,28 +91,38 @@ impl Books {
             if waits {
                 continue;
             }
-            // The last one would be resumed at once, to the same end.
-            if evicts && count > 1 {
-                sequence.state = State::Waiting { evicted: true };
-                self.events.push(Event::Evicted(sequence.id));
-                self.counters.evictions += 1;
-            } else {
+            let id = sequence.id;
+            if stands_still {
                 sequence.state = State::Full;
-                self.events.push(Event::Full(sequence.id));
+                self.note(Event::Full(id));
+            } else {
+                sequence.state = State::Waiting { evicted: true };
+                self.note(Event::Evicted(id));
+                self.counters.evictions += 1;
             }
         }
         new
     }
 
-    /// Takes a sequence's rows out of those that were to enter.
-    fn drop_new(&mut self, pass: &mut Pass, place: usize, first: usize, new: &mut usize) {
-        let b = &mut *pass.buffers;
+    /// How many of the `new` rows that are to enter are a sequence's.
+    fn new_rows_of(&self, pass: &Pass, place: usize, new: usize) -> usize {
+        let b = &*pass.buffers;
+        let slots = b.active[pass.flying..][..new].iter();
+        let of_place = slots.filter(|slot| b.rows[**slot as usize].sequence as usize == place);
+        of_place.count()
+    }
+
+    /// Takes a sequence's rows, but for its first `kept`, out of those that were to enter.
+    fn drop_new(&mut self, pass: &mut Pass, place: usize, mut kept: usize, new: &mut usize) {
+        let (b, first) = (&mut *pass.buffers, pass.flying);
         let mut to = first;
         for from in first..first + *new {
             let slot = b.active[from];
-            if b.rows[slot as usize].sequence as usize == place {
+            let of_place = b.rows[slot as usize].sequence as usize == place;
+            if of_place && kept == 0 {
                 self.free_slots.push(slot);
             } else {
+                kept -= usize::from(of_place);
                 b.active[to] = slot;
                 to += 1;
             }

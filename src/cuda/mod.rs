@@ -266,6 +266,9 @@ impl Gpu {
 
     /// Tells the device the tokens of a sequence that it did not run itself.
     pub fn send_tokens(&mut self, sequence: usize, tokens: &[u32]) -> Result<()> {
+        if tokens.is_empty() {
+            return Ok(());
+        }
         let at = self.plan.tokens.offset + 4 * sequence * self.plan.sizes.context;
         self.buffer.write(at, bytes_of(tokens))
     }
