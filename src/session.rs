@@ -35,12 +35,14 @@ pub struct Session<'m> {
 }
 
 /// What does a session's work.
+// A box ends the process where there is no memory for it.
+#[allow(clippy::large_enum_variant)]
 pub(crate) enum Engine<'m> {
     /// Threads, and the instruction set of the kernels.
     Cpu { team: Team<'m>, level: Level },
     /// A GPU.
     #[cfg(feature = "cuda")]
-    Cuda(Box<Gpu>),
+    Cuda(Gpu),
 }
 
 impl Engine<'_> {
@@ -149,7 +151,7 @@ impl<'m> Session<'m> {
         } = Ground::prepare(model, &plan, memory)?;
         let engine = match model.is_on_gpu() {
             #[cfg(feature = "cuda")]
-            true => Engine::Cuda(Box::new(Gpu::new(model, &plan, cuda::Kind::Session)?)),
+            true => Engine::Cuda(Gpu::new(model, &plan, cuda::Kind::Session)?),
             _ => Engine::Cpu {
                 team,
                 level: Level::best(),

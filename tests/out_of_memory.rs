@@ -104,6 +104,32 @@ fn a_batch() {
     }
 }
 
+/// Weights, sessions and batches on a GPU, as far as this library asks for memory; a driver may do as it likes.
+#[test]
+#[cfg(all(feature = "cuda", feature = "convert"))]
+fn on_a_gpu() {
+    use mor::{Device, Session};
+    let bytes = common::cases::gguf_bytes("expert_middle_cycle", mor::quant::TensorType::Q8_0);
+    let bytes = kept(bytes);
+    let load = || Model::from_static_on(bytes, Device::Cuda(0));
+    let model = match load() {
+        Ok(model) => model,
+        Err(error) => {
+            assert!(std::env::var_os("MOR_TEST_DEVICE").is_none(), "{error}");
+            return println!("SKIPPED: {error}");
+        }
+    };
+    let params = SessionParams {
+        context: 32,
+        batch: 8,
+        sequences: 1,
+        ..Default::default()
+    };
+    exhaust_sound("a session", || Session::new(&model, &params));
+    exhaust_sound("a batch", || Batch::new(&model, &params));
+    exhaust_sound("weights", load);
+}
+
 /// The standard library copies long paths to the heap, and ends the process where it cannot.
 #[test]
 #[cfg(unix)]

@@ -179,7 +179,7 @@ type OnGpu<'a> = Option<&'a mut std::convert::Infallible>;
 pub struct Batch<'m> {
     // Goes before the model, whose mapped file it may be using.
     #[cfg(feature = "cuda")]
-    gpu: Option<Box<Gpu>>,
+    gpu: Option<Gpu>,
     model: Model,
     plan: Plan,
     arena: &'m mut [u8],
@@ -224,7 +224,7 @@ impl<'m> Batch<'m> {
         let books = Books::new(&plan)?;
         #[cfg(feature = "cuda")]
         let gpu = match model.is_on_gpu() {
-            true => Some(Box::new(Gpu::new(model, &plan, cuda::Kind::Batch)?)),
+            true => Some(Gpu::new(model, &plan, cuda::Kind::Batch)?),
             false => None,
         };
         Ok(Batch {
@@ -529,7 +529,7 @@ impl<'m> Batch<'m> {
             culprit: None,
         };
         #[cfg(feature = "cuda")]
-        let gpu = self.gpu.as_deref_mut();
+        let gpu = self.gpu.as_mut();
         #[cfg(not(feature = "cuda"))]
         let gpu = None;
         let result = each(&mut self.books, &mut pass, gpu);

@@ -75,8 +75,8 @@ impl Books {
             let its_new = self.new_rows_of(pass, victim, new);
             let its_others = self.sequences[victim].entered - self.sequences[victim].done - its_new;
             // The last one would be resumed at once, to the same end.
-            let stands_still = !waits && !(evicts && count > 1);
-            if stands_still && its_new > usize::from(its_others == 0) {
+            let is_evicted = waits || evicts && count > 1;
+            if !is_evicted && its_new > usize::from(its_others == 0) {
                 // Fewer rows at a time may do.
                 self.drop_new(pass, victim, its_new / 2, &mut new);
                 self.sequences[victim].entered -= its_new - its_new / 2;
@@ -92,13 +92,13 @@ impl Books {
                 continue;
             }
             let id = sequence.id;
-            if stands_still {
-                sequence.state = State::Full;
-                self.note(Event::Full(id));
-            } else {
+            if is_evicted {
                 sequence.state = State::Waiting { evicted: true };
                 self.note(Event::Evicted(id));
                 self.counters.evictions += 1;
+            } else {
+                sequence.state = State::Full;
+                self.note(Event::Full(id));
             }
         }
         new

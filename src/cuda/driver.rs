@@ -133,9 +133,9 @@ unsafe impl Send for Device {}
 // SAFETY: as above.
 unsafe impl Sync for Device {}
 
-/// Names of the driver's library.
+/// Names of the driver's library, which are not copied if they end with a zero byte.
 #[cfg(not(windows))]
-const LIBRARIES: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
+const LIBRARIES: [&str; 2] = ["libcuda.so.1\0", "libcuda.so\0"];
 #[cfg(windows)]
 const LIBRARIES: [&str; 1] = ["nvcuda.dll"];
 

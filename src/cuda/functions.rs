@@ -8,7 +8,9 @@ use crate::error::{Error, Result};
 use crate::kv::KvType;
 use crate::memory::reserved;
 use crate::quant::TensorType;
+use crate::text::Text;
 use std::ffi::CStr;
+use std::fmt;
 
 /// The kernels by name.
 pub(super) struct Kernels {
@@ -177,15 +179,21 @@ impl Ring {
 impl Products {
     fn find(weights: &Weights, ty: TensorType) -> Result<Self> {
         let (device, module) = (&weights.device, &weights.module);
-        let find = |kind: &str| {
-            let name = format!("mor_{kind}_{}\0", ty.name().to_lowercase());
-            let name = CStr::from_bytes_with_nul(name.as_bytes());
+        let named = |kind: fmt::Arguments| {
+            // Without the heap.
+            let text = Text::new(format_args!("mor_{kind}_{}", ty.name()));
+            let mut name = [0; Text::CAPACITY + 1];
+            let (bytes, _) = name.split_at_mut(text.len());
+            bytes.copy_from_slice(text.as_bytes());
+            bytes.make_ascii_lowercase();
+            let name = CStr::from_bytes_until_nul(&name);
             module.function(name.map_err(|_| Error::device("a kernel's name"))?)
         };
+        let find = |kind: &str| named(format_args!("{kind}"));
         let of_size = |kind: &str, tiles, rows, cycles, order| {
             let swizzled = order != Order::ByColumn;
             Ok(WideProduct {
-                function: find(&format!("{kind}_product_{}x{rows}", tiles * TILE_ROWS))?,
+                function: named(format_args!("{kind}_product_{}x{rows}", tiles * TILE_ROWS))?,
                 tiles,
                 rows,
                 cycles,

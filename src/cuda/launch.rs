@@ -3,7 +3,7 @@
 use super::driver::{Address, Device};
 use super::params::Parameter;
 use crate::error::{Error, Result};
-use crate::memory::Shared;
+use crate::memory::{Shared, try_push};
 use cudarc::driver::sys;
 use std::ffi::{CStr, c_int, c_uint, c_void};
 use std::marker::PhantomData;
@@ -103,39 +103,18 @@ impl Drop for Module {
     }
 }
 
-/// One launch of a kernel, with its parameter by value.
+/// One launch of a kernel.
 pub(super) struct Launch {
     function: sys::CUfunction,
     waits: bool,
     grid: [u32; 3],
     block: u32,
     shared: u32,
-    /// The bytes of the one parameter, in words so that they are aligned.
-    parameter: Box<[u64]>,
+    /// Where its one parameter begins, of a list's words.
+    parameter: usize,
 }
 
 impl Launch {
-    /// `grid` blocks of `block` threads, each block with `shared` bytes of dynamic shared memory.
-    pub fn new<P: Parameter>(
-        function: Function<P>,
-        grid: [u32; 3],
-        block: u32,
-        shared: u32,
-        parameter: &P,
-    ) -> Self {
-        let mut words = vec![0u64; size_of::<P>().div_ceil(8)].into_boxed_slice();
-        // SAFETY: `Parameter`s are plain numbers without padding, and there is room for one.
-        unsafe { words.as_mut_ptr().cast::<P>().write(*parameter) };
-        Launch {
-            function: function.handle,
-            waits: function.waits,
-            grid,
-            block,
-            shared,
-            parameter: words,
-        }
-    }
-
     /// As a graph takes it; `parameters` points to the parameter's place.
     fn node(&self, parameters: *mut *mut c_void) -> sys::CUDA_KERNEL_NODE_PARAMS_v3 {
         let old = self.old_node(parameters);
@@ -207,6 +186,52 @@ pub(super) enum Work {
     },
 }
 
+/// Pieces of work in their order, and the parameters of their launches, in words so that they are aligned.
+#[derive(Default)]
+pub(super) struct WorkList {
+    pub work: Vec<Work>,
+    parameters: Vec<u64>,
+}
+
+impl WorkList {
+    pub fn push(&mut self, piece: Work) -> Result<()> {
+        try_push(&mut self.work, piece)
+    }
+
+    /// `grid` blocks of `block` threads, each block with `shared` bytes of dynamic shared memory.
+    pub fn launch<P: Parameter>(
+        &mut self,
+        function: Function<P>,
+        grid: [u32; 3],
+        block: u32,
+        shared: u32,
+        parameter: &P,
+    ) -> Result<()> {
+        let start = self.parameters.len();
+        let words = size_of::<P>().div_ceil(8);
+        let refused = |_| Error::OutOfMemory { bytes: 8 * words };
+        self.parameters.try_reserve(words).map_err(refused)?;
+        self.parameters.resize(start + words, 0);
+        let to = self.parameters[start..].as_mut_ptr().cast::<P>();
+        // SAFETY: `Parameter`s are plain numbers without padding, and there is room for one.
+        unsafe { to.write(*parameter) };
+        self.push(Work::Launch(Launch {
+            function: function.handle,
+            waits: function.waits,
+            grid,
+            block,
+            shared,
+            parameter: start,
+        }))
+    }
+
+    /// Where a launch's parameter is, as the driver takes it.
+    fn parameter(&self, launch: &Launch) -> *mut c_void {
+        let words = &self.parameters[launch.parameter..];
+        words.as_ptr().cast_mut().cast()
+    }
+}
+
 /// A condition that a kernel sets, by the number that it passes to `cudaGraphSetConditional`.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Condition(pub u64);
@@ -218,7 +243,7 @@ pub(super) struct Program {
     stream: sys::CUstream,
     graph: sys::CUgraph,
     exec: sys::CUgraphExec,
-    work: Vec<Work>,
+    list: WorkList,
 }
 
 // SAFETY: names that the driver gave out, good on any thread; the pointers are to pinned memory that the
@@ -237,7 +262,7 @@ impl Program {
             stream: null_mut(),
             graph: null_mut(),
             exec: null_mut(),
-            work: Vec::new(),
+            list: WorkList::default(),
         };
         /// CU_STREAM_NON_BLOCKING: other work of the host program is not waited for.
         const NON_BLOCKING: c_uint = 1;
@@ -283,13 +308,13 @@ impl Program {
     ///
     /// # Safety
     /// The work's kernels stay within memory that lives as long as this program.
-    pub unsafe fn set(&mut self, work: Vec<Work>) -> Result<()> {
-        self.work = work;
+    pub unsafe fn set(&mut self, list: WorkList) -> Result<()> {
+        self.list = list;
         if self.graph.is_null() {
             return Ok(());
         }
         let _entered = self.device.enter()?;
-        self.add(self.graph, &mut null_mut(), &self.work)?;
+        self.add(self.graph, &mut null_mut(), &self.list.work)?;
         let f = &self.device.functions;
         let (Some(instantiate), Some(upload)) = (f.cuGraphInstantiateWithFlags, f.cuGraphUpload)
         else {
@@ -323,7 +348,7 @@ impl Program {
             match piece {
                 Work::Launch(launch) => {
                     lets_begin = launch.waits && self.device.can_overlap();
-                    let mut parameters = [launch.parameter.as_ptr().cast_mut().cast::<c_void>()];
+                    let mut parameters = [self.list.parameter(launch)];
                     match f.cuGraphAddNode_v2.filter(|_| overlaps && launch.waits) {
                         Some(add) => {
                             // SAFETY: plain numbers and pointers.
@@ -396,7 +421,7 @@ impl Program {
                 let status = unsafe { launch(self.exec, self.stream) };
                 self.device.check("cuGraphLaunch", status)?;
             }
-            _ => self.start(&self.work)?,
+            _ => self.start(&self.list.work)?,
         }
         // SAFETY: the program's stream.
         let status = unsafe { (f.cuStreamSynchronize)(self.stream) };
@@ -411,8 +436,7 @@ impl Program {
             let (call, status) = unsafe {
                 match piece {
                     Work::Launch(launch) => {
-                        let mut parameters =
-                            [launch.parameter.as_ptr().cast_mut().cast::<c_void>()];
+                        let mut parameters = [self.list.parameter(launch)];
                         let [x, y, z] = launch.grid;
                         let status = (f.cuLaunchKernel)(
                             launch.function,

@@ -29,7 +29,7 @@ use crate::plan::{Plan, Region};
 use crate::routing::{self, Routing};
 use crate::sampling::Sampler;
 use functions::Kernels;
-use launch::{Module, Program};
+use launch::{Module, Program, WorkList};
 use memory::{Buffer, Pinned};
 use params::*;
 use program::{Places, Writer};
@@ -141,7 +141,8 @@ impl Gpu {
             kind,
             rows,
             slot: ANY_SLOT,
-            work: Vec::new(),
+            list: WorkList::default(),
+            refused: None,
         };
         let mut programs = reserved(4)?;
         for rows in program_sizes(device_plan.sizes.rows) {

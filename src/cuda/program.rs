@@ -6,12 +6,12 @@
 use super::Kind;
 use super::driver::Address;
 use super::functions::Kernels;
-use super::launch::{Function, Launch, Program, Work};
+use super::launch::{Function, Program, Work, WorkList};
 use super::memory::Buffer;
 use super::params::*;
 use super::plan::DevicePlan;
 use super::weights::Weights;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kv::KvShape;
 use crate::model::{
     Keys, KvStrategy, LayerRun, Linear, Model, Router, RouterFunction, RouterKind, RouterSpec,
@@ -42,12 +42,14 @@ pub(super) struct Writer<'a> {
     pub rows: usize,
     /// The slot of a lone row, if it is known.
     pub slot: u32,
-    pub work: Vec<Work>,
+    pub list: WorkList,
+    /// The first piece of work that there was no memory for.
+    pub refused: Option<Error>,
 }
 
 impl<'a> Writer<'a> {
     /// A pass of a session: all rows enter, take their recursions and leave.
-    pub fn session(mut self, program: &mut Program) -> Result<Vec<Work>> {
+    pub fn session(mut self, program: &mut Program) -> Result<WorkList> {
         let schedule = self.model.schedule();
         // Rows take the first slots.
         if self.rows == 1 {
@@ -68,22 +70,20 @@ impl<'a> Writer<'a> {
                     report,
                     condition: condition.0,
                 };
-                let launch = Launch::new(kernel, [1, 1, 1], 1, 0, &params);
-                self.work.push(Work::Launch(launch));
+                self.launch_blocks_of(1, kernel, [1, 1, 1], 0, &params);
             }
-            let before = std::mem::take(&mut self.work);
+            let before = std::mem::take(&mut self.list.work);
             self.recursion(stage)?;
-            let work = std::mem::replace(&mut self.work, before);
-            self.work.push(Work::When { condition, work });
+            let work = std::mem::replace(&mut self.list.work, before);
+            self.push(Work::When { condition, work });
         }
         self.leave()?;
-        self.finish();
-        Ok(self.work)
+        self.finish()
     }
 
     /// A tick of a batch: some rows enter, all in the recursions take their next one, those that can
     /// leave.
-    pub fn tick(mut self) -> Result<Vec<Work>> {
+    pub fn tick(mut self) -> Result<WorkList> {
         let schedule = self.model.schedule();
         self.enter()?;
         if self.model.hyperparameters().router.is_none() {
@@ -104,23 +104,21 @@ impl<'a> Writer<'a> {
             self.decide_all()?;
         }
         self.leave()?;
-        self.finish();
-        Ok(self.work)
+        self.finish()
     }
 
     /// Logits of rows that stand in their slots, after their last layers.
-    pub fn logits_only(mut self) -> Result<Vec<Work>> {
+    pub fn logits_only(mut self) -> Result<WorkList> {
         self.begin();
         self.logits()?;
-        self.finish();
-        Ok(self.work)
+        self.finish()
     }
 
     // ---- The parts of a pass
 
     fn begin(&mut self) {
         let input = self.plan.input;
-        self.work.push(Work::Send {
+        self.push(Work::Send {
             to: self.at(Region::default()),
             from: self.places.input,
             bytes: self.plan.input_bytes,
@@ -335,12 +333,16 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    fn finish(&mut self) {
-        self.work.push(Work::Receive {
+    fn finish(mut self) -> Result<WorkList> {
+        self.push(Work::Receive {
             to: self.places.output,
             from: self.places.buffer.at(self.plan.output.start),
             bytes: self.plan.output_bytes,
         });
+        match self.refused {
+            Some(error) => Err(error),
+            None => Ok(self.list),
+        }
     }
 
     // ---- Routing
@@ -595,7 +597,16 @@ impl<'a> Writer<'a> {
         shared: u32,
         parameter: &P,
     ) {
-        let launch = Launch::new(function, grid, threads, shared, parameter);
-        self.work.push(Work::Launch(launch));
+        let outcome = self.list.launch(function, grid, threads, shared, parameter);
+        self.note(outcome);
+    }
+
+    fn push(&mut self, piece: Work) {
+        let outcome = self.list.push(piece);
+        self.note(outcome);
+    }
+
+    fn note(&mut self, outcome: Result<()>) {
+        self.refused = self.refused.take().or(outcome.err());
     }
 }
