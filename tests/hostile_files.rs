@@ -131,6 +131,20 @@ fn one_weight_that_is_not_a_number() {
     }
 }
 
+/// What is added to choose a depth belongs to no sequence, so it is looked at before there is any; and a GPU would
+/// not notice it.
+#[test]
+fn a_router_s_bias_that_is_not_a_number() {
+    let mut draft = Draft::of(&gguf_bytes("token_loss_free", TensorType::F32));
+    let mut tensors = draft.tensors.iter_mut();
+    let (_, bytes) = tensors
+        .find(|(plan, _)| plan.name == "router.0.bias")
+        .unwrap();
+    bytes[4..8].copy_from_slice(&f32::NAN.to_le_bytes());
+    let error = mor::Model::from_bytes(draft.bytes()).map(drop).unwrap_err();
+    assert_says(&error.to_string(), "router.0.bias", "on loading");
+}
+
 #[test]
 fn encoded_weights_that_are_not_numbers() {
     for ty in [

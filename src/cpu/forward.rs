@@ -407,11 +407,6 @@ impl Pass<'_, '_, '_> {
         }
         self.scores(router, first..self.flying, spec)?;
         let outputs = router.outputs();
-        if let Some(bias) = &router.pick_bias
-            && !bias.values(model.bytes()).all(f32::is_finite)
-        {
-            return Err(Error::not_finite("a router's bias"));
-        }
         for c in first..self.flying {
             let limit = self.limit(c);
             let b = &mut *self.buffers;

@@ -130,6 +130,12 @@ impl Model {
             None
         };
         let (routers, auxiliary_routers) = Self::find_routers(&finder, &h)?;
+        let mut biases = routers.iter().filter_map(|r| r.pick_bias.as_ref());
+        if biases.any(|bias| !bias.values(storage.bytes()).all(f32::is_finite)) {
+            return Err(Error::format(
+                "the tensor router.0.bias has a value that is not finite",
+            ));
+        }
         let output_norm = finder.vector("output_norm.weight", h.hidden_size)?;
         drop(finder);
         let block_is_shared = schedule.stages.iter().all(|stage| {

@@ -95,6 +95,10 @@ fun failures() {
             fails<MorException.InvalidArgument> {
                 Session(model, small, ByteBuffer.allocate(plan.bytes.toInt() + 64))
             }
+            fails<MorException.InvalidArgument> {
+                val room = ByteBuffer.allocateDirect((plan.bytes + plan.alignment).toInt())
+                Session(model, small, room.asReadOnlyBuffer())
+            }
             Batch(model, BatchParams(context = 64, threads = 1)).use { batch ->
                 fails<MorException.InvalidArgument> { batch.tokens(77) }
                 fails<MorException.InvalidArgument> { batch.add(Request()) }

@@ -30,6 +30,7 @@ public class Session @JvmOverloads constructor(
 
     init {
         val (fields, cpus) = params.fields() to params.cpus?.toIntArray()
+        if (memory?.isReadOnly == true) throw MorException.InvalidArgument("the buffer is read-only")
         val address = model.handle.call {
             when (memory) {
                 null -> Native.sessionCreate(it, fields, cpus)
