@@ -172,6 +172,18 @@ pub(super) unsafe fn call<T: Exclusive>(
     conclude(super::boundary::catch(|| work(content)), turn, last)
 }
 
+/// Takes an object's turn for good, before it ends: nobody gets another. Without a look at the other fields, which
+/// a call in progress may be using.
+pub(super) unsafe fn last_turn<T: Exclusive>(pointer: *mut T) -> Result<(), Failure> {
+    // SAFETY: passed on; a field of a live object, which is only changed through its atomics.
+    let taken = unsafe {
+        check(pointer)?;
+        (&*T::turn(pointer)).take()?
+    };
+    std::mem::forget(taken);
+    Ok(())
+}
+
 /// Keeps what came of a call, or that it panicked: once for all calls, as [`check_mark`].
 #[inline(never)]
 fn conclude(outcome: Option<Result<(), Failure>>, turn: &Turn, last: &mut LastError) -> mor_status {
@@ -277,8 +289,7 @@ impl<C: Kind> Owned<C> {
         }
         // SAFETY: passed on.
         unsafe {
-            // Never given back: nobody gets another turn.
-            std::mem::forget(object(pointer)?.turn.take()?);
+            last_turn(pointer)?;
             free(pointer);
         }
         Ok(())

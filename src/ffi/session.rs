@@ -462,9 +462,7 @@ pub unsafe extern "C" fn mor_session_free(session: *mut mor_session) -> mor_stat
         let pointer = session.cast::<SessionObject>();
         // SAFETY: the caller's duty, see the manual.
         let free = || unsafe {
-            let object = handle::object(pointer)?;
-            // Never given back: nobody gets another turn.
-            std::mem::forget(object.turn.take()?);
+            handle::last_turn(pointer)?;
             pointer.cast::<u64>().write_volatile(Mark::Freed as u64);
             addr_of_mut!((*pointer).content).drop_in_place();
             // The map holds the object itself, so it leaves before it is unmapped.
