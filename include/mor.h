@@ -44,6 +44,8 @@
  *   memory that is not there, which is what other freed objects are, cannot be checked.
  * - A model may be used by any number of threads at once; a session, tokenizer or batch by one at a
  *   time (MOR_ERROR_BUSY otherwise), but for mor_session_cancel. There is no global state.
+ * - What a model on a GPU runs, or is made for it, may also fail with MOR_ERROR_DEVICE. A cancel, a time
+ *   budget and the plan's numbers say where a GPU is different.
  * - Text is UTF-8. All numbers are in the machine's byte order.
  *
  * docs/c-api.md says what is promised, how it is checked, and what is not.
@@ -652,7 +654,7 @@ typedef struct mor_session_params {
   /**
    * Threads that share the work, the caller's included: `threads - 1` are started when the
    * session is created. At most 256. Results do not depend on it. 0 (the default): one for each
-   * core that this process may use.
+   * core that this process may use. On a GPU always 1.
    */
   uint32_t threads;
   /**
@@ -664,7 +666,7 @@ typedef struct mor_session_params {
    * every recursion. A smaller pool takes less memory and bets on tokens that leave early; when
    * it is lost, calls fail with `MOR_ERROR_KV_FULL`. More than enough counts as enough; the
    * least that holds one token of full depth is one page for each layer that it passes
-   * (`mor_model_info.logical_layers`).
+   * (`mor_model_info.logical_layers`), fewer where recursions share their keys and values.
    */
   size_t kv_pages;
   /**
@@ -708,7 +710,7 @@ typedef struct mor_session_plan_info {
   size_t struct_size;
   /**
    * Bytes of the session's one block of memory: all that it takes, at once, when it is created,
-   * but for the stacks of its helper threads.
+   * but for the stacks of its helper threads and what it takes on a GPU.
    */
   size_t bytes;
   /**
@@ -891,7 +893,8 @@ typedef struct mor_batch_params {
   /**
    * Rows of logits that are computed together when tokens are drawn for many sequences: the output
    * matrix is read once for so many of them, and each takes 4 bytes for every token of the
-   * vocabulary. 0 (the default): one for each sequence, up to 32. Results do not depend on it.
+   * vocabulary. 0 (the default): one for each sequence, up to 32; on a GPU at least that
+   * many. Results do not depend on it.
    */
   size_t logit_rows;
   /**
@@ -903,7 +906,7 @@ typedef struct mor_batch_params {
   /**
    * Threads that share the work, the caller's included: `threads - 1` are started when the batch
    * is created. At most 256. Results do not depend on it. 0 (the default): one for each core that
-   * this process may use.
+   * this process may use. On a GPU always 1.
    */
   uint32_t threads;
   /**
@@ -1399,7 +1402,8 @@ enum mor_status mor_session_plan(const struct mor_model *model,
  * @param out_session  gets the session; end it with `mor_session_free`
  * @param out_error    gets the reason of a failure, or NULL
  * @return `MOR_ERROR_OUT_OF_MEMORY`, `MOR_ERROR_INVALID_ARGUMENT`, `MOR_ERROR_THREAD`,
- *         `MOR_ERROR_LOCK`, `MOR_ERROR_UNSUPPORTED`; `*out_session` is then left as it was
+ *         `MOR_ERROR_LOCK`, `MOR_ERROR_FILE_CHANGED`, `MOR_ERROR_UNSUPPORTED`; `*out_session` is then
+ *         left as it was
  */
 enum mor_status mor_session_create(const struct mor_model *model,
                                    const struct mor_session_params *params,
@@ -1409,8 +1413,9 @@ enum mor_status mor_session_create(const struct mor_model *model,
 /**
  * As `mor_session_create`, in memory of the caller. The memory must not be used for anything else
  * until `mor_session_free`, which gives it back without freeing it; what it holds before does not
- * matter. With `params->threads` 1 nothing else is taken from anywhere, so such a session may also
- * simply be forgotten together with its memory when the program ends.
+ * matter. With `params->threads` 1, on the CPU, nothing else is taken from anywhere, so such a session
+ * may also simply be forgotten together with its memory when the program ends. (On a GPU
+ * `device_bytes`, `pinned_bytes` and some of the heap come besides, until it is freed.)
  *
  * @param memory  aligned to the plan's `alignment`
  * @param bytes   how many bytes it has, at least the plan's `bytes`
@@ -1440,8 +1445,8 @@ enum mor_status mor_session_free(struct mor_session *session);
 const char *mor_session_last_error(const struct mor_session *session);
 
 /**
- * Ends the session's call in progress within the time of one layer, or its next call at once. Any
- * thread, any time, also from a signal handler or a callback; never blocks. One cancel ends one
+ * Ends the session's call in progress within the time of one layer (on a GPU of one pass), or its next
+ * call at once. Any thread, any time, also from a signal handler or a callback; never blocks. One cancel ends one
  * `mor_session_prefill` or `mor_session_step`, with `MOR_ERROR_CANCELLED`, or one
  * `mor_session_generate`, with `MOR_OK` and `MOR_FINISH_CANCELLED` (with no call of its callback,
  * where the cancel came before the first token). Only a NULL or freed session is a failure.
@@ -1603,15 +1608,16 @@ enum mor_status mor_session_depth_histogram(struct mor_session *session,
 enum mor_status mor_session_kv_bytes_used(struct mor_session *session, size_t *out_bytes);
 
 /**
- * Sets the routers' cut from the next token on: a token goes on while the sigmoid of its score is
- * at least this. Higher is faster and coarser; 0 sends every token through all recursions, 1 none.
+ * Sets the routers' cut from the next token on: a token goes on while the sigmoid of its score (the
+ * score itself, where the router has no function) is at least this. Higher is faster and coarser; 0 sends every token through all recursions, 1 none.
  * Models without expert-choice routers take no notice.
  *
  * @param session  the session
  * @param cut      from 0 to 1; a session begins with the cut that the model was trained for
  * @return `MOR_ERROR_INVALID_ARGUMENT` for another number, `MOR_ERROR_BUSY`
  */
-enum mor_status mor_session_set_cut(struct mor_session *session, float cut);
+enum mor_status mor_session_set_cut(struct mor_session *session,
+                                    float cut);
 
 /**
  * Limits the recursions of tokens from the next one on.
@@ -1686,9 +1692,11 @@ enum mor_status mor_session_save(struct mor_session *session,
  * @param session  the session
  * @param state    the state
  * @param bytes    its size
- * @return `MOR_ERROR_STATE`, `MOR_ERROR_CONTEXT_FULL`, `MOR_ERROR_KV_FULL`
+ * @return `MOR_ERROR_STATE`, `MOR_ERROR_CONTEXT_FULL`, `MOR_ERROR_KV_FULL`, `MOR_ERROR_FILE_CHANGED`
  */
-enum mor_status mor_session_restore(struct mor_session *session, const void *state, size_t bytes);
+enum mor_status mor_session_restore(struct mor_session *session,
+                                    const void *state,
+                                    size_t bytes);
 
 /**
  * Sets every field of `params` to its default.
@@ -1762,7 +1770,8 @@ enum mor_status mor_batch_pages_for(const struct mor_model *model,
  * @param out_batch  gets the batch; end it with `mor_batch_free`
  * @param out_error  gets the reason of a failure, or NULL
  * @return `MOR_ERROR_OUT_OF_MEMORY`, `MOR_ERROR_INVALID_ARGUMENT`, `MOR_ERROR_THREAD`,
- *         `MOR_ERROR_LOCK`, `MOR_ERROR_UNSUPPORTED`; `*out_batch` is then left as it was
+ *         `MOR_ERROR_LOCK`, `MOR_ERROR_FILE_CHANGED`, `MOR_ERROR_UNSUPPORTED`; `*out_batch` is then
+ *         left as it was
  */
 enum mor_status mor_batch_create(const struct mor_model *model,
                                  const struct mor_batch_params *params,
@@ -1861,8 +1870,9 @@ enum mor_status mor_batch_resume(struct mor_batch *batch, uint64_t sequence);
  *                    the batch and stand until the next call on it
  * @param out_count   gets how many there are: often none, while tokens are in the recursions
  *                    (`mor_batch_is_idle` says whether there is anything left to run)
- * @return `MOR_ERROR_FILE_CHANGED`, `MOR_ERROR_INVALID_ARGUMENT`, `MOR_ERROR_BUSY`. Every sequence is
- *         then as it was, and the next tick tries again
+ * @return `MOR_ERROR_FILE_CHANGED`, `MOR_ERROR_INVALID_ARGUMENT`, `MOR_ERROR_BUSY`. Nothing is lost
+ *         then: the next tick tries again, and brings first what this one would have brought. (When
+ *         many fail in a row, the last events are kept.)
  */
 enum mor_status mor_batch_tick(struct mor_batch *batch,
                                const struct mor_batch_event **out_events,

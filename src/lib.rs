@@ -46,7 +46,7 @@ pub use session::{Canceller, Session};
 pub use text::Text;
 pub use tokenizer::Tokenizer;
 
-/// The README's example compiles, and those of docs/.
+/// The README's example compiles, and that of docs/batching.md.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 #[doc = include_str!("../docs/batching.md")]

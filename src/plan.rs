@@ -33,14 +33,14 @@ pub struct SessionParams {
     /// runs so many tokens at a time. 0 means 64, on a GPU 512, whose passes take little longer.
     /// Capacity routing needs the whole text in one pass.
     pub batch: usize,
-    /// Threads that share each operation, the caller's included.
+    /// Threads that share each operation, the caller's included; on a GPU one.
     pub threads: usize,
     /// How keys and values are stored.
     pub kv: KvType,
     /// Pages of the KV pool; 0 means enough for every token to take every recursion.
     pub kv_pages: usize,
     /// Rows of logits that are computed together when a whole text is scored, or tokens are drawn for
-    /// many sequences; 0 means one for each sequence, up to 32.
+    /// many sequences; 0 means one for each sequence, up to 32. (On a GPU at least one for each.)
     pub logit_rows: usize,
     /// What the helper threads ask of the system.
     pub thread: ThreadParams,

@@ -45,6 +45,9 @@ pub fn least_score(spec: &RouterSpec, cut: f32) -> f32 {
 
 /// Capacity mode: keeps the best `max(1, floor(capacity · total))` scores; of equal scores the
 /// earlier wins. Writes 1 to `kept` for those and 0 for the others.
+///
+/// # Panics
+/// When `kept` is shorter than `scores`.
 pub fn keep_best(spec: &RouterSpec, scores: &[f32], capacity: f64, total: usize, kept: &mut [u32]) {
     let count = ((capacity * total as f64) as usize)
         .max(1)

@@ -125,6 +125,9 @@ impl Sampler {
 
     /// Draws from `logits` `[vocab]`. `recent` are the tokens so far, for the penalty; `candidates`
     /// `[vocab]` is scratch.
+    ///
+    /// # Panics
+    /// Without logits, and when `candidates` is shorter.
     pub fn sample(&mut self, logits: &[f32], recent: &[u32], candidates: &mut [Candidate]) -> u32 {
         let p = &self.params;
         let most = if p.temperature == 0.0 { 1 } else { p.top_k };

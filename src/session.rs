@@ -79,7 +79,7 @@ pub(crate) enum Last {
 pub struct Canceller(Shared<AtomicBool>);
 
 impl Canceller {
-    /// Ends the session's call in progress within the time of one layer, or its next call at
+    /// Ends the session's call in progress within the time of one layer (on a GPU of one pass), or its next call at
     /// once: [`Session::prefill`] and the like then fail with [`Error::Cancelled`] and the session
     /// stands where it stood before; [`Session::generate`] ends with
     /// [`Finish::Cancelled`](crate::generate::Finish::Cancelled). One cancel ends one call.
@@ -129,7 +129,7 @@ impl Session<'static> {
 impl<'m> Session<'m> {
     /// A session in memory of the caller, of at least [`Plan::bytes`] bytes and aligned to
     /// [`ARENA_ALIGNMENT`](crate::plan::ARENA_ALIGNMENT). What the memory holds before does not matter. With one thread nothing
-    /// else is allocated.
+    /// else is allocated; on a GPU its memory, pinned memory and some of the heap are.
     pub fn new_in(model: &Model, params: &SessionParams, memory: &'m mut [u8]) -> Result<Self> {
         Self::with_plan_in(model, Plan::new(model, params)?, memory)
     }
@@ -266,8 +266,8 @@ impl<'m> Session<'m> {
         self.pace.budget = budget;
     }
 
-    /// The cut of threshold routing: a token goes on while the sigmoid of its score is at least
-    /// this. Higher is faster and coarser; 0 sends every token through all recursions.
+    /// The cut of threshold routing: a token goes on while the sigmoid of its score (the score itself,
+    /// where the router has no function) is at least this. Higher is faster and coarser; 0 sends every token through all recursions.
     pub fn set_cut(&mut self, cut: f32) -> Result<()> {
         self.settings.set_cut(cut)
     }

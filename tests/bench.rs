@@ -209,6 +209,14 @@ fn many_sequences_are_measured_at_once() {
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
         let tests = json["tests"].as_array().unwrap();
         assert_eq!(tests.len(), 2);
+        assert_eq!(
+            json["generation_tokens_per_second"],
+            tests[0]["tokens_per_second"]
+        );
+        for key in ["mean_depth", "threads", "sequences"] {
+            assert_eq!(json[key], tests[0][key]);
+        }
+        assert_eq!(json["session_bytes"], tests[0]["plan_bytes"]);
         for (test, sequences) in tests.iter().zip([1, 6]) {
             let number = |name: &str| test[name].as_f64().unwrap();
             assert_eq!(test["sequences"], sequences);

@@ -105,7 +105,7 @@ pub enum Finish {
 /// Where a sequence stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
-    /// Waits for pages of the KV pool.
+    /// Waits for pages of the KV pool, or for the first tick.
     Waiting,
     /// Its tokens are being run.
     Running,

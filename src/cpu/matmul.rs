@@ -1,7 +1,7 @@
 //! Matrix products `y = W x`. Where the weights are quantized the activations are too, to a byte each,
 //! once for all matrices that take them.
 //!
-//! The sum of a row is taken group by group (32 columns, in order):
+//! The sum of a row is taken group by group (32 columns, of Q6_K 16, in order):
 //! `sum = fma(whole · scale_w, scale_x, sum)`, then, where the format has minimums,
 //! `sum = fma(minimum, scale_x · sum_x, sum)`, with `whole` the exact sum of the products of whole
 //! numbers and `fma` rounded once.

@@ -43,7 +43,7 @@ pub(super) fn sum_of_lanes(mut lanes: [f32; LANES]) -> f32 {
 }
 
 /// `e^x` to two units in the last place (Cody and Waite's reduction, a polynomial of degree seven on
-/// what is left), in operations that vectorise. Below -87 it is 0, above 88 infinite.
+/// what is left), in operations that vectorise. Below -87 it is 0, above 88.7 infinite.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 · 2^23: rounds what is added to a whole number

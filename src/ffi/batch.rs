@@ -85,7 +85,8 @@ pub struct mor_batch_params {
     pub rows: usize,
     /// Rows of logits that are computed together when tokens are drawn for many sequences: the output
     /// matrix is read once for so many of them, and each takes 4 bytes for every token of the
-    /// vocabulary. 0 (the default): one for each sequence, up to 32. Results do not depend on it.
+    /// vocabulary. 0 (the default): one for each sequence, up to 32; on a GPU at least that
+    /// many. Results do not depend on it.
     pub logit_rows: usize,
     /// Pages of the KV pool that the sequences share, of 16 entries each. 0 (the default): enough for
     /// every token of every sequence to take every recursion; `mor_batch_pages_for` says how many do
@@ -93,7 +94,7 @@ pub struct mor_batch_params {
     pub kv_pages: usize,
     /// Threads that share the work, the caller's included: `threads - 1` are started when the batch
     /// is created. At most 256. Results do not depend on it. 0 (the default): one for each core that
-    /// this process may use.
+    /// this process may use. On a GPU always 1.
     pub threads: u32,
     /// A `mor_kv_type`. Default: `MOR_KV_F16`.
     pub kv_type: u32,
@@ -398,7 +399,8 @@ pub unsafe extern "C" fn mor_batch_pages_for(
 /// @param out_batch  gets the batch; end it with `mor_batch_free`
 /// @param out_error  gets the reason of a failure, or NULL
 /// @return `MOR_ERROR_OUT_OF_MEMORY`, `MOR_ERROR_INVALID_ARGUMENT`, `MOR_ERROR_THREAD`,
-///         `MOR_ERROR_LOCK`, `MOR_ERROR_UNSUPPORTED`; `*out_batch` is then left as it was
+///         `MOR_ERROR_LOCK`, `MOR_ERROR_FILE_CHANGED`, `MOR_ERROR_UNSUPPORTED`; `*out_batch` is then
+///         left as it was
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mor_batch_create(
     model: *const mor_model,

@@ -173,7 +173,7 @@ pub(super) unsafe fn text<'a>(
     })
 }
 
-/// Writes a result. The caller has checked `out` with [`out`].
+/// Writes a result. The caller has checked `out` with [`check_out`].
 pub(super) unsafe fn put<T>(out: *mut T, value: T) {
     // SAFETY: not NULL, and the caller passes room for a `T`.
     unsafe { out.write_unaligned(value) }

@@ -296,8 +296,9 @@ impl From<&Event> for mor_batch_event {
 ///                    the batch and stand until the next call on it
 /// @param out_count   gets how many there are: often none, while tokens are in the recursions
 ///                    (`mor_batch_is_idle` says whether there is anything left to run)
-/// @return `MOR_ERROR_FILE_CHANGED`, `MOR_ERROR_INVALID_ARGUMENT`, `MOR_ERROR_BUSY`. Every sequence is
-///         then as it was, and the next tick tries again
+/// @return `MOR_ERROR_FILE_CHANGED`, `MOR_ERROR_INVALID_ARGUMENT`, `MOR_ERROR_BUSY`. Nothing is lost
+///         then: the next tick tries again, and brings first what this one would have brought. (When
+///         many fail in a row, the last events are kept.)
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mor_batch_tick(
     batch: *mut mor_batch,

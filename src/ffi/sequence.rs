@@ -141,8 +141,8 @@ pub unsafe extern "C" fn mor_session_kv_bytes_used(
     })
 }
 
-/// Sets the routers' cut from the next token on: a token goes on while the sigmoid of its score is
-/// at least this. Higher is faster and coarser; 0 sends every token through all recursions, 1 none.
+/// Sets the routers' cut from the next token on: a token goes on while the sigmoid of its score (the
+/// score itself, where the router has no function) is at least this. Higher is faster and coarser; 0 sends every token through all recursions, 1 none.
 /// Models without expert-choice routers take no notice.
 ///
 /// @param session  the session
@@ -312,7 +312,7 @@ pub unsafe extern "C" fn mor_session_save(
 /// @param session  the session
 /// @param state    the state
 /// @param bytes    its size
-/// @return `MOR_ERROR_STATE`, `MOR_ERROR_CONTEXT_FULL`, `MOR_ERROR_KV_FULL`
+/// @return `MOR_ERROR_STATE`, `MOR_ERROR_CONTEXT_FULL`, `MOR_ERROR_KV_FULL`, `MOR_ERROR_FILE_CHANGED`
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mor_session_restore(
     session: *mut mor_session,

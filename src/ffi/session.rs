@@ -111,7 +111,7 @@ pub struct mor_session_params {
     pub batch: usize,
     /// Threads that share the work, the caller's included: `threads - 1` are started when the
     /// session is created. At most 256. Results do not depend on it. 0 (the default): one for each
-    /// core that this process may use.
+    /// core that this process may use. On a GPU always 1.
     pub threads: u32,
     /// A `mor_kv_type`. Default: `MOR_KV_F16`.
     pub kv_type: u32,
@@ -119,7 +119,7 @@ pub struct mor_session_params {
     /// every recursion. A smaller pool takes less memory and bets on tokens that leave early; when
     /// it is lost, calls fail with `MOR_ERROR_KV_FULL`. More than enough counts as enough; the
     /// least that holds one token of full depth is one page for each layer that it passes
-    /// (`mor_model_info.logical_layers`).
+    /// (`mor_model_info.logical_layers`), fewer where recursions share their keys and values.
     pub kv_pages: usize,
     /// The CPUs that helper threads may run on, by the system's numbers (below 1024), or NULL (the
     /// default) for any. The caller's own thread is left alone. Linux and Android only. Read during
@@ -227,7 +227,7 @@ pub struct mor_session_plan_info {
     /// Size of this struct as the caller knows it.
     pub struct_size: usize,
     /// Bytes of the session's one block of memory: all that it takes, at once, when it is created,
-    /// but for the stacks of its helper threads.
+    /// but for the stacks of its helper threads and what it takes on a GPU.
     pub bytes: usize,
     /// What the block must be aligned to, in bytes: `MOR_SESSION_ALIGNMENT`.
     pub alignment: usize,
@@ -337,7 +337,8 @@ unsafe fn plan<'a>(
 /// @param out_session  gets the session; end it with `mor_session_free`
 /// @param out_error    gets the reason of a failure, or NULL
 /// @return `MOR_ERROR_OUT_OF_MEMORY`, `MOR_ERROR_INVALID_ARGUMENT`, `MOR_ERROR_THREAD`,
-///         `MOR_ERROR_LOCK`, `MOR_ERROR_UNSUPPORTED`; `*out_session` is then left as it was
+///         `MOR_ERROR_LOCK`, `MOR_ERROR_FILE_CHANGED`, `MOR_ERROR_UNSUPPORTED`; `*out_session` is then
+///         left as it was
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mor_session_create(
     model: *const mor_model,
@@ -366,8 +367,9 @@ pub unsafe extern "C" fn mor_session_create(
 
 /// As `mor_session_create`, in memory of the caller. The memory must not be used for anything else
 /// until `mor_session_free`, which gives it back without freeing it; what it holds before does not
-/// matter. With `params->threads` 1 nothing else is taken from anywhere, so such a session may also
-/// simply be forgotten together with its memory when the program ends.
+/// matter. With `params->threads` 1, on the CPU, nothing else is taken from anywhere, so such a session
+/// may also simply be forgotten together with its memory when the program ends. (On a GPU
+/// `device_bytes`, `pinned_bytes` and some of the heap come besides, until it is freed.)
 ///
 /// @param memory  aligned to the plan's `alignment`
 /// @param bytes   how many bytes it has, at least the plan's `bytes`
@@ -489,8 +491,8 @@ pub unsafe extern "C" fn mor_session_last_error(session: *const mor_session) -> 
     })
 }
 
-/// Ends the session's call in progress within the time of one layer, or its next call at once. Any
-/// thread, any time, also from a signal handler or a callback; never blocks. One cancel ends one
+/// Ends the session's call in progress within the time of one layer (on a GPU of one pass), or its next
+/// call at once. Any thread, any time, also from a signal handler or a callback; never blocks. One cancel ends one
 /// `mor_session_prefill` or `mor_session_step`, with `MOR_ERROR_CANCELLED`, or one
 /// `mor_session_generate`, with `MOR_OK` and `MOR_FINISH_CANCELLED` (with no call of its callback,
 /// where the cancel came before the first token). Only a NULL or freed session is a failure.

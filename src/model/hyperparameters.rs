@@ -15,7 +15,7 @@ pub const MAX_BLOCKS: usize = 1024;
 pub const MAX_RECURSIONS: usize = 64;
 /// Largest head: attention keeps one head in a fixed array on the stack.
 pub const MAX_HEAD_DIM: usize = 512;
-/// Largest vocabulary and largest context that a file may declare.
+/// Largest vocabulary that a file may declare.
 pub const MAX_VOCAB: usize = 1 << 24;
 /// Longest context that a file may declare.
 pub const MAX_CONTEXT: usize = 1 << 28;

@@ -10,7 +10,7 @@ use crate::text::Text;
 use std::collections::HashMap;
 use std::fmt;
 
-/// A matrix in the file, `rows` × `columns`, row by row.
+/// A matrix in the file, `rows` × `columns`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Matrix {
     /// How a row is encoded.

@@ -115,12 +115,12 @@ install_it() {
     mv "$prefix" "$work/moved"
     prefix=$work/moved
     local file
-    for file in include/mor.h include/mor.hpp lib/libmor.a lib/libmor.so lib/libmor.so.0 \
+    for file in include/mor.h include/mor.hpp lib/libmor.a lib/libmor.so lib/libmor.so.0.1 \
         lib/pkgconfig/mor.pc lib/cmake/mor/morConfig.cmake; do
         [[ -e $prefix/$file ]]
     done
     cmp include/mor.h "$prefix/include/mor.h"
-    readelf -d "$prefix/lib/libmor.so" | grep 'soname: \[libmor.so.0\]'
+    readelf -d "$prefix/lib/libmor.so" | grep 'soname: \[libmor.so.0.1\]'
     readelf -d "$prefix/lib/libmor.so" | fails grep -E 'RPATH|RUNPATH'
     fails grep -rIl "$work" "$prefix" # no path of the machine that built it
     # What the static library is linked with is what the compiler says.

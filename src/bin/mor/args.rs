@@ -214,7 +214,7 @@ pub struct InspectArgs {
 pub struct PlanArgs {
     /// GGUF file [default: the model inside this program]
     pub model: Option<PathBuf>,
-    /// Tokens that a sequence can hold [default: as trained]
+    /// Tokens that a sequence can hold [default: as trained, at most 4096]
     #[arg(short, long)]
     pub context: Option<usize>,
     /// Sequences that run at once, as a batch [default: one, as a session]
@@ -361,7 +361,7 @@ pub struct BenchArgs {
     /// Repetitions of each test, after one that is not counted
     #[arg(short, long, value_name = "R", default_value_t = 5)]
     pub repeats: usize,
-    /// Rows of one pass over the weights [default: 64, on a GPU 512; with -b as many as there are sequences]
+    /// Rows of one pass over the weights [default: 64, on a GPU 512; with -b as many as sequences, or tokens of a prompt up to 64]
     #[arg(long, value_parser = rows)]
     pub batch: Option<usize>,
     /// How keys and values are stored [default: f16]
