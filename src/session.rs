@@ -413,7 +413,7 @@ impl<'m> Session<'m> {
             gpu.keep_last_row(last != Last::Nothing);
         }
         for chunk in tokens.chunks(self.plan.params().batch) {
-            if let Err(error) = self.run_chunk(chunk, &mut after) {
+            if let Err(error) = self.run_chunk(chunk, tokens.len() == 1, &mut after) {
                 self.truncate(start);
                 // The last token's row is still there; its logits, and what was drawn from them, may not be.
                 if last != Last::Nothing {
@@ -443,9 +443,11 @@ impl<'m> Session<'m> {
         Ok(())
     }
 
+    /// `timed`: it is a token, not the last chunk of a prompt, so a budget limits it.
     fn run_chunk(
         &mut self,
         chunk: &[u32],
+        timed: bool,
         after: &mut impl FnMut(&mut Engine, &mut Buffers, usize) -> Result<()>,
     ) -> Result<()> {
         self.model.check_file()?;
@@ -462,9 +464,9 @@ impl<'m> Session<'m> {
         }
         match &mut self.engine {
             Engine::Cpu { team, level } => {
-                let clock = match n {
-                    1 => Clock::start(&mut self.pace, self.model.tail_bytes()),
-                    _ => None,
+                let clock = match timed {
+                    true => Clock::start(&mut self.pace, self.model.tail_bytes()),
+                    false => None,
                 };
                 let mut pass = cpu::Pass {
                     model: &self.model,
@@ -496,7 +498,10 @@ impl<'m> Session<'m> {
                 if cancel.is_some_and(|c| c.load(Ordering::Relaxed)) {
                     return Err(Error::Cancelled);
                 }
-                let settings = self.pace.limited(&self.model, self.settings, n);
+                let settings = match timed {
+                    true => self.pace.limited(&self.model, self.settings),
+                    false => self.settings,
+                };
                 let started = std::time::Instant::now();
                 gpu.run_session(
                     &self.model,
@@ -506,8 +511,10 @@ impl<'m> Session<'m> {
                     self.routing,
                     &self.sampler,
                 )?;
-                let depth = buffers.depth[n - 1];
-                self.pace.learn(&self.model, n, depth, started.elapsed());
+                if timed {
+                    let depth = buffers.depth[0];
+                    self.pace.learn(&self.model, depth, started.elapsed());
+                }
             }
         }
         buffers.tokens[self.length..][..n].copy_from_slice(chunk);

@@ -386,11 +386,13 @@ fn a_time_budget_leaves_out_recursions() {
         fresh.set_time_budget(Some(Duration::from_nanos(1)));
         fresh.step(tokens[0]).unwrap();
         assert!(fresh.depths()[0] <= 1, "{case}");
-        // A prompt is not limited.
-        let mut prompted = session(&model, 128, 1);
-        prompted.set_time_budget(Some(Duration::from_nanos(1)));
-        prompted.prefill(&tokens).unwrap();
-        assert_eq!(prompted.depths(), free.0);
+        // A prompt is not limited, nor is its last chunk of one token.
+        for batch in [128, 1, tokens.len() - 1] {
+            let mut prompted = session(&model, batch, 1);
+            prompted.set_time_budget(Some(Duration::from_nanos(1)));
+            prompted.prefill(&tokens).unwrap();
+            assert_eq!(prompted.depths(), free.0);
+        }
     }
 }
 

@@ -21,10 +21,9 @@ pub(crate) struct Pace {
 #[cfg(feature = "cuda")]
 impl Pace {
     /// For a token whose recursions run without a stop: the depth that is done in time by the speed
-    /// measured so far, at least one recursion and, before any measurement, no more. Passes of several
-    /// rows are not limited.
-    pub fn limited(&self, model: &Model, settings: Settings, rows: usize) -> Settings {
-        let Some(budget) = self.budget.filter(|_| rows == 1) else {
+    /// measured so far, at least one recursion and, before any measurement, no more.
+    pub fn limited(&self, model: &Model, settings: Settings) -> Settings {
+        let Some(budget) = self.budget else {
             return settings;
         };
         let in_time = |depth| {
@@ -39,8 +38,8 @@ impl Pace {
     }
 
     /// Learns from a token that ran so deep and took so long, as [`Clock::lap`].
-    pub fn learn(&mut self, model: &Model, rows: usize, depth: u8, time: Duration) {
-        if self.budget.is_some() && rows == 1 {
+    pub fn learn(&mut self, model: &Model, depth: u8, time: Duration) {
+        if self.budget.is_some() {
             let rate = time.as_secs_f64() / bytes_to(model, usize::from(depth));
             self.seconds_per_byte = rate.max(0.9 * self.seconds_per_byte + 0.1 * rate);
         }

@@ -241,10 +241,12 @@ impl<'m> Team<'m> {
         // without a core for as long as this whole token takes.
         shared.wait();
         lock(&shared.job).work = None;
+        // Over with this job in any case.
+        let others_panicked = shared.panicked.swap(false, SeqCst);
         if let Err(panic) = own {
             resume_unwind(panic);
         }
-        if shared.panicked.swap(false, SeqCst) {
+        if others_panicked {
             resume_unwind(Box::new("a task panicked on another thread"));
         }
     }
@@ -489,21 +491,22 @@ mod tests {
     fn a_panic_in_a_task_reaches_the_caller_and_the_team_lives_on() {
         let mut room = Room::new();
         let mut team = room.team(3);
-        for bad in [0, 49] {
+        // One, or the caller's and others'.
+        for bad in [0..1, 49..50, 0..50] {
             let outcome = catch_unwind(AssertUnwindSafe(|| {
                 team.run(50, &|task, _| {
-                    if task == bad {
+                    if bad.contains(&task) {
                         resume_unwind(Box::new("on purpose"));
                     }
                 })
             }));
             assert!(outcome.is_err());
+            let sum = AtomicUsize::new(0);
+            team.run(50, &|task, _| {
+                sum.fetch_add(task, Relaxed);
+            });
+            assert_eq!(sum.load(Relaxed), 1225);
         }
-        let sum = AtomicUsize::new(0);
-        team.run(50, &|task, _| {
-            sum.fetch_add(task, Relaxed);
-        });
-        assert_eq!(sum.load(Relaxed), 1225);
     }
 
     #[test]

@@ -70,15 +70,12 @@ impl ThreadParams {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     pub(super) fn apply(&self) -> std::io::Result<()> {
         if !self.cpus.is_empty() {
-            // SAFETY: a set of plain bits, for which all zeros is the empty set.
-            let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+            let mut set = Affinity::default();
             for cpu in self.cpus.iter() {
-                // SAFETY: `cpu` is below LIMIT, the number of bits of a cpu_set_t (or the macro
-                // ignores it).
-                unsafe { libc::CPU_SET(cpu, &mut set) };
+                set[cpu / WORD] |= 1 << (cpu % WORD);
             }
             // SAFETY: the pointer is to a set of the size that is given; 0 is this thread.
-            if unsafe { libc::sched_setaffinity(0, size_of_val(&set), &set) } != 0 {
+            if unsafe { libc::sched_setaffinity(0, size_of_val(&set), set.as_ptr().cast()) } != 0 {
                 return Err(std::io::Error::last_os_error());
             }
         }
@@ -97,6 +94,12 @@ impl ThreadParams {
     }
 }
 
+/// A set of CPUs as the system takes it, for all that a [`CpuSet`] has: libc's has 32 bits only on some systems.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+type Affinity = [libc::c_ulong; CpuSet::LIMIT / WORD];
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const WORD: usize = libc::c_ulong::BITS as usize;
+
 /// How many threads can run at the same time: the CPUs that this process may use, and in a container
 /// the share that it was given. As [`std::thread::available_parallelism`], without its allocations.
 pub fn cores() -> usize {
@@ -106,12 +109,10 @@ pub fn cores() -> usize {
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn usable_cpus() -> usize {
-    // SAFETY: a set of plain bits, for which all zeros is the empty set.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    let mut set = Affinity::default();
     // SAFETY: the pointer is to a set of the size that is given; 0 is this thread.
-    if unsafe { libc::sched_getaffinity(0, size_of_val(&set), &mut set) } == 0 {
-        // SAFETY: reads the bits.
-        return unsafe { libc::CPU_COUNT(&set) } as usize;
+    if unsafe { libc::sched_getaffinity(0, size_of_val(&set), set.as_mut_ptr().cast()) } == 0 {
+        return set.iter().map(|word| word.count_ones() as usize).sum();
     }
     online_cpus()
 }
