@@ -83,6 +83,9 @@ impl ChatTemplate {
                 .render(context! {
                     messages,
                     add_generation_prompt,
+                    // Defined, as there, and none.
+                    tools => (),
+                    documents => (),
                     bos_token => self.bos_token.as_str(),
                     eos_token => self.eos_token.as_str(),
                 })
@@ -201,7 +204,7 @@ mod tests {
 
     #[test]
     fn usual_features() {
-        let source = "{% set ns = namespace(n=0) %}{% for m in messages[1:] %}{% if m.content.startswith('He') %}{% set ns.n = ns.n + 1 %}{% continue %}{% endif %}{% endfor %}{{ ns.n }}{{ tools is not defined }}{{ strftime_now is defined }}{{ messages[-1] | tojson }}{{ messages[0].content | trim | length }}";
+        let source = "{% set ns = namespace(n=0) %}{% for m in messages[1:] %}{% if m.content.startswith('He') %}{% set ns.n = ns.n + 1 %}{% continue %}{% endif %}{% endfor %}{{ ns.n }}{{ tools is defined and tools is none }}{{ strftime_now is defined }}{{ messages[-1] | tojson }}{{ messages[0].content | trim | length }}";
         let text = render(source).unwrap();
         assert!(
             text.starts_with("1True") || text.starts_with("1true"),

@@ -425,3 +425,107 @@ fn the_default_model_s_routers_have_not_collapsed() {
     }
     assert!((losses[0] / losses[1] - 1.0).abs() < 0.03, "{losses:?}");
 }
+
+/// The default model with other metadata.
+fn with_metadata(path: &std::path::Path, change: impl Fn(&mut mor::gguf::Metadata)) {
+    use mor::gguf::{Gguf, GgufWriter, TensorPlan};
+    let bytes = std::fs::read(MODEL).unwrap();
+    let gguf = Gguf::parse(&bytes).unwrap();
+    let mut metadata = gguf.metadata.clone();
+    change(&mut metadata);
+    let plans = gguf.tensors().iter().map(|t| TensorPlan {
+        name: t.name.clone(),
+        ty: t.ty,
+        dims: t.dims.clone(),
+    });
+    let plans: Vec<TensorPlan> = plans.collect();
+    let mut writer = GgufWriter::create(path, &metadata, &plans).unwrap();
+    for t in gguf.tensors() {
+        writer
+            .write_tensor_bytes(&bytes[t.offset..][..t.bytes])
+            .unwrap();
+        writer.next_tensor().unwrap();
+    }
+    writer.finish().unwrap();
+}
+
+#[test]
+fn what_a_pipe_gets_is_what_was_meant() {
+    for prompt in ["a\u{7}b\u{7f}c", "a\u{1b}]b", "\u{1b}[31mred"] {
+        let output = mor(&["run", "-p", prompt, "-n", "0"]);
+        assert_eq!(text(&output.stdout), format!("{prompt}\n"));
+    }
+    // But names out of a file are shown on a line of their own.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.gguf");
+    let name = "x\u{1b}[2J\nweights  0 MiB";
+    with_metadata(&path, |metadata| {
+        metadata.insert("general.name", name);
+        metadata.insert("general.\u{1b}c\nkey", name);
+    });
+    let path = path.to_str().unwrap();
+    let shown = text(&mor(&["inspect", path]).stdout);
+    assert!(
+        !shown.contains('\u{1b}') && !shown.contains("\nweights  0 MiB"),
+        "{shown}"
+    );
+    let json: serde_json::Value =
+        serde_json::from_slice(&mor(&["inspect", path, "--json"]).stdout).unwrap();
+    assert_eq!(json["name"], name);
+}
+
+#[test]
+fn a_tokenizer_that_is_larger_than_its_model_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.gguf");
+    with_metadata(&path, |metadata| {
+        use mor::gguf::{Array, Value};
+        let tokens = metadata.strings("tokenizer.ggml.tokens").unwrap().unwrap();
+        let mut tokens: Vec<String> = tokens.iter().map(str::to_owned).collect();
+        metadata.insert("mor.vocab_size", tokens.len() as u32);
+        tokens.push("ZZTOP".into());
+        let mut kinds = vec![1; tokens.len()];
+        kinds[tokens.len() - 1] = 4;
+        metadata.insert(
+            "tokenizer.ggml.tokens",
+            Value::Array(Array::String(tokens.into_iter().collect())),
+        );
+        metadata.insert("tokenizer.ggml.token_type", Value::Array(Array::I32(kinds)));
+    });
+    let words = folder.path().join("text.txt");
+    std::fs::write(&words, "q q q q ZZTOP".repeat(200)).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_mor"))
+        .args([
+            "perplexity",
+            path.to_str().unwrap(),
+            words.to_str().unwrap(),
+            "-c",
+            "5",
+        ])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        text(&output.stderr).contains("token 4096"),
+        "{}",
+        text(&output.stderr)
+    );
+}
+
+/// Where there is no template a conversation begins as every other text.
+#[test]
+fn chat_begins_as_run() {
+    let begins = |errors: &str| {
+        errors
+            .lines()
+            .last()
+            .unwrap()
+            .split(',')
+            .next()
+            .unwrap()
+            .to_owned()
+    };
+    let (_, chatted) = chat_with(&["-n", "1"], b"hello\n");
+    let ran = text(&mor(&["run", "-p", "hello\n\n", "-n", "1"]).stderr);
+    assert_eq!(begins(&chatted), begins(&ran));
+}

@@ -12,7 +12,7 @@ use super::source::map_file;
 use super::tokenizer;
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, Metadata, Strings, TensorInfo, Value};
-use crate::model::{Hyperparameters, TensorLayout, is_known_key};
+use crate::model::{Hyperparameters, TensorLayout, check_keys, is_llama_key};
 use crate::quant::TensorType;
 
 pub(super) fn convert(
@@ -24,7 +24,9 @@ pub(super) fn convert(
     let map = map_file(input)?;
     let gguf = Gguf::parse(&map)?;
     check(&gguf, &options.overrides)?;
-    let from_layout = Hyperparameters::from_metadata(&gguf.metadata)?.layout;
+    let h = Hyperparameters::from_metadata(&gguf.metadata)?;
+    check_keys(&gguf.metadata, &h)?;
+    let from_layout = h.layout;
     let mut metadata = new_metadata(&gguf, options)?;
     if let Some(path) = &options.tokenizer {
         let vocab = gguf.tensor("token_embd.weight").map_or(0, TensorInfo::rows);
@@ -125,7 +127,7 @@ fn from_llama(llama: &Metadata) -> Metadata {
     for (key, value) in llama.iter() {
         match key.strip_prefix("llama.") {
             None => metadata.insert(key, value.clone()),
-            Some(name) if is_known_key(name) => {
+            Some(name) if is_llama_key(name) => {
                 metadata.insert(format!("mor.{name}"), value.clone())
             }
             Some(_) => None,

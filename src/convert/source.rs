@@ -92,11 +92,13 @@ impl Source {
     /// Adds the tensors of one file; returns how many names had a wrapper's prefix.
     fn add_file(&mut self, path: &Path, progress: &mut dyn Progress) -> Result<usize> {
         let map = map_file(path)?;
-        let found = if map.starts_with(b"PK") {
+        // The length of a safetensors header may begin with the letters of a zip.
+        let is_safetensors = path.extension().is_some_and(|e| e == "safetensors");
+        let found = if map.starts_with(b"PK\x03\x04") && !is_safetensors {
             torch::read(&map, path, progress)?
         } else if torch::looks_legacy(&map) {
             return Err(torch::legacy(path));
-        } else if path.extension().is_some_and(|e| e == "safetensors") {
+        } else if is_safetensors {
             safetensors::read(&map, path)?
         } else {
             return Err(Error::convert(format_args!(

@@ -33,6 +33,13 @@ pub(super) fn insert(
     check_model(&document)?;
     check_normalizer(&document, progress)?;
     let pre = pre_tokenizer(&document, progress)?;
+    // As llama.cpp has it, that is a matter of how words are cut.
+    let ignores = document.get("model.ignore_merges").and_then(Json::as_bool);
+    if ignores.unwrap_or(false) != (pre == "llama-bpe") {
+        progress.note(
+            "The tokenizer's ignore_merges is not followed: words that are tokens may be cut otherwise.",
+        );
+    }
     let vocabulary = Vocabulary::read(&document, path, vocab)?;
     let text = |s: &str| Value::String(s.to_string());
     metadata.insert("tokenizer.ggml.model", text("gpt2"));
@@ -136,7 +143,11 @@ fn pre_tokenizer(document: &Document, progress: &mut dyn Progress) -> Result<&'s
         {
             Ok("smollm")
         }
-        ([split], false) if kind(split) == "Split" && flag(split, "invert") != Some(true) => {
+        ([split], false)
+            if kind(split) == "Split"
+                && flag(split, "invert") != Some(true)
+                && split.get("behavior").is_none_or(|how| how == "Isolated") =>
+        {
             match split.pointer("/pattern/Regex").and_then(Json::as_str) {
                 Some(GPT2) => Ok("gpt-2"),
                 Some(LLAMA3) => Ok("llama-bpe"),

@@ -11,7 +11,7 @@ pub use schedule::*;
 pub use storage::{Device, LoadParams};
 pub(crate) use storage::{Storage, anonymous};
 #[cfg(feature = "convert")]
-pub(crate) use strict::is_known_key;
+pub(crate) use strict::{check_keys, is_llama_key};
 pub use weights::{Layer, Linear, Matrix, Router, Vector};
 
 use crate::error::{Error, Result};

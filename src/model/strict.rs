@@ -95,13 +95,23 @@ const KNOWN: [&str; 35] = [
     "vocab_size",
 ];
 
-/// Whether `mor.<name>` is looked at, be it only to refuse it.
+/// Whether `llama.<name>` is looked at, be it only to refuse it. What only this project's files have means nothing
+/// there.
 #[cfg(feature = "convert")]
-pub(crate) fn is_known_key(name: &str) -> bool {
-    KNOWN.contains(&name) || UNIMPLEMENTED.iter().any(|(known, _)| *known == name)
+pub(crate) fn is_llama_key(name: &str) -> bool {
+    const OWN: [&str; 5] = [
+        "kv.",
+        "recursion.",
+        "rope.pairing",
+        "router.",
+        "tensor_data_layout",
+    ];
+    let known = KNOWN.contains(&name) || UNIMPLEMENTED.iter().any(|(known, _)| *known == name);
+    known && !OWN.iter().any(|own| name.starts_with(own))
 }
 
-fn check_keys(metadata: &Metadata, h: &Hyperparameters) -> Result<()> {
+/// Every key must be one that is heeded, or ask for nothing.
+pub(crate) fn check_keys(metadata: &Metadata, h: &Hyperparameters) -> Result<()> {
     if metadata.u32("split.count")?.unwrap_or(1) > 1 {
         return Err(Error::unsupported(
             "a model split into several files; merge them first (llama-gguf-split --merge)",

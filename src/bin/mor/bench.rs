@@ -7,7 +7,7 @@ use crate::args::{BenchArgs, EngineArgs};
 use crate::bandwidth;
 use crate::bench_batch::bench_batch;
 use crate::input;
-use crate::terminal::{Progress, counted, mebibytes, session_memory, stdout};
+use crate::terminal::{Progress, counted, mebibytes, one_line, session_memory, stdout};
 use mor::convert::RandomTokens;
 use mor::{KvType, Model, Session, SessionParams};
 use serde_json::json;
@@ -23,7 +23,10 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
         return Err("nothing is measured in 0 repetitions; give more with -r".into());
     }
     let tests = tests(args);
-    let longest = tests.iter().map(|test| test.before + test.tokens).max();
+    let longest = tests
+        .iter()
+        .map(|test| test.before.saturating_add(test.tokens))
+        .max();
     let Some(context) = longest else {
         return Err("there is nothing to measure; give tokens with -p or -n".into());
     };
@@ -92,9 +95,10 @@ fn tests(args: &BenchArgs) -> Vec<Test> {
 
 /// Tokens that are run in all, a context for each test.
 fn work(args: &BenchArgs, tests: &[Test]) -> u64 {
-    let runs = args.repeats + 1;
-    let tokens = |test: &Test| (test.before + test.tokens * runs) as u64;
-    tests.iter().map(tokens).sum::<u64>() * args.threads.len().max(1) as u64
+    let runs = args.repeats.saturating_add(1);
+    let tokens = |test: &Test| test.before.saturating_add(test.tokens.saturating_mul(runs)) as u64;
+    let once = tests.iter().map(tokens).fold(0, u64::saturating_add);
+    once.saturating_mul(args.threads.len().max(1) as u64)
 }
 
 /// What a test measured.
@@ -293,7 +297,7 @@ impl Bench<'_> {
         writeln!(
             out,
             "{}: {}, {}, weights {}, session {} (KV {}, {} a pass)",
-            h.name.as_deref().unwrap_or("(unnamed)"),
+            one_line(h.name.as_deref().unwrap_or("(unnamed)")),
             h.kind(),
             matrix_type(model),
             mebibytes(model.weight_bytes()),

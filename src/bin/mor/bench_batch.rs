@@ -5,7 +5,7 @@
 use crate::Result;
 use crate::args::BenchArgs;
 use crate::input;
-use crate::terminal::{Progress, counted, mebibytes, stdout};
+use crate::terminal::{Progress, counted, mebibytes, one_line, stdout};
 use mor::batch::{Counters, Event};
 use mor::convert::RandomTokens;
 use mor::{Batch, Model, Request, SamplerParams, SequenceId, SessionParams};
@@ -140,7 +140,7 @@ fn measure(
     threads: usize,
 ) -> Result<Measured> {
     let mut params = SessionParams {
-        context: load.prompt + 2 * load.output,
+        context: load.output.saturating_mul(2).saturating_add(load.prompt),
         sequences,
         batch: args.batch.unwrap_or(sequences.max(load.prompt.min(64))),
         threads,
@@ -262,7 +262,7 @@ fn heading(model: &Model, load: &Load) -> Result<()> {
     writeln!(
         out,
         "{}: {}, weights {}; prompts of {}, answers of {} ± {} tokens{}",
-        h.name.as_deref().unwrap_or("(unnamed)"),
+        one_line(h.name.as_deref().unwrap_or("(unnamed)")),
         h.kind(),
         mebibytes(model.weight_bytes()),
         counted(load.prompt, "token"),

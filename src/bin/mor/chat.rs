@@ -206,13 +206,18 @@ impl Interrupt {
 
 /// The file's template; for a model that was never taught to chat, each message as a paragraph.
 fn template(model: &Model, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
-    const PARAGRAPHS: &str =
-        "{% for message in messages %}{{ message.content }}{{ '\\n\\n' }}{% endfor %}";
+    const PARAGRAPHS: &str = "{{ bos_token }}{% for message in messages %}{{ message.content }}{{ '\\n\\n' }}{% endfor %}";
     if let Some(template) = ChatTemplate::from_metadata(&model.gguf().metadata, tokenizer)? {
         return Ok(template);
     }
     tell(format_args!(
         "mor: the model has no chat template; each message is a paragraph that it continues"
     ));
-    Ok(ChatTemplate::new(PARAGRAPHS, String::new(), String::new())?)
+    // As before every text of such a model.
+    let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
+    let bos = match bos {
+        Some(id) => String::from_utf8_lossy(tokenizer.token_bytes(id, true)?).into_owned(),
+        None => String::new(),
+    };
+    Ok(ChatTemplate::new(PARAGRAPHS, bos, String::new())?)
 }

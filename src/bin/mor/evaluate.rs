@@ -58,7 +58,14 @@ fn score(
 ) -> Result<()> {
     let (number, t) = (line.number, line.ids.len());
     let vocab = session.model().hyperparameters().vocab_size;
-    let mut logits = Vec::with_capacity(t * vocab * 4);
+    let mut logits = Vec::new();
+    let bytes = t * vocab * size_of::<f32>();
+    let no_room = |_| {
+        format!(
+            "the logits of line {number} take {bytes} bytes, which the system does not give; score fewer lines at a time"
+        )
+    };
+    logits.try_reserve_exact(bytes).map_err(no_room)?;
     session.rewind(0)?;
     session.score(&line.ids, |_, row| {
         logits.extend(row.iter().flat_map(|l| l.to_le_bytes()));
@@ -98,7 +105,10 @@ pub fn generate_tokens(args: &GenerateTokensArgs) -> Result<()> {
     let mut session = input::session(&model, &args.engine, KvType::F32, params)?;
     session.set_sampler(SamplerParams::greedy())?;
     let batch = session.plan().params().batch;
-    let work = lines.iter().map(|l| (l.ids.len() + args.n) as u64).sum();
+    let work = lines
+        .iter()
+        .map(|l| l.ids.len().saturating_add(args.n) as u64);
+    let work = work.fold(0, u64::saturating_add);
     let (progress, mut out) = (Progress::new("writing", work), stdout());
     for TokenLine { ids, .. } in &lines {
         session.rewind(0)?;

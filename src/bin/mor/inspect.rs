@@ -3,7 +3,7 @@
 use crate::Result;
 use crate::args::{InspectArgs, PlanArgs};
 use crate::input;
-use crate::terminal::{counted, grouped, mebibytes, stdout};
+use crate::terminal::{counted, grouped, mebibytes, one_line, stdout};
 use mor::gguf::{Array, Value};
 use mor::model::{Hyperparameters, KvStrategy, LayerRun, RouterKind};
 use mor::{Device, Model, Plan, SessionParams};
@@ -21,7 +21,7 @@ pub fn inspect(args: &InspectArgs) -> Result<()> {
     }
     let h = model.hyperparameters();
     let name = h.name.as_deref().unwrap_or("(unnamed)");
-    writeln!(out, "{name}: {}", h.kind())?;
+    writeln!(out, "{}: {}", one_line(name), h.kind())?;
     writeln!(
         out,
         "  hidden {}  heads {} (key heads {}, size {})  feed-forward {}  vocabulary {}  context {}",
@@ -72,7 +72,7 @@ pub fn inspect(args: &InspectArgs) -> Result<()> {
     )?;
     writeln!(out, "\nmetadata")?;
     for (key, value) in model.gguf().metadata.iter() {
-        writeln!(out, "  {key} = {}", shown(value))?;
+        writeln!(out, "  {} = {}", one_line(key), shown(value))?;
     }
     if args.tensors {
         writeln!(out, "\ntensors")?;
@@ -81,7 +81,9 @@ pub fn inspect(args: &InspectArgs) -> Result<()> {
             writeln!(
                 out,
                 "  {:<40} {ty:<5} {:?} {} bytes",
-                tensor.name, tensor.dims, tensor.bytes
+                one_line(&tensor.name),
+                tensor.dims,
+                tensor.bytes
             )?;
         }
     }

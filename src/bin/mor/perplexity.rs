@@ -41,6 +41,14 @@ pub fn perplexity(args: &PerplexityArgs) -> Result<()> {
         logit_rows: 32,
         ..Default::default()
     };
+    // The last token of a window is only predicted, so that no run would look at it.
+    let vocab = model.hyperparameters().vocab_size;
+    if let Some(token) = tokens.iter().find(|token| **token as usize >= vocab) {
+        return Err(format!(
+            "the file's tokenizer gives token {token}, but its model has {vocab}; the tokenizer is another model's"
+        )
+        .into());
+    }
     let mut base = match &args.against {
         Some(path) => {
             let base = base_of(&model, path, &text, &tokens)?;
@@ -51,7 +59,6 @@ pub fn perplexity(args: &PerplexityArgs) -> Result<()> {
     let mut session = input::session(&model, &args.engine, KvType::F16, params)?;
     let (mut sum, mut count) = (0.0f64, 0usize);
     let batch = session.plan().params().batch;
-    let vocab = model.hyperparameters().vocab_size;
     let windows = tokens.chunks_exact(context);
     let progress = Progress::new("scoring", (windows.len() * (context - 1)) as u64);
     let first = context / 2;

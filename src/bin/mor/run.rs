@@ -4,7 +4,8 @@ use crate::Result;
 use crate::args::{RunArgs, SamplingArgs};
 use crate::input;
 use crate::terminal::{
-    Progress, Stdout, counted, depth_style, grouped, mebibytes, session_memory, stdout, tell,
+    Progress, Stdout, counted, depth_style, grouped, has_colours, mebibytes, session_memory,
+    stdout, tell,
 };
 use mor::generate::{Finish, GenerateParams, Piece};
 use mor::tokenizer::{EncodeOptions, Utf8Stream};
@@ -124,7 +125,7 @@ impl Output {
     pub fn new(depths: bool) -> Self {
         Output {
             stream: stdout(),
-            depths,
+            depths: depths && has_colours(),
             text: String::new(),
         }
     }

@@ -7,13 +7,18 @@ use std::fmt::Arguments;
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-/// Standard output, coloured on a terminal only. An error says that it is meant; a closed pipe keeps
+/// Standard output, which gets what is written as it is. An error says that it is meant; a closed pipe keeps
 /// its kind, by which the program knows it.
-pub struct Stdout(anstream::Stdout);
+pub struct Stdout(io::Stdout);
 
 /// Standard output.
 pub fn stdout() -> Stdout {
-    Stdout(anstream::stdout())
+    Stdout(io::stdout())
+}
+
+/// Whether standard output is to be coloured: on a terminal, unless the user wants none.
+pub fn has_colours() -> bool {
+    anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never
 }
 
 impl Write for Stdout {
