@@ -13,8 +13,9 @@ mod tokenizer;
 #[path = "convert/torch.rs"]
 mod torch;
 
-use mor::convert::ConvertOptions;
-use mor::gguf::Gguf;
+use mor::Model;
+use mor::convert::{ConvertOptions, Silent, SynthOptions, SynthShape, convert, synth};
+use mor::gguf::{Gguf, GgufWriter, TensorInfo, TensorPlan};
 use mor::quant::TensorType;
 use support::*;
 
@@ -41,6 +42,75 @@ fn every_case_converts_to_every_type() {
                 let wanted = if plain { TensorType::F32 } else { ty };
                 assert_eq!(tensor.ty, wanted, "{case}: {}", tensor.name);
             }
+        }
+    }
+}
+
+/// A header's length may begin with the letters of a zip.
+#[test]
+fn a_long_safetensors_header_is_no_zip() {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(case_folder("vanilla")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let path = folder.path().join("model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let padded = u64::from_le_bytes(*b"PK\x01\0\0\0\0\0");
+    let (header, data) = bytes[8..].split_at(length);
+    let spaces = vec![b' '; padded as usize - length];
+    std::fs::write(
+        &path,
+        [&padded.to_le_bytes()[..], header, &spaces, data].concat(),
+    )
+    .unwrap();
+    convert_folder(folder.path(), &ConvertOptions::default()).unwrap();
+}
+
+/// Keys that mean nothing in a Llama file do not get a meaning by being renamed, and ours do not belong there.
+#[test]
+fn a_llama_file_stays_a_vanilla_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let (from, to) = (folder.path().join("a.gguf"), folder.path().join("b.gguf"));
+    let options = SynthOptions {
+        shape: SynthShape::parse("tiny").unwrap(),
+        layers: None,
+        ty: TensorType::F32,
+        seed: 1,
+        mean_depth: None,
+    };
+    synth(&from, &options, &mut Silent).unwrap();
+    let bytes = std::fs::read(&from).unwrap();
+    let gguf = Gguf::parse(&bytes).unwrap();
+    assert_eq!(
+        gguf.metadata.str("general.architecture").unwrap(),
+        Some("llama")
+    );
+    for (prefix, refused) in [("llama", false), ("mor", true)] {
+        let mut metadata = gguf.metadata.clone();
+        metadata.insert(format!("{prefix}.recursion.count"), 2u32);
+        metadata.insert(format!("{prefix}.recursion.sharing"), "middle_cycle");
+        let plan = |t: &TensorInfo| TensorPlan {
+            name: t.name.clone(),
+            ty: t.ty,
+            dims: t.dims.clone(),
+        };
+        let plans: Vec<TensorPlan> = gguf.tensors().iter().map(plan).collect();
+        let changed = folder.path().join("c.gguf");
+        let mut writer = GgufWriter::create(&changed, &metadata, &plans).unwrap();
+        for t in gguf.tensors() {
+            writer
+                .write_tensor_bytes(&bytes[t.offset..][..t.bytes])
+                .unwrap();
+            writer.next_tensor().unwrap();
+        }
+        writer.finish().unwrap();
+        let outcome = convert(&changed, &to, &ConvertOptions::default(), &mut Silent);
+        assert_eq!(outcome.is_err(), refused, "{prefix}");
+        if !refused {
+            let model = Model::open(&to).unwrap();
+            assert_eq!(model.hyperparameters().recursions, 1);
         }
     }
 }

@@ -17,6 +17,11 @@ pub(super) const MAX_PICKLE_BYTES: usize = 16 << 20;
 const MAX_OBJECTS: usize = 1 << 20;
 /// Values on the stack at once.
 const MAX_STACK: usize = 1 << 20;
+/// Arguments of a call that are looked at, dimensions of a tensor, and bytes of a storage's key: what is made by a
+/// short call must be short, or a long list that is named again and again would be copied as often.
+const MAX_ARGUMENTS: usize = 4;
+const MAX_DIMENSIONS: usize = 8;
+const MAX_KEY: usize = 256;
 
 /// Where training scripts keep the model in a larger dictionary.
 const WRAPPING_KEYS: [&str; 4] = ["state_dict", "model", "module", "model_state_dict"];
@@ -131,6 +136,8 @@ struct Machine<'a> {
     dicts: Vec<Vec<(Item, Item)>>,
     storages: Vec<(Dtype, Range<usize>)>,
     tensors: Vec<PickledTensor>,
+    /// Entries that dictionaries were made with.
+    entries: usize,
 }
 
 impl Machine<'_> {
@@ -211,7 +218,8 @@ impl Machine<'_> {
         let Item::Sequence(arguments) = arguments else {
             return Err(damaged());
         };
-        let arguments = self.sequences.get(arguments).cloned().unwrap_or_default();
+        let arguments = self.sequences.get(arguments).map_or(&[][..], Vec::as_slice);
+        let arguments = arguments[..arguments.len().min(MAX_ARGUMENTS)].to_vec();
         let result = match callee {
             Item::Global(Global::OrderedDict) => self.ordered_dict(&arguments)?,
             Item::Global(Global::RebuildTensor) => self.tensor(&arguments)?,
@@ -227,6 +235,10 @@ impl Machine<'_> {
     fn ordered_dict(&mut self, arguments: &[Item]) -> Result<Item> {
         let mut entries = Vec::new();
         if let Some(&first) = arguments.first() {
+            self.entries += self.sequence(first)?.len();
+            if self.entries > MAX_OBJECTS {
+                return Err(refuse(format!("makes more than {MAX_OBJECTS} entries")));
+            }
             for &pair in self.sequence(first)? {
                 match self.sequence(pair)? {
                     &[key, value] => entries.push((key, value)),
@@ -243,6 +255,9 @@ impl Machine<'_> {
             return Err(damaged());
         };
         let (dtype, key) = self.storages.get(storage).cloned().ok_or_else(damaged)?;
+        if key.len() > MAX_KEY {
+            return Err(refuse(format!("names a storage by {} bytes", key.len())));
+        }
         let tensor = PickledTensor {
             dtype,
             storage: self.as_text(Item::Text(key.start, key.end))?.to_string(),
@@ -466,7 +481,14 @@ impl Machine<'_> {
     }
 
     fn sizes(&self, item: Item) -> Result<Vec<usize>> {
-        self.sequence(item)?.iter().map(|&i| as_size(i)).collect()
+        let sizes = self.sequence(item)?;
+        if sizes.len() > MAX_DIMENSIONS {
+            return Err(refuse(format!(
+                "has a tensor of {} dimensions",
+                sizes.len()
+            )));
+        }
+        sizes.iter().map(|&i| as_size(i)).collect()
     }
 
     fn as_text(&self, item: Item) -> Result<&str> {
@@ -566,6 +588,27 @@ mod tests {
             strides: vec![1],
         };
         assert_eq!(state.tensors, [("a".to_string(), tensor)]);
+    }
+
+    /// A list that is written once and named often is not copied as often.
+    #[test]
+    fn long_lists_are_not_copied_again_and_again() {
+        let many = 100_000;
+        // A tuple of that many numbers, remembered as 9; `call` is done with it that often.
+        let calls = |before: &[u8], call: &[u8]| {
+            let mut p = [b"\x80\x02(", &b"K\x01".repeat(many)[..], b"tq\x09"].concat();
+            p.extend(before);
+            p.extend(call.repeat(many));
+            p.push(b'.');
+            read_state_dict(&p).map(drop).unwrap_err().to_string()
+        };
+        let tensor = b"ctorch._utils\n_rebuild_tensor_v2\nq\x01((X\x07\x00\x00\x00storagectorch\nBFloat16Storage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x02tQq\x020";
+        let refused = calls(tensor, b"h\x01(h\x02K\x00h\x09h\x09tR0");
+        assert!(refused.contains("dimensions"), "{refused}");
+        let pairs = b"ccollections\nOrderedDict\nq\x01(";
+        let pairs = [pairs, &b"K\x01K\x01\x86".repeat(1000)[..], b"tq\x03"].concat();
+        let refused = calls(&pairs, b"h\x01h\x03\x85R0");
+        assert!(refused.contains("entries"), "{refused}");
     }
 
     #[test]
