@@ -208,6 +208,10 @@ inline result<T> fail(mor_status status, const char *text) noexcept {
 inline result<void> succeed() noexcept { return {}; }
 #endif
 
+/// C takes texts that end with zero bytes: one that has another inside would be cut.
+inline bool is_cut(std::string_view text) noexcept { return text.find('\0') != text.npos; }
+inline constexpr const char *cut = "a text has a zero byte inside";
+
 /// A struct that says its own size, to be filled in by the library.
 template <class T>
 T sized() noexcept {
@@ -359,6 +363,7 @@ inline std::string_view version() noexcept { return mor_version(); }
 class model : public detail::handle<mor_model, detail::free_model> {
 public:
     static outcome<model> load(std::string_view path, const model_params &params = {}) {
+        if (detail::is_cut(path)) return detail::fail<model>(MOR_ERROR_INVALID_ARGUMENT, detail::cut);
         // A view need not end with a zero byte.
         std::string name(path);
         return make([&](mor_model **out, mor_error *error) {
@@ -389,6 +394,7 @@ public:
 
     /// The value of a metadata key whose value is a string.
     outcome<std::string> metadata(std::string_view key) const {
+        if (detail::is_cut(key)) return detail::fail<std::string>(MOR_ERROR_INVALID_ARGUMENT, detail::cut);
         std::string name(key), value;
         std::size_t bytes = 0;
         mor_status status = mor_model_metadata(get(), name.c_str(), nullptr, 0, &bytes);
@@ -413,7 +419,7 @@ public:
     /// What a session will take, to the byte.
     outcome<mor_session_plan_info> plan(const session_params &params = {}) const {
         auto plan = detail::sized<mor_session_plan_info>();
-        mor_error error;
+        mor_error error{};
         mor_status status = mor_session_plan(get(), &params, &plan, &error);
         if (status != MOR_OK) return detail::fail<mor_session_plan_info>(status, error.text);
         return plan;
@@ -425,7 +431,7 @@ private:
     template <class Load>
     static outcome<model> make(Load &&load) {
         mor_model *out = nullptr;
-        mor_error error;
+        mor_error error{};
         mor_status status = load(&out, &error);
         if (status != MOR_OK) return detail::fail<model>(status, error.text);
         return model(out);
@@ -444,7 +450,7 @@ class tokenizer
 public:
     static outcome<tokenizer> create(const model &model, const tokenizer_params &params = {}) {
         mor_tokenizer *out = nullptr;
-        mor_error error;
+        mor_error error{};
         mor_status status = mor_tokenizer_create(model.get(), &params, &out, &error);
         if (status != MOR_OK) return detail::fail<tokenizer>(status, error.text);
         return tokenizer(out);
@@ -531,6 +537,8 @@ public:
         std::vector<mor_chat_message> turns;
         turns.reserve(messages.size());
         for (const chat_message &message : messages) {
+            if (detail::is_cut(message.role) || detail::is_cut(message.content))
+                return detail::fail<std::string>(MOR_ERROR_INVALID_ARGUMENT, detail::cut);
             const std::string &role = texts.emplace_back(message.role);
             const std::string &content = texts.emplace_back(message.content);
             turns.push_back({role.c_str(), content.c_str()});
@@ -567,7 +575,7 @@ public:
     /// In memory of its own.
     static outcome<session> create(const model &model, const session_params &params = {}) {
         mor_session *out = nullptr;
-        mor_error error;
+        mor_error error{};
         mor_status status = mor_session_create(model.get(), &params, &out, &error);
         if (status != MOR_OK) return detail::fail<session>(status, error.text);
         return session(out);
@@ -577,7 +585,7 @@ public:
     static outcome<session> create_in(const model &model, const session_params &params,
                                       span<std::byte> memory) {
         mor_session *out = nullptr;
-        mor_error error;
+        mor_error error{};
         mor_status status =
             mor_session_create_in(model.get(), &params, memory.data(), memory.size(), &out, &error);
         if (status != MOR_OK) return detail::fail<session>(status, error.text);
@@ -788,7 +796,7 @@ class batch : public detail::exclusive<mor_batch, detail::free_batch, mor_batch_
 public:
     static outcome<batch> create(const model &model, const batch_params &params = {}) {
         mor_batch *out = nullptr;
-        mor_error error;
+        mor_error error{};
         mor_status status = mor_batch_create(model.get(), &params, &out, &error);
         if (status != MOR_OK) return detail::fail<batch>(status, error.text);
         return batch(out);
@@ -797,7 +805,7 @@ public:
     /// What a batch will take, to the byte.
     static outcome<mor_batch_plan_info> plan(const model &model, const batch_params &params = {}) {
         auto plan = detail::sized<mor_batch_plan_info>();
-        mor_error error;
+        mor_error error{};
         mor_status status = mor_batch_plan(model.get(), &params, &plan, &error);
         if (status != MOR_OK) return detail::fail<mor_batch_plan_info>(status, error.text);
         return plan;
@@ -807,7 +815,7 @@ public:
     static outcome<mor_batch_plan_info> plan_in(const model &model, const batch_params &params,
                                                 double mean_depth, std::size_t bytes) {
         auto plan = detail::sized<mor_batch_plan_info>();
-        mor_error error;
+        mor_error error{};
         mor_status status =
             mor_batch_plan_in(model.get(), &params, mean_depth, bytes, &plan, &error);
         if (status != MOR_OK) return detail::fail<mor_batch_plan_info>(status, error.text);
@@ -818,7 +826,7 @@ public:
     static outcome<std::size_t> pages_for(const model &model, const batch_params &params,
                                           double mean_depth) {
         std::size_t pages = 0;
-        mor_error error;
+        mor_error error{};
         mor_status status = mor_batch_pages_for(model.get(), &params, mean_depth, &pages, &error);
         if (status != MOR_OK) return detail::fail<std::size_t>(status, error.text);
         return pages;

@@ -316,7 +316,7 @@ pub unsafe extern "C" fn mor_batch_plan(
     out_plan: *mut mor_batch_plan_info,
     out_error: *mut mor_error,
 ) -> mor_status {
-    boundary!(mor_status::MOR_ERROR_INTERNAL, {
+    boundary!(error: out_error, {
         // SAFETY: the caller's duty, see the manual.
         unsafe {
             let plan = |model: &Model, params: &SessionParams| Plan::batch(model, params);
@@ -348,7 +348,7 @@ pub unsafe extern "C" fn mor_batch_plan_in(
     out_plan: *mut mor_batch_plan_info,
     out_error: *mut mor_error,
 ) -> mor_status {
-    boundary!(mor_status::MOR_ERROR_INTERNAL, {
+    boundary!(error: out_error, {
         // SAFETY: the caller's duty, see the manual.
         unsafe {
             let plan = |model: &Model, params: &SessionParams| {
@@ -376,7 +376,7 @@ pub unsafe extern "C" fn mor_batch_pages_for(
     out_pages: *mut usize,
     out_error: *mut mor_error,
 ) -> mor_status {
-    boundary!(mor_status::MOR_ERROR_INTERNAL, {
+    boundary!(error: out_error, {
         let work = || {
             check_out(out_pages, "out_pages")?;
             // SAFETY: the caller's duty, see the manual.
@@ -408,7 +408,7 @@ pub unsafe extern "C" fn mor_batch_create(
     out_batch: *mut *mut mor_batch,
     out_error: *mut mor_error,
 ) -> mor_status {
-    boundary!(mor_status::MOR_ERROR_INTERNAL, {
+    boundary!(error: out_error, {
         let work = || {
             check_out(out_batch, "out_batch")?;
             // SAFETY: the caller's duty, see the manual.

@@ -168,7 +168,7 @@ pub unsafe extern "C" fn mor_model_load(
     out_model: *mut *mut mor_model,
     out_error: *mut mor_error,
 ) -> mor_status {
-    boundary!(mor_status::MOR_ERROR_INTERNAL, {
+    boundary!(error: out_error, {
         // SAFETY: the caller's duty, see the manual.
         unsafe {
             report(
@@ -196,7 +196,7 @@ pub unsafe extern "C" fn mor_model_load_descriptor(
     out_model: *mut *mut mor_model,
     out_error: *mut mor_error,
 ) -> mor_status {
-    boundary!(mor_status::MOR_ERROR_INTERNAL, {
+    boundary!(error: out_error, {
         let bytes = (bytes > 0).then_some(bytes);
         // SAFETY: the caller's duty, see the manual.
         unsafe {
@@ -227,7 +227,7 @@ pub unsafe extern "C" fn mor_model_load_memory(
     out_model: *mut *mut mor_model,
     out_error: *mut mor_error,
 ) -> mor_status {
-    boundary!(mor_status::MOR_ERROR_INTERNAL, {
+    boundary!(error: out_error, {
         // SAFETY: the caller's duty, see the manual.
         unsafe {
             report(

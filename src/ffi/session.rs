@@ -291,7 +291,7 @@ pub unsafe extern "C" fn mor_session_plan(
     out_plan: *mut mor_session_plan_info,
     out_error: *mut mor_error,
 ) -> mor_status {
-    boundary!(mor_status::MOR_ERROR_INTERNAL, {
+    boundary!(error: out_error, {
         let work = || {
             // SAFETY: the caller's duty, see the manual.
             let (_, plan) = unsafe { plan(model, params) }?;
@@ -346,7 +346,7 @@ pub unsafe extern "C" fn mor_session_create(
     out_session: *mut *mut mor_session,
     out_error: *mut mor_error,
 ) -> mor_status {
-    boundary!(mor_status::MOR_ERROR_INTERNAL, {
+    boundary!(error: out_error, {
         let work = || {
             check_out(out_session, "out_session")?;
             // SAFETY: the caller's duty, see the manual.
@@ -383,7 +383,7 @@ pub unsafe extern "C" fn mor_session_create_in(
     out_session: *mut *mut mor_session,
     out_error: *mut mor_error,
 ) -> mor_status {
-    boundary!(mor_status::MOR_ERROR_INTERNAL, {
+    boundary!(error: out_error, {
         let work = || {
             check_out(out_session, "out_session")?;
             // SAFETY: the caller's duty, see the manual.

@@ -203,6 +203,12 @@ pub(super) unsafe fn report(outcome: Result<(), Failure>, out_error: *mut mor_er
     status
 }
 
+/// Tells that a call that makes an object panicked.
+pub(super) unsafe fn report_panic(out_error: *mut mor_error) -> mor_status {
+    // SAFETY: passed on.
+    unsafe { report(Err(Failure::Status(MOR_ERROR_INTERNAL)), out_error) }
+}
+
 /// Writes a `mor_error`. The caller passes room for one.
 pub(super) unsafe fn put_error(out: *mut mor_error, status: mor_status, text: &str) {
     let mut last = LastError::EMPTY;

@@ -99,7 +99,7 @@ pub unsafe extern "C" fn mor_tokenizer_create(
     out_tokenizer: *mut *mut mor_tokenizer,
     out_error: *mut mor_error,
 ) -> mor_status {
-    boundary!(mor_status::MOR_ERROR_INTERNAL, {
+    boundary!(error: out_error, {
         let work = || {
             check_out(out_tokenizer, "out_tokenizer")?;
             // SAFETY: the caller's duty, see the manual.

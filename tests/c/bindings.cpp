@@ -146,6 +146,8 @@ void run_batch(const mor::model &model, mor::session &session,
 int run(const char *path) {
     EXPECT(!mor::version().empty());
     EXPECT(STATUS(mor::model::load("/nowhere/model.gguf")) == MOR_ERROR_IO);
+    // What a zero byte would cut is refused.
+    EXPECT(STATUS(mor::model::load(std::string_view("a\0b", 3))) == MOR_ERROR_INVALID_ARGUMENT);
     std::vector<std::byte> bytes = read(path);
     EXPECT(STATUS(mor::model::load_memory(mor::span<const std::byte>(bytes.data(), 100))) ==
            MOR_ERROR_FORMAT);
@@ -176,6 +178,9 @@ int run(const char *path) {
     EXPECT(!VALUE(tokenizer.is_end(tokens[0])));
     EXPECT(STATUS(tokenizer.encode("\xff")) == MOR_ERROR_INVALID_ARGUMENT);
     const mor::chat_message turns[] = {{"user", "Hello"}};
+    EXPECT(STATUS(model.metadata(std::string_view("general.name\0", 13))) == MOR_ERROR_INVALID_ARGUMENT);
+    const mor::chat_message short_turns[] = {{"user", std::string_view("a\0b", 3)}};
+    EXPECT(STATUS(tokenizer.format_chat(short_turns)) == MOR_ERROR_INVALID_ARGUMENT);
     mor_status chat = STATUS(tokenizer.format_chat(turns));
     EXPECT(chat == MOR_OK || chat == MOR_ERROR_TEMPLATE || chat == MOR_ERROR_UNSUPPORTED);
 
