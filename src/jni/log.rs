@@ -56,6 +56,17 @@ pub(super) unsafe extern "C" fn write(
 }
 
 native! {
+    fn Java_dev_mor_Native_hold(jni, kept: jobject) -> jlong {
+        Ok(jni.keep(kept)? as usize as jlong)
+    }
+
+    fn Java_dev_mor_Native_letGo(jni, held: jlong) {
+        if held != 0 {
+            jni.drop_kept(held as usize as jobject);
+        }
+        Ok(())
+    }
+
     fn Java_dev_mor_Native_logCreate(jni, receiver: jobject) -> jlong {
         let method = jni.method(c"log", c"(Ljava/lang/Object;I[B)Z")?;
         let machine = jni.machine()?;

@@ -206,6 +206,7 @@ fun idioms() {
             val plan = model.plan(small)
             var memory: java.nio.ByteBuffer? =
                 java.nio.ByteBuffer.allocateDirect((plan.bytes + plan.alignment).toInt())
+            val collected = java.lang.ref.WeakReference(memory)
             val session = Session(model, small, memory)
             memory = null
             // It is only the session's now, and is not collected.
@@ -216,6 +217,9 @@ fun idioms() {
             val wanted = model.prompted().use { it.generate(most(12)); it.tokens().toList() }
             assertEquals(wanted, session.tokens().toList())
             session.close()
+            // Nobody holds it any more.
+            repeat(50) { if (collected.get() != null) { System.gc(); Thread.sleep(20) } }
+            assertTrue(collected.get() == null)
         }
     }
 

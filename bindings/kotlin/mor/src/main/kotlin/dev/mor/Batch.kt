@@ -17,12 +17,10 @@ public class Batch @JvmOverloads constructor(
     public val model: Model,
     params: BatchParams = BatchParams(),
 ) : AutoCloseable {
-    private val handle = Handle(
-        "batch",
-        model.handle.call { Native.batchCreate(it, params.fields(), params.cpus?.toIntArray()) },
-        exclusive = true,
-        Native::batchFree,
-    )
+    private val handle =
+        Handle.of("batch", exclusive = true, listOfNotNull(model.data), Native::batchFree) {
+            model.handle.call { Native.batchCreate(it, params.fields(), params.cpus?.toIntArray()) }
+        }
 
     /**
      * Adds a sequence. Nothing is run yet: [tick] does that.

@@ -98,5 +98,29 @@ internal class Handle(
     companion object {
         /** How many there are that are not freed. */
         val live = AtomicInteger()
+
+        /**
+         * Makes an object by [make]. What it uses of Java's memory, [kept], is not collected before
+         * it is freed; a field would not do, for nobody may read it.
+         */
+        inline fun of(
+            name: String,
+            exclusive: Boolean,
+            kept: List<Any>,
+            crossinline free: (Long) -> Unit,
+            make: () -> Long,
+        ): Handle {
+            val held = if (kept.isEmpty()) 0 else Native.hold(kept)
+            val address = try {
+                make()
+            } catch (failure: Throwable) {
+                Native.letGo(held)
+                throw failure
+            }
+            return Handle(name, address, exclusive) {
+                free(it)
+                Native.letGo(held)
+            }
+        }
     }
 }

@@ -14,7 +14,7 @@ import java.nio.ByteBuffer
 public class Model private constructor(
     internal val handle: Handle,
     /** The memory that it is used in place from: not to be collected before all that use it. */
-    private val data: ByteBuffer?,
+    internal val data: ByteBuffer?,
 ) : AutoCloseable {
     /** What the model says about itself. It stands after the model is closed. */
     public val info: ModelInfo = ModelInfo.of(handle.call { Native.modelDescribe(it) })
@@ -138,17 +138,20 @@ public class Model private constructor(
         ): Model {
             val log = params.log?.let { Native.logCreate(it) } ?: 0
             val freeLog = { if (log != 0L) Native.logFree(log) }
-            val address = try {
-                make(params.flags(), log)
-            } catch (failure: Throwable) {
-                freeLog()
-                throw failure
-            }
             val free = { model: Long ->
                 Native.modelFree(model)
                 freeLog()
             }
-            return Model(Handle("model", address, exclusive = false, free), data)
+            val kept = listOfNotNull(data)
+            val handle = Handle.of("model", exclusive = false, kept, free) {
+                try {
+                    make(params.flags(), log)
+                } catch (failure: Throwable) {
+                    freeLog()
+                    throw failure
+                }
+            }
+            return Model(handle, data)
         }
     }
 }

@@ -32,6 +32,10 @@ internal object Native {
 
     // What the library is asked.
 
+    /** Keeps an object from being collected, until [letGo] of what this answers. */
+    @JvmStatic external fun hold(kept: Any): Long
+    @JvmStatic external fun letGo(held: Long)
+
     @JvmStatic external fun version(): ByteArray
     @JvmStatic external fun statusText(status: Int): ByteArray
 

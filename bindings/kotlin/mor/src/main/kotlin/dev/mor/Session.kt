@@ -20,7 +20,7 @@ import java.nio.ByteBuffer
 public class Session @JvmOverloads constructor(
     public val model: Model,
     params: SessionParams = SessionParams(),
-    private val memory: ByteBuffer? = null,
+    memory: ByteBuffer? = null,
 ) : AutoCloseable {
     private val handle: Handle
 
@@ -31,13 +31,15 @@ public class Session @JvmOverloads constructor(
     init {
         val (fields, cpus) = params.fields() to params.cpus?.toIntArray()
         if (memory?.isReadOnly == true) throw MorException.InvalidArgument("the buffer is read-only")
-        val address = model.handle.call {
-            when (memory) {
-                null -> Native.sessionCreate(it, fields, cpus)
-                else -> Native.sessionCreateIn(it, fields, cpus, memory.slice())
+        val kept = listOfNotNull(memory, model.data)
+        handle = Handle.of("session", exclusive = true, kept, Native::sessionFree) {
+            model.handle.call {
+                when (memory) {
+                    null -> Native.sessionCreate(it, fields, cpus)
+                    else -> Native.sessionCreateIn(it, fields, cpus, memory.slice())
+                }
             }
         }
-        handle = Handle("session", address, exclusive = true, Native::sessionFree)
     }
 
     /**

@@ -15,12 +15,10 @@ public class Tokenizer @JvmOverloads constructor(
     public val model: Model,
     maxPieceBytes: Int = DEFAULT_MAX_PIECE_BYTES,
 ) : AutoCloseable {
-    private val handle = Handle(
-        "tokenizer",
-        model.handle.call { Native.tokenizerCreate(it, maxPieceBytes.toLong()) },
-        exclusive = true,
-        Native::tokenizerFree,
-    )
+    private val handle =
+        Handle.of("tokenizer", exclusive = true, listOfNotNull(model.data), Native::tokenizerFree) {
+            model.handle.call { Native.tokenizerCreate(it, maxPieceBytes.toLong()) }
+        }
 
     /** What the tokenizer says about itself. It stands after the tokenizer is closed. */
     public val info: TokenizerInfo = TokenizerInfo.of(handle.call { Native.tokenizerDescribe(it) })
