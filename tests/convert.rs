@@ -14,7 +14,7 @@ mod tokenizer;
 mod torch;
 
 use mor::Model;
-use mor::convert::{ConvertOptions, Silent, SynthOptions, SynthShape, convert, synth};
+use mor::convert::{ConvertOptions, Output, Silent, SynthOptions, SynthShape, convert, synth};
 use mor::gguf::{Gguf, GgufWriter, TensorInfo, TensorPlan};
 use mor::quant::TensorType;
 use support::*;
@@ -126,4 +126,19 @@ fn a_type_without_an_encoder_is_refused() {
         error,
         "Q6_K cannot be written; choose one of F32, F16, BF16, Q8_0, Q4_0, Q4_1"
     );
+}
+
+/// A name that no file can have costs no work; one that is as long as names can be is none of those.
+#[test]
+fn outputs_by_their_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = Output::new(&folder.path().join("missing/"))
+        .map(drop)
+        .unwrap_err();
+    assert!(error.to_string().contains("names no file"), "{error}");
+    let longest = folder.path().join("x".repeat(255));
+    let output = Output::new(&longest).unwrap();
+    std::fs::write(output.temporary(), "whole").unwrap();
+    output.keep().unwrap();
+    assert_eq!(std::fs::read_to_string(longest).unwrap(), "whole");
 }

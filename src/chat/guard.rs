@@ -5,6 +5,9 @@
 //! own whose stack is large enough for the deepest that the template's size and fuel allow (memory
 //! is only taken for what is used). Deeper than any stack is a value that contains itself; only a
 //! namespace can, so templates that use one other than by its attributes are refused.
+//!
+//! What it does not keep a template from: values that share parts of themselves (`[x, x]`, again and again) are made
+//! in few steps and printed or compared in very many, which the engine counts as one.
 
 use crate::error::{Error, Result};
 

@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::error::{Error, Result};
 
@@ -27,12 +28,13 @@ impl Output {
     /// folder) has that name, or when its folder does not exist.
     pub fn new(path: &Path) -> Result<Output> {
         let target = resolve(path)?;
-        let name = target.file_name().ok_or_else(|| {
-            Error::argument(format_args!(
+        let of_folder = path.as_os_str().as_encoded_bytes().ends_with(b"/");
+        if of_folder || target.file_name().is_none() {
+            return Err(Error::argument(format_args!(
                 "cannot write '{}': it names no file",
                 path.display()
-            ))
-        })?;
+            )));
+        }
         let folder = match target.parent() {
             Some(folder) if folder != Path::new("") => folder,
             _ => Path::new("."),
@@ -44,9 +46,10 @@ impl Output {
                 folder.display()
             )));
         }
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{}.unverified", std::process::id()));
+        // Not made of the file's own, which may be as long as names can be.
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let hidden = format!(".mor-{}-{number}.unverified", std::process::id());
         Ok(Output {
             asked: path.to_owned(),
             temporary: target.with_file_name(hidden),
