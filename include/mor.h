@@ -1446,8 +1446,8 @@ const char *mor_session_last_error(const struct mor_session *session);
 
 /**
  * Ends the session's call in progress within the time of one layer (on a GPU of one pass), or its next
- * call at once. Any thread, any time, also from a signal handler or a callback; never blocks. One cancel ends one
- * `mor_session_prefill` or `mor_session_step`, with `MOR_ERROR_CANCELLED`, or one
+ * call at once. Any thread, any time, also from a signal handler or a callback; never blocks. One
+ * cancel ends one `mor_session_prefill` or `mor_session_step`, with `MOR_ERROR_CANCELLED`, or one
  * `mor_session_generate`, with `MOR_OK` and `MOR_FINISH_CANCELLED` (with no call of its callback,
  * where the cancel came before the first token). Only a NULL or freed session is a failure.
  */
@@ -1609,8 +1609,8 @@ enum mor_status mor_session_kv_bytes_used(struct mor_session *session, size_t *o
 
 /**
  * Sets the routers' cut from the next token on: a token goes on while the sigmoid of its score (the
- * score itself, where the router has no function) is at least this. Higher is faster and coarser; 0 sends every token through all recursions, 1 none.
- * Models without expert-choice routers take no notice.
+ * score itself, where the router has no function) is at least this. Higher is faster and coarser; 0
+ * sends every token through all recursions, 1 none. Models without expert-choice routers take no notice.
  *
  * @param session  the session
  * @param cut      from 0 to 1; a session begins with the cut that the model was trained for

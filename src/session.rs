@@ -79,8 +79,8 @@ pub(crate) enum Last {
 pub struct Canceller(Shared<AtomicBool>);
 
 impl Canceller {
-    /// Ends the session's call in progress within the time of one layer (on a GPU of one pass), or its next call at
-    /// once: [`Session::prefill`] and the like then fail with [`Error::Cancelled`] and the session
+    /// Ends the session's call in progress within the time of one layer (on a GPU of one pass), or its
+    /// next call at once: [`Session::prefill`] and the like then fail with [`Error::Cancelled`] and the session
     /// stands where it stood before; [`Session::generate`] ends with
     /// [`Finish::Cancelled`](crate::generate::Finish::Cancelled). One cancel ends one call.
     pub fn cancel(&self) {
@@ -267,7 +267,8 @@ impl<'m> Session<'m> {
     }
 
     /// The cut of threshold routing: a token goes on while the sigmoid of its score (the score itself,
-    /// where the router has no function) is at least this. Higher is faster and coarser; 0 sends every token through all recursions.
+    /// where the router has no function) is at least this. Higher is faster and coarser; 0 sends every
+    /// token through all recursions.
     pub fn set_cut(&mut self, cut: f32) -> Result<()> {
         self.settings.set_cut(cut)
     }

@@ -1,6 +1,8 @@
 //! What the program writes with the model that it carries.
 #![cfg(feature = "cli")]
 
+mod common;
+
 use std::io::{Read, Write};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -428,25 +430,11 @@ fn the_default_model_s_routers_have_not_collapsed() {
 
 /// The default model with other metadata.
 fn with_metadata(path: &std::path::Path, change: impl Fn(&mut mor::gguf::Metadata)) {
-    use mor::gguf::{Gguf, GgufWriter, TensorPlan};
     let bytes = std::fs::read(MODEL).unwrap();
-    let gguf = Gguf::parse(&bytes).unwrap();
+    let gguf = mor::gguf::Gguf::parse(&bytes).unwrap();
     let mut metadata = gguf.metadata.clone();
     change(&mut metadata);
-    let plans = gguf.tensors().iter().map(|t| TensorPlan {
-        name: t.name.clone(),
-        ty: t.ty,
-        dims: t.dims.clone(),
-    });
-    let plans: Vec<TensorPlan> = plans.collect();
-    let mut writer = GgufWriter::create(path, &metadata, &plans).unwrap();
-    for t in gguf.tensors() {
-        writer
-            .write_tensor_bytes(&bytes[t.offset..][..t.bytes])
-            .unwrap();
-        writer.next_tensor().unwrap();
-    }
-    writer.finish().unwrap();
+    common::write_copy(path, &metadata, &gguf, &bytes);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Checkpoints in, GGUF out: every case of the reference, and what can be wrong with a checkpoint.
 #![cfg(feature = "convert")]
 
+mod common;
 #[path = "convert/support.rs"]
 mod support;
 
@@ -15,7 +16,7 @@ mod torch;
 
 use mor::Model;
 use mor::convert::{ConvertOptions, Output, Silent, SynthOptions, SynthShape, convert, synth};
-use mor::gguf::{Gguf, GgufWriter, TensorInfo, TensorPlan};
+use mor::gguf::Gguf;
 use mor::quant::TensorType;
 use support::*;
 
@@ -91,21 +92,8 @@ fn a_llama_file_stays_a_vanilla_model() {
         let mut metadata = gguf.metadata.clone();
         metadata.insert(format!("{prefix}.recursion.count"), 2u32);
         metadata.insert(format!("{prefix}.recursion.sharing"), "middle_cycle");
-        let plan = |t: &TensorInfo| TensorPlan {
-            name: t.name.clone(),
-            ty: t.ty,
-            dims: t.dims.clone(),
-        };
-        let plans: Vec<TensorPlan> = gguf.tensors().iter().map(plan).collect();
         let changed = folder.path().join("c.gguf");
-        let mut writer = GgufWriter::create(&changed, &metadata, &plans).unwrap();
-        for t in gguf.tensors() {
-            writer
-                .write_tensor_bytes(&bytes[t.offset..][..t.bytes])
-                .unwrap();
-            writer.next_tensor().unwrap();
-        }
-        writer.finish().unwrap();
+        common::write_copy(&changed, &metadata, &gguf, &bytes);
         let outcome = convert(&changed, &to, &ConvertOptions::default(), &mut Silent);
         assert_eq!(outcome.is_err(), refused, "{prefix}");
         if !refused {

@@ -821,6 +821,22 @@ fn a_step_is_one_launch_and_takes_no_memory() {
     assert_eq!(fake.calls("cuLaunchKernel"), 0);
 }
 
+fn run(batch: &mut Batch) {
+    while !batch.is_idle() {
+        batch.tick().unwrap();
+    }
+}
+
+/// The tokens of a session after a prompt and so many more, each drawn and run.
+fn continued(session: &mut Session, prompt: &[u32], count: usize) -> Vec<u32> {
+    session.prefill(prompt).unwrap();
+    for _ in 0..count {
+        let token = session.sample().unwrap();
+        session.prefill(&[token]).unwrap();
+    }
+    session.tokens().to_vec()
+}
+
 fn request(prompt: &[u32], max_tokens: usize) -> Request<'_> {
     Request {
         prompt,
@@ -851,9 +867,7 @@ fn a_page_that_changes_twice_is_the_last_one() {
         let prompts: [Vec<u32>; 2] = [(1..25).collect(), (30..54).collect()];
         let parents = prompts.each_ref().map(|prompt| {
             let id = batch.add(&request(prompt, 0)).unwrap();
-            while !batch.is_idle() {
-                batch.tick().unwrap();
-            }
+            run(&mut batch);
             id
         });
         // One that never runs, and another at its place.
@@ -862,17 +876,11 @@ fn a_page_that_changes_twice_is_the_last_one() {
         let id = batch.fork(parents[1], 24, &request(&[7], 3)).unwrap();
         fake.set("MOR_FAKE_CUDA_FAIL", "cuGraphLaunch:1=719");
         assert!(matches!(batch.tick(), Err(Error::Device(_))));
-        while !batch.is_idle() {
-            batch.tick().unwrap();
-        }
+        run(&mut batch);
         let mut session = Session::new(&model, &params()).unwrap();
         session.set_sampler(SamplerParams::greedy()).unwrap();
-        session.prefill(&[&prompts[1][..], &[7]].concat()).unwrap();
-        for _ in 0..3 {
-            let token = session.sample().unwrap();
-            session.prefill(&[token]).unwrap();
-        }
-        assert_eq!(batch.tokens(id).unwrap(), session.tokens(), "{order}");
+        let alone = continued(&mut session, &[&prompts[1][..], &[7]].concat(), 3);
+        assert_eq!(batch.tokens(id).unwrap(), alone, "{order}");
     }
     fake.reset();
 }
@@ -931,16 +939,12 @@ fn a_failed_launch_is_nobodys_fault() {
         };
         let mut batch = Batch::new(&model, &of_two).unwrap();
         let bad = batch.add(&request(&[5], 0)).unwrap();
-        while !batch.is_idle() {
-            batch.tick().unwrap();
-        }
+        run(&mut batch);
         assert!(batch.failure(bad).unwrap().is_some());
         let good = batch.add(&request(&[6, 7], 2)).unwrap();
         fake.set("MOR_FAKE_CUDA_FAIL", "cuGraphLaunch:1=719");
         assert!(matches!(batch.tick(), Err(Error::Device(_))));
-        while !batch.is_idle() {
-            batch.tick().unwrap();
-        }
+        run(&mut batch);
         assert!(batch.failure(good).unwrap().is_none());
         assert_eq!(batch.tokens(good).unwrap().len(), 4);
     }
@@ -1048,27 +1052,15 @@ fn a_failed_fork_or_restore_leaves_nothing() {
     let mut batch = Batch::new(&model, &of_three).unwrap();
     let prompt: Vec<u32> = (1..25).collect();
     let parent = batch.add(&request(&prompt, 0)).unwrap();
-    while !batch.is_idle() {
-        batch.tick().unwrap();
-    }
+    run(&mut batch);
     fake.set("MOR_FAKE_CUDA_FAIL", "cuMemcpyHtoD_v2:1=719");
     let failed = batch.fork(parent, 24, &request(&[7], 3));
     assert!(matches!(failed, Err(Error::Device(_))));
     let id = batch.add(&request(&[1, 2, 3], 3)).unwrap();
-    while !batch.is_idle() {
-        batch.tick().unwrap();
-    }
+    run(&mut batch);
     let mut session = Session::new(&model, &params()).unwrap();
     session.set_sampler(SamplerParams::greedy()).unwrap();
-    let generate = |session: &mut Session, prompt: &[u32], count: usize| {
-        session.prefill(prompt).unwrap();
-        for _ in 0..count {
-            let token = session.sample().unwrap();
-            session.prefill(&[token]).unwrap();
-        }
-        session.tokens().to_vec()
-    };
-    let expected = generate(&mut session, &[1, 2, 3], 3);
+    let expected = continued(&mut session, &[1, 2, 3], 3);
     assert_eq!(batch.tokens(id).unwrap(), expected);
     // Nobody has pages any more.
     batch.remove(id).unwrap();
@@ -1076,7 +1068,7 @@ fn a_failed_fork_or_restore_leaves_nothing() {
     assert_eq!(batch.kv_bytes_used(), 0);
 
     session.rewind(0).unwrap();
-    let whole = generate(&mut session, &prompt, 3);
+    let whole = continued(&mut session, &prompt, 3);
     let mut state = vec![0; session.save_bytes()];
     session.save(&mut state).unwrap();
     fake.set("MOR_FAKE_CUDA_FAIL", "cuMemcpyHtoD_v2:3=719");
@@ -1084,7 +1076,7 @@ fn a_failed_fork_or_restore_leaves_nothing() {
     assert!(matches!(failed, Err(Error::Device(_))));
     assert!(session.tokens().is_empty());
     assert_eq!(session.kv_bytes_used(), 0);
-    assert_eq!(generate(&mut session, &prompt, 3), whole);
+    assert_eq!(continued(&mut session, &prompt, 3), whole);
     session.restore(&state).unwrap();
     assert_eq!(session.tokens(), whole);
     fake.reset();
@@ -1197,19 +1189,7 @@ fn tensors_that_lie_oddly_are_copied() {
             let mut metadata = gguf.metadata.clone();
             metadata.insert("general.alignment", 8u32);
             metadata.insert("general.name", "x".repeat(pad));
-            let plan = |t: &TensorInfo| TensorPlan {
-                name: t.name.to_string(),
-                ty: t.ty,
-                dims: t.dims.clone(),
-            };
-            let plans: Vec<TensorPlan> = gguf.tensors().iter().map(plan).collect();
-            let mut writer = GgufWriter::create(&to, &metadata, &plans).unwrap();
-            for t in gguf.tensors() {
-                let bytes = &file[t.offset..][..t.bytes];
-                writer.write_tensor_bytes(bytes).unwrap();
-                writer.next_tensor().unwrap();
-            }
-            writer.finish().unwrap();
+            common::write_copy(&to, &metadata, &gguf, &file);
             let bytes = std::fs::read(&to).unwrap();
             if Gguf::parse(&bytes).unwrap().tensors()[0].offset % 16 == rest {
                 return bytes;

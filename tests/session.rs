@@ -166,7 +166,7 @@ fn weight_bytes_do_not_grow_with_recursions() {
         metadata.insert("mor.recursion.count", Value::U32(recursions));
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.gguf");
-        write_copy(&path, &metadata, &gguf, &bytes);
+        common::write_copy(&path, &metadata, &gguf, &bytes);
         let model = Model::open(&path).unwrap();
         assert_eq!(model.hyperparameters().recursions, recursions as usize);
         let mut session = session(&model, 16, 1);
@@ -177,32 +177,6 @@ fn weight_bytes_do_not_grow_with_recursions() {
     let ((two, two_unshared), (four, four_unshared)) = (with(2), with(4));
     assert_eq!(two, four);
     assert!(four_unshared > two_unshared && two_unshared > two);
-}
-
-fn write_copy(
-    path: &std::path::Path,
-    metadata: &mor::gguf::Metadata,
-    gguf: &mor::gguf::Gguf,
-    bytes: &[u8],
-) {
-    use mor::gguf::{GgufWriter, TensorPlan};
-    let plans: Vec<TensorPlan> = gguf
-        .tensors()
-        .iter()
-        .map(|t| TensorPlan {
-            name: t.name.clone(),
-            ty: t.ty,
-            dims: t.dims.clone(),
-        })
-        .collect();
-    let mut writer = GgufWriter::create(path, metadata, &plans).unwrap();
-    for tensor in gguf.tensors() {
-        writer
-            .write_tensor_bytes(&bytes[tensor.offset..][..tensor.bytes])
-            .unwrap();
-        writer.next_tensor().unwrap();
-    }
-    writer.finish().unwrap();
 }
 
 fn depths_with(session: &mut Session, tokens: &[u32]) -> Vec<u8> {

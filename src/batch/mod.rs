@@ -328,15 +328,13 @@ impl<'m> Batch<'m> {
         if let Some((parent, _)) = prefix {
             // The last token must be run: what follows it is drawn from its logits.
             done = self.books.sequences[parent].done.min(length).min(known - 1);
-            let (from, planes) = (parent * context, self.plan.kv_shape.planes);
+            let from = parent * context;
             b.tokens.copy_within(from..from + length, tokens);
             b.depths.copy_within(from..from + done, tokens);
-            let shared = self.share([parent, place], done);
-            if shared.is_err() {
-                let kv = &mut self.plan.carve(self.arena).kv;
-                (0..planes).for_each(|plane| kv.truncate(kv.list(place, plane), 0));
+            if let Err(error) = self.share([parent, place], done) {
+                self.with_pass(|books, pass, _| books.set_back(pass, place, true));
+                return Err(error);
             }
-            shared?;
         }
         let wanted = known.saturating_add(request.max_tokens);
         self.settings[place] = settings;
@@ -448,10 +446,9 @@ impl<'m> Batch<'m> {
         if self.books.told {
             self.books.events.clear();
         }
-        self.books.told = false;
-        self.with_pass(|books, pass, gpu| books.tick(pass, gpu))?;
-        self.books.told = true;
-        Ok(&self.books.events)
+        let outcome = self.with_pass(|books, pass, gpu| books.tick(pass, gpu));
+        self.books.told = outcome.is_ok();
+        outcome.map(|()| &*self.books.events)
     }
 
     /// Whether no sequence waits or runs.

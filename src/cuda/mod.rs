@@ -89,7 +89,7 @@ pub(crate) struct Gpu {
     // slot the device has logits; whether it drew what follows the last token, and where the sampler stood.
     last_row: u32,
     puts_aside: bool,
-    logits_of: Option<u32>,
+    logits_slot: Option<u32>,
     draws: bool,
     drawn_by: Option<u64>,
 }
@@ -174,7 +174,7 @@ impl Gpu {
             vocab: h.vocab_size,
             last_row: 0,
             puts_aside: false,
-            logits_of: None,
+            logits_slot: None,
             draws: false,
             drawn_by: None,
         };
@@ -277,7 +277,7 @@ impl Gpu {
     /// Runs a pass and waits for it.
     pub fn run(&mut self, pass: &Pass) -> Result<()> {
         self.culprit = None;
-        self.logits_of = None;
+        self.logits_slot = None;
         let aside = self.plan.sizes.slots as u32;
         let input = self.plan.input;
         let new = std::mem::take(&mut self.new_rows);
@@ -346,7 +346,7 @@ impl Gpu {
             aside_from: 0,
             aside_to: 0,
         };
-        self.logits_of = None;
+        self.logits_slot = None;
         self.put(self.plan.input.head, 0, head);
         for (i, slot) in slots.iter().enumerate() {
             self.put(self.plan.input.new_slots, i, *slot);
@@ -354,7 +354,7 @@ impl Gpu {
         self.logits.run()?;
         self.changed.clear();
         self.check()?;
-        self.logits_of = slots.first().copied();
+        self.logits_slot = slots.first().copied();
         Ok(())
     }
 
@@ -414,7 +414,7 @@ impl Gpu {
 
     /// As if the first sequence's last token, at `position`, had passed all layers in that slot.
     pub fn write_row(&mut self, slot: u32, position: usize, row: &[f32]) -> Result<()> {
-        self.logits_of = None;
+        self.logits_slot = None;
         let at = self.plan.x.offset + 4 * slot as usize * row.len();
         self.buffer.write(at, bytes_of(row))?;
         // Who asks for its logits asks whose row it is.

@@ -41,7 +41,7 @@ impl Gpu {
             waiting: &[],
             routing,
         })?;
-        self.logits_of = Some(n as u32 - 1);
+        self.logits_slot = Some(n as u32 - 1);
         for (slot, depth) in buffers.depth[..n].iter_mut().enumerate() {
             *depth = self.depth(slot as u32);
         }
@@ -151,7 +151,7 @@ impl Gpu {
 
     /// Logits of `count` rows of the last chunk from row `first` on.
     pub fn logits_of(&mut self, first: usize, count: usize, out: &mut [f32]) -> Result<()> {
-        if count == 1 && self.logits_of == Some(first as u32) {
+        if count == 1 && self.logits_slot == Some(first as u32) {
             return self.read_logits(0, out);
         }
         let mut slots = [0; MAX_CANDIDATES];

@@ -56,8 +56,8 @@ const UNIMPLEMENTED: [(&str, Neutral); 22] = [
     ("use_parallel_residual", Neutral::Flag(false)),
 ];
 
-/// Every key of this project's own files that is read, or known to be for people.
-const KNOWN: [&str; 35] = [
+/// Keys of the Llama family that are read, or known to be for people.
+const FAMILY: [&str; 19] = [
     "attention.head_count",
     "attention.head_count_kv",
     "attention.key_length",
@@ -69,18 +69,23 @@ const KNOWN: [&str; 35] = [
     "expert_count",
     "expert_used_count",
     "feed_forward_length",
-    "kv.strategy",
-    "recursion.aliases",
-    "recursion.count",
-    "recursion.sharing",
     "rope.dimension_count",
     "rope.freq_base",
-    "rope.pairing",
     "rope.scale_linear",
     "rope.scaling.factor",
     "rope.scaling.finetuned",
     "rope.scaling.original_context_length",
     "rope.scaling.type",
+    "vocab_size",
+];
+
+/// Those that only this project's files have.
+const OWN: [&str; 16] = [
+    "kv.strategy",
+    "recursion.aliases",
+    "recursion.count",
+    "recursion.sharing",
+    "rope.pairing",
     "router.alpha",
     "router.balancing",
     "router.capacities",
@@ -92,22 +97,12 @@ const KNOWN: [&str; 35] = [
     "router.temperature",
     "router.type",
     "tensor_data_layout",
-    "vocab_size",
 ];
 
-/// Whether `llama.<name>` is looked at, be it only to refuse it. What only this project's files have means nothing
-/// there.
+/// Whether `llama.<name>` is looked at, be it only to refuse it.
 #[cfg(feature = "convert")]
 pub(crate) fn is_llama_key(name: &str) -> bool {
-    const OWN: [&str; 5] = [
-        "kv.",
-        "recursion.",
-        "rope.pairing",
-        "router.",
-        "tensor_data_layout",
-    ];
-    let known = KNOWN.contains(&name) || UNIMPLEMENTED.iter().any(|(known, _)| *known == name);
-    known && !OWN.iter().any(|own| name.starts_with(own))
+    FAMILY.contains(&name) || UNIMPLEMENTED.iter().any(|(known, _)| *known == name)
 }
 
 /// Every key must be one that is heeded, or ask for nothing.
@@ -138,7 +133,8 @@ pub(crate) fn check_keys(metadata: &Metadata, h: &Hyperparameters) -> Result<()>
                     Shown(value)
                 )));
             }
-            None if h.architecture == Architecture::Llama || KNOWN.contains(&name) => {}
+            None if h.architecture == Architecture::Llama => {}
+            None if FAMILY.contains(&name) || OWN.contains(&name) => {}
             None => {
                 return Err(Error::unsupported(format_args!(
                     "the key {key} is not known; a newer version of mor may run the file"

@@ -6,7 +6,8 @@ pub mod allocator;
 pub mod cases;
 pub mod raw;
 
-use std::path::PathBuf;
+use mor::gguf::{Gguf, GgufWriter, Metadata, TensorInfo, TensorPlan};
+use std::path::{Path, PathBuf};
 
 /// This repository: MOR_TEST_ROOT where the tests run on another machine than the one that built them
 /// (tests/cuda/device.sh).
@@ -19,6 +20,23 @@ pub fn root() -> PathBuf {
 pub fn data(name: &str) -> Vec<u8> {
     let path = root().join("tests/data").join(name);
     std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// Writes a file, of these bytes, once more with other metadata.
+pub fn write_copy(path: &Path, metadata: &Metadata, gguf: &Gguf, bytes: &[u8]) {
+    let plan = |t: &TensorInfo| TensorPlan {
+        name: t.name.clone(),
+        ty: t.ty,
+        dims: t.dims.clone(),
+    };
+    let plans: Vec<TensorPlan> = gguf.tensors().iter().map(plan).collect();
+    let mut writer = GgufWriter::create(path, metadata, &plans).unwrap();
+    for tensor in gguf.tensors() {
+        let bytes = &bytes[tensor.offset..][..tensor.bytes];
+        writer.write_tensor_bytes(bytes).unwrap();
+        writer.next_tensor().unwrap();
+    }
+    writer.finish().unwrap();
 }
 
 /// Says that a test does not run. Written to the stream itself, for what `println!` prints in a test

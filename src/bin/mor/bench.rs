@@ -272,14 +272,14 @@ impl Bench<'_> {
                 session.logits()?;
             }
             Kind::Generation => {
+                // It draws the next token itself, so that no logits have to be brought to the host.
+                let draws = session.model().is_on_gpu();
                 for token in &tokens {
-                    match session.model().is_on_gpu() {
-                        false => drop(session.step(*token)?),
-                        // It draws the next token itself, so that no logits have to be brought to the host.
-                        true => {
-                            session.prefill(&[*token])?;
-                            session.sample()?;
-                        }
+                    if draws {
+                        session.prefill(&[*token])?;
+                        session.sample()?;
+                    } else {
+                        session.step(*token)?;
                     }
                 }
             }

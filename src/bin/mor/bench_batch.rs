@@ -65,18 +65,19 @@ pub fn bench_batch(args: &BenchArgs) -> Result<()> {
         }
     }
     if args.json {
+        let first = results.first();
         let object = json!({
             "model": model.hyperparameters().name,
             "kind": model.hyperparameters().kind(),
             "recursions": model.hyperparameters().recursions,
             "weight_bytes": model.weight_bytes(),
             "prompt_tokens_per_second": null,
-            "generation_tokens_per_second": results.first().map(Measured::tokens_per_second),
-            "mean_depth": results.first().map(Measured::mean_depth),
-            "session_bytes": results.first().map(|m| m.plan_bytes),
-            "device_bytes": results.first().map(|m| m.device_bytes),
-            "threads": results.first().map(|m| m.threads),
-            "sequences": results.first().map(|m| m.sequences),
+            "generation_tokens_per_second": first.map(Measured::tokens_per_second),
+            "mean_depth": first.map(Measured::mean_depth),
+            "session_bytes": first.map(|m| m.plan_bytes),
+            "device_bytes": first.map(|m| m.device_bytes),
+            "threads": first.map(|m| m.threads),
+            "sequences": first.map(|m| m.sequences),
             "prompt_tokens": load.prompt,
             "mean_output_tokens": load.output,
             "arrivals_per_second": load.arrivals,
