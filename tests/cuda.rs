@@ -1252,6 +1252,31 @@ fn sizes_that_cannot_be_counted_are_refused() {
     }
 }
 
+/// A driver that refuses the module of conditions costs the conditions only: all recursions run.
+#[test]
+fn without_conditions_all_recursions_run() {
+    let Some((fake, _alone)) = Fake::find() else {
+        return;
+    };
+    let tokens: Vec<u32> = (0..24).map(|i| i * 7 % 60).collect();
+    for case in ["expert_middle_cycle", "token_kv_shared"] {
+        let results = ["", "cuModuleLoadData:2=209"].map(|failure| {
+            fake.reset();
+            fake.set("MOR_FAKE_CUDA_FAIL", failure);
+            let model = gpu(case, TensorType::F32).unwrap();
+            let mut session = Session::new(&model, &params()).unwrap();
+            let logits = scores(&mut session, &tokens);
+            let conditions = fake.kernels("mor_condition");
+            (session.depths().to_vec(), logits, conditions)
+        });
+        let [(depths, logits, conditions), without] = results;
+        assert!(conditions > 0 && without.2 == 0, "{case}");
+        assert!(depths.iter().any(|&depth| depth > 1), "{case}: {depths:?}");
+        assert_eq!((depths, logits), (without.0, without.1), "{case}");
+    }
+    fake.reset();
+}
+
 /// Older drivers and devices take other ways to the same tokens.
 #[test]
 fn other_drivers_and_devices_give_the_same() {

@@ -6,7 +6,7 @@
 use super::Kind;
 use super::driver::Address;
 use super::functions::Kernels;
-use super::launch::{Function, Program, Work, WorkList};
+use super::launch::{Condition, Function, Program, Work, WorkList};
 use super::memory::Buffer;
 use super::params::*;
 use super::plan::DevicePlan;
@@ -62,12 +62,13 @@ impl<'a> Writer<'a> {
                 self.recursion(stage)?;
                 continue;
             }
-            // Whether anybody is left was decided just before.
-            let condition = program.condition()?;
-            if let (Some(kernel), true) = (self.kernels.condition, condition.0 != 0) {
-                let report = self.report(0);
+            // Whether anybody is left was decided just before. Without the kernel that says so the body has no
+            // condition, which would be false.
+            let mut condition = Condition::default();
+            if let Some(kernel) = self.kernels.condition {
+                condition = program.condition()?;
                 let params = ConditionParams {
-                    report,
+                    report: self.report(0),
                     condition: condition.0,
                 };
                 self.launch_blocks_of(1, kernel, [1, 1, 1], 0, &params);

@@ -102,6 +102,20 @@ figures "$out"
 for model in smollm-1.7b-f16 smollm-1.7b-q4_0 smollm-360m-f16; do
     "$mor" bench "$models/$model.gguf" --device cuda -p 512 -n 0 --batch 512 -r 3 --json >"$out/prompt-$model.json"
 done
+# When the blocks of each kernel do what, where there are kernels with marks for the device.
+if [ -d "$programs/timeline" ] && nvidia-smi --query-gpu=compute_cap --format=csv,noheader | grep -q '^9\.0'; then
+    timeline() {
+        name=$1 model=$2
+        shift 2
+        python3 tests/cuda/timeline.py run "$programs/timeline" \
+            "$mor" bench "$models/$model.gguf" --device cuda "$@" >"$out/timeline-$name.txt" 2>&1 ||
+            tail -n 30 "$out/timeline-$name.txt"
+    }
+    for model in smollm-1.7b-f16 smollm-1.7b-q4_0 smollm-360m-f16; do
+        timeline "$model" "$model" -p 0 -n 32 -r 1
+    done
+    timeline many smollm-360m-mor4-f16 -b 51 -r 1
+fi
 if python3 -c "import torch" 2>/dev/null; then
     # MOR_CUDA_PEERS: fewer parts and limits, where time is short.
     # shellcheck disable=SC2086

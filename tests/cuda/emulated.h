@@ -82,6 +82,7 @@ namespace mor_emulated {
 struct Position {
     uint3 thread;
     unsigned lane;
+    bool waited; // for the kernel before (device.cuh)
 };
 extern Position *current;
 extern uint3 block_index;

@@ -205,6 +205,7 @@ void map_stacks() {
 void prepare(Fiber &fiber, unsigned index) {
     fiber.index = index;
     fiber.lane = index % WARP;
+    fiber.waited = false;
     fiber.thread = {index % block_size.x, index / block_size.x % block_size.y,
                     index / (block_size.x * block_size.y)};
     fiber.state = State::Ready;

@@ -13,3 +13,4 @@ for test in steady_state cuda reference session batch embedding; do
         sed -n 's/.*Executable .*(\(.*\))$/\1/p')
     cp "$program" "$out/$test"
 done
+python3 tests/cuda/timeline.py build "$out/timeline"

@@ -33,3 +33,11 @@ MOR_FAKE_CUDA_ATTRIBUTE="16=1" on_emulated reference greedy
 for order in reverse shuffled:7; do
     MOR_EMULATED_ORDER=$order on_emulated reference greedy
 done
+# The kernels with marks, which measure where a launch's time goes (timeline.py), of which the numbers mean nothing here.
+tests/cuda/build.sh "$target/cuda-timeline" -DMOR_TIMELINE
+python3 tests/cuda/timeline.py build "$target/timeline"
+cargo run --release --features cuda -- synth --shape tiny -o "$target/timeline/tiny.gguf"
+MOR_CUDA_DRIVER=$target/cuda-timeline/libcuda.so.1 python3 tests/cuda/timeline.py run "$target/timeline" \
+    "$target/release/mor" bench "$target/timeline/tiny.gguf" --device cuda -p 0 -n 8 -r 1 >"$target/timeline/table.txt"
+cat "$target/timeline/table.txt"
+grep -q "mor_lone_swiglu_f16 .*mor_lone_product_attention_f16" "$target/timeline/table.txt"

@@ -145,6 +145,15 @@ __device__ __forceinline__ float block_sum(float value, float* room) {
     return sum;
 }
 
+// For tests/cuda/timeline.py, which measures where a launch's time goes: when a block has done what.
+#ifdef MOR_TIMELINE
+#include "timeline.h"
+#else
+#define MOR_TIMED(name)
+enum Moment : u32 { WAITED, READY, MULTIPLIED };
+__device__ __forceinline__ void mark(Moment) {}
+#endif
+
 // The kernels of a program overlap where the device can do that (9.0 and later, src/cuda/launch.rs): each
 // lets the next one begin at once, and looks at what those before it wrote, or writes, only after
 // `wait_for_previous`, which every thread calls. Weights, which nobody writes, may be read before.
@@ -164,6 +173,18 @@ __device__ __forceinline__ void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
+#ifdef MOR_EMULATED
+    mor_emulated::current->waited = true;
+#endif
+    mark(WAITED);
+}
+
+// A kernel's end. A kernel of which a thread has not waited could end before the one before it has, and the next,
+// which waits for it alone, would read too early.
+__device__ __forceinline__ void end_work() {
+#ifdef MOR_EMULATED
+    if (!mor_emulated::current->waited) mor_emulated::trap("it ends without wait_for_previous");
+#endif
 }
 
 // For kernels that read nothing ahead.
@@ -173,8 +194,12 @@ __device__ __forceinline__ void enter() {
 }
 
 // A kernel that is a function, `...`, of its parameters.
-#define MOR_WORK(name, Params, BOUNDS, ...)                                                         \
-    extern "C" __global__ void __launch_bounds__ BOUNDS name(const Params p) { (__VA_ARGS__)(p); } \
+#define MOR_WORK(name, Params, BOUNDS, ...)                                    \
+    extern "C" __global__ void __launch_bounds__ BOUNDS name(const Params p) { \
+        MOR_TIMED(name);                                                       \
+        (__VA_ARGS__)(p);                                                      \
+        end_work();                                                            \
+    }                                                                          \
     MOR_KERNEL(name)
 
 // Has memory brought nearer that will be read soon.

@@ -103,10 +103,12 @@ __device__ __forceinline__ void lone_product(const ProductParams& p) {
     float* to = element(mine, writes ? row : 0, 0, slot);
     const float before = writes && mine.add ? *to : 0;
     __syncthreads();
+    mark(READY);
     if (n == 0) return wait_for_copies<0>();
     multiply_lone<TYPE, MATRICES>(ring, begin, end, each, halves, place.sums, first_run, last_run,
                                   parts + place_of_tile * (MATRICES * RUNS * TILE_ROWS));
     __syncthreads();
+    mark(MULTIPLIED);
     if (!writes) return;
     const float factor = factor_of<MAKE>(p.source, p.input.columns, squares);
     float value[MATRICES];

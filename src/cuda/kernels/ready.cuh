@@ -315,7 +315,7 @@ __device__ __forceinline__ void make_floats(const Source& s, u32 c, u32 slot, u3
 }
 
 // Rows for single precision. A block a row.
-extern "C" __global__ void __launch_bounds__(BLOCK) mor_floats(const ReadyParams p) {
+__device__ __forceinline__ void make_floats(const ReadyParams& p) {
     let_next_begin();
     prefetch_source(p.source, p.out.columns);
     wait_for_previous();
@@ -324,4 +324,4 @@ extern "C" __global__ void __launch_bounds__(BLOCK) mor_floats(const ReadyParams
     float* floats = p.out.floats + static_cast<u64>(c) * p.out.stride;
     make_floats<true>(p.source, c, slot, p.out.columns, p.out.stride, floats);
 }
-MOR_KERNEL(mor_floats)
+MOR_WORK(mor_floats, ReadyParams, (BLOCK), make_floats)

@@ -41,7 +41,7 @@ struct SeatsParams {
 
 // Gives the rows that run their entries: those of a sequence at a recursion side by side, in the order
 // of their positions. One block.
-extern "C" __global__ void __launch_bounds__(BLOCK) mor_seats(const SeatsParams p) {
+__device__ __forceinline__ void give_seats(const SeatsParams& p) {
     enter();
     __shared__ u32 room[WARPS + 1];
     const u32 flying = p.report->flying;
@@ -71,7 +71,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) mor_seats(const SeatsParams 
     }
     if (threadIdx.x == 0) p.report->running = running;
 }
-MOR_KERNEL(mor_seats)
+MOR_WORK(mor_seats, SeatsParams, (BLOCK), give_seats)
 
 // ---- Decisions
 
@@ -90,7 +90,7 @@ struct ScoreParams {
 };
 
 // Expert-choice, routers of one layer: each row by that of the recursion before which it stands. A block a row.
-extern "C" __global__ void __launch_bounds__(BLOCK) mor_score(const ScoreParams p) {
+__device__ __forceinline__ void score(const ScoreParams& p) {
     enter();
     __shared__ float room[WARPS];
     if (blockIdx.x >= *p.view.count) return;
@@ -103,7 +103,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) mor_score(const ScoreParams 
     sum = block_sum(sum, room);
     if (threadIdx.x == 0) p.scores[slot] = sum;
 }
-MOR_KERNEL(mor_score)
+MOR_WORK(mor_score, ScoreParams, (BLOCK), score)
 
 struct SelectParams {
     const u32* active;
@@ -117,7 +117,7 @@ struct SelectParams {
 };
 
 // The rows that stand before one recursion, in their order. One block.
-extern "C" __global__ void __launch_bounds__(BLOCK) mor_select(const SelectParams p) {
+__device__ __forceinline__ void select_rows(const SelectParams& p) {
     enter();
     __shared__ u32 room[WARPS + 1];
     const u32 flying = p.report->flying;
@@ -134,7 +134,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) mor_select(const SelectParam
     }
     if (threadIdx.x == 0) *p.count = selected;
 }
-MOR_KERNEL(mor_select)
+MOR_WORK(mor_select, SelectParams, (BLOCK), select_rows)
 
 struct DecideParams {
     // Rows that are asked: those that entered, or all in the recursions.
@@ -211,7 +211,7 @@ __device__ __forceinline__ bool is_among_best(const DecideParams& p, u32 c, u32 
 }
 
 // Rows that go on stay in `active`, in their order; the others leave. One block.
-extern "C" __global__ void __launch_bounds__(BLOCK) mor_decide(const DecideParams p) {
+__device__ __forceinline__ void decide(const DecideParams& p) {
     enter();
     __shared__ u32 room[WARPS + 1];
     const u32 n = *p.view.count, flying = p.report->flying;
@@ -289,7 +289,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) mor_decide(const DecideParam
         p.report->waiting = waiting;
     }
 }
-MOR_KERNEL(mor_decide)
+MOR_WORK(mor_decide, DecideParams, (BLOCK), decide)
 
 struct MergeParams {
     View view;
@@ -305,7 +305,7 @@ struct MergeParams {
 
 // Adds the block's weighted result to the residual stream of the rows for which it counts. All stand
 // before the next recursion then. A block a row.
-extern "C" __global__ void __launch_bounds__(BLOCK) mor_merge(const MergeParams p) {
+__device__ __forceinline__ void merge(const MergeParams& p) {
     enter();
     if (blockIdx.x >= *p.view.count) return;
     const u32 slot = p.view.slots[blockIdx.x];
@@ -321,7 +321,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) mor_merge(const MergeParams 
         if (p.follow) h[i] = x[i];
     }
 }
-MOR_KERNEL(mor_merge)
+MOR_WORK(mor_merge, MergeParams, (BLOCK), merge)
 
 // ---- Leaving
 
@@ -351,7 +351,7 @@ __device__ __forceinline__ bool comes_before(const Row& a, const Row& b) {
 
 // Of the rows that have left the recursions those may go on to whose sequence nobody before them is
 // still on the way; own last layers attend to all tokens before. One block.
-extern "C" __global__ void __launch_bounds__(BLOCK) mor_leave(const LeaveParams p) {
+__device__ __forceinline__ void leave(const LeaveParams& p) {
     enter();
     __shared__ u32 room[WARPS + 1];
     const u32 before = p.report->waiting;
@@ -422,4 +422,4 @@ extern "C" __global__ void __launch_bounds__(BLOCK) mor_leave(const LeaveParams 
         p.report->wanted = wanted;
     }
 }
-MOR_KERNEL(mor_leave)
+MOR_WORK(mor_leave, LeaveParams, (BLOCK), leave)

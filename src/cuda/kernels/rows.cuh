@@ -100,7 +100,7 @@ struct BeginParams {
 };
 
 // Takes what the host sent. One block.
-extern "C" __global__ void __launch_bounds__(BLOCK) mor_begin(const BeginParams p) {
+__device__ __forceinline__ void take_input(const BeginParams& p) {
     enter();
     const Input in = *p.input;
     if (in.aside_from != in.aside_to) {
@@ -132,7 +132,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) mor_begin(const BeginParams 
         *p.report = r;
     }
 }
-MOR_KERNEL(mor_begin)
+MOR_WORK(mor_begin, BeginParams, (BLOCK), take_input)
 
 struct EmbedParams {
     View view;
@@ -164,7 +164,7 @@ __device__ __forceinline__ void embed_row(const Matrix& m, u32 token, float* h) 
 }
 
 // Token embeddings and rotary angles. A block a row.
-extern "C" __global__ void __launch_bounds__(BLOCK) mor_embed(const EmbedParams p) {
+__device__ __forceinline__ void embed(const EmbedParams& p) {
     enter();
     if (blockIdx.x >= *p.view.count) return;
     const u32 slot = p.view.slots[blockIdx.x];
@@ -182,7 +182,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) mor_embed(const EmbedParams 
             make_float2(static_cast<float>(cos(angle)), static_cast<float>(sin(angle)));
     }
 }
-MOR_KERNEL(mor_embed)
+MOR_WORK(mor_embed, EmbedParams, (BLOCK), embed)
 
 struct CopyRowsParams {
     View view;
@@ -193,10 +193,10 @@ struct CopyRowsParams {
 };
 
 // Rows by slot from one buffer to another. A block a row.
-extern "C" __global__ void __launch_bounds__(BLOCK) mor_copy_rows(const CopyRowsParams p) {
+__device__ __forceinline__ void copy_rows(const CopyRowsParams& p) {
     enter();
     if (blockIdx.x >= *p.view.count) return;
     const u64 start = static_cast<u64>(p.view.slots[blockIdx.x]) * p.width;
     for (u32 i = threadIdx.x; i < p.width; i += BLOCK) p.to[start + i] = p.from[start + i];
 }
-MOR_KERNEL(mor_copy_rows)
+MOR_WORK(mor_copy_rows, CopyRowsParams, (BLOCK), copy_rows)

@@ -161,7 +161,7 @@ struct OfList {
 
 // Finds the candidates of a part of the vocabulary: its best, in any order.
 // grid: (rows, chunks).
-extern "C" __global__ void __launch_bounds__(BLOCK) mor_candidates(const CandidatesParams p) {
+__device__ __forceinline__ void find_candidates(const CandidatesParams& p) {
     enter();
     constexpr u32 EACH = OfChunk::EACH;
     const u32 c = blockIdx.x, first = blockIdx.y * CHUNK;
@@ -214,10 +214,10 @@ extern "C" __global__ void __launch_bounds__(BLOCK) mor_candidates(const Candida
         if (candidate >= least) list[atomicAdd(&collected, 1u)] = candidate;
     });
 }
-MOR_KERNEL(mor_candidates)
+MOR_WORK(mor_candidates, CandidatesParams, (BLOCK), find_candidates)
 
 // Draws from the candidates. A block a row.
-extern "C" __global__ void __launch_bounds__(BLOCK) mor_sample(const SampleParams p) {
+__device__ __forceinline__ void sample(const SampleParams& p) {
     enter();
     static_assert(MAX_CANDIDATES == BLOCK, "a thread a candidate");
     const u32 c = blockIdx.x;
@@ -286,4 +286,4 @@ extern "C" __global__ void __launch_bounds__(BLOCK) mor_sample(const SampleParam
     }
     p.drawn[slot] = token;
 }
-MOR_KERNEL(mor_sample)
+MOR_WORK(mor_sample, SampleParams, (BLOCK), sample)
