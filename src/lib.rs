@@ -24,6 +24,7 @@ mod jni;
 pub mod kv;
 mod memory;
 pub mod model;
+mod order;
 pub mod plan;
 pub mod quant;
 pub mod routing;

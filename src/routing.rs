@@ -1,6 +1,7 @@
 //! Scores → who goes on. Pure functions on the scores of one recursion.
 
 use crate::model::{RouterFunction, RouterSpec};
+use crate::order::sort_by;
 
 /// How expert-choice routers decide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -58,9 +59,9 @@ pub fn keep_best(spec: &RouterSpec, scores: &[f32], capacity: f64, total: usize,
     // saturated ends where different tokens look equal.
     let negative = spec.function != RouterFunction::Identity && spec.alpha < 0.0;
     let sign = if negative { -1.0 } else { 1.0 };
-    kept.sort_unstable_by(|a, b| {
-        let (x, y) = (scores[*a as usize] * sign, scores[*b as usize] * sign);
-        y.total_cmp(&x).then(a.cmp(b))
+    sort_by(kept, &|a, b| {
+        let (x, y) = (scores[a as usize] * sign, scores[b as usize] * sign);
+        y.total_cmp(&x).then(a.cmp(&b))
     });
     kept[..count].sort_unstable();
     // From indices to flags, in place: an index is never below its own place in the list.

@@ -4,6 +4,7 @@ use super::{Counters, Event, Finish, OnGpu, Pressure, SequenceId};
 use crate::cpu::{Pass, logits};
 use crate::error::{Error, Result};
 use crate::memory::reserved;
+use crate::order::sort_by;
 use crate::plan::{Plan, Row};
 use crate::sampling::{Sampler, SamplerParams};
 use std::cmp::Reverse;
@@ -321,17 +322,17 @@ impl Books {
     fn find_ready(&mut self, pass: &mut Pass) -> usize {
         let b = &mut *pass.buffers;
         let rows = &*b.rows;
-        let key = |slot: &u32| {
-            let row = rows[*slot as usize];
+        let key = |slot: u32| {
+            let row = rows[slot as usize];
             (row.sequence, row.position)
         };
-        b.left[..pass.left].sort_unstable_by_key(key);
+        sort_by(&mut b.left[..pass.left], &|x, y| key(x).cmp(&key(y)));
         self.waiting.clear();
         let mut ready = 0;
         let mut next = (u32::MAX, 0);
         for i in 0..pass.left {
             let slot = b.left[i];
-            let (sequence, position) = key(&slot);
+            let (sequence, position) = key(slot);
             if next.0 != sequence {
                 next = (sequence, self.sequences[sequence as usize].done as u32);
             }

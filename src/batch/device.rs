@@ -7,6 +7,7 @@ use crate::cuda::{self, Gpu, NewRow, Whereabouts};
 use crate::error::Result;
 use crate::kv::KvCache;
 use crate::model::{Keys, KvStrategy, LayerRun, Model, RouterKind};
+use crate::order::sort_by;
 use crate::routing::Routing;
 
 impl Books {
@@ -129,10 +130,11 @@ impl Books {
         });
         let b = &mut *pass.buffers;
         let rows = &*b.rows;
-        b.left[..pass.left].sort_unstable_by_key(|slot| {
-            let row = rows[*slot as usize];
+        let key = |slot: u32| {
+            let row = rows[slot as usize];
             (row.sequence, row.position)
-        });
+        };
+        sort_by(&mut b.left[..pass.left], &|x, y| key(x).cmp(&key(y)));
         self.waiting.clear();
         let mut ready = 0;
         for i in 0..pass.left {

@@ -2,6 +2,7 @@
 
 use super::{Array, Strings, Value, shown};
 use crate::memory::{reserved, try_collect};
+use crate::order::sort_by;
 use crate::{Error, Result};
 use std::fmt::Display;
 
@@ -14,7 +15,7 @@ use std::fmt::Display;
 pub struct Metadata {
     entries: Vec<(String, Value)>,
     /// Indices into `entries`, sorted by key.
-    by_key: Vec<usize>,
+    by_key: Vec<u32>,
 }
 
 impl PartialEq for Metadata {
@@ -41,10 +42,10 @@ impl Metadata {
 
     /// The pairs of a file, which must have different keys.
     pub(super) fn from_entries(entries: Vec<(String, Value)>) -> Result<Self> {
-        let key = |index: usize| entries[index].0.as_str();
+        let key = |index: u32| entries[index as usize].0.as_str();
         let mut by_key = reserved(entries.len())?;
-        by_key.extend(0..entries.len());
-        by_key.sort_unstable_by_key(|&index| key(index));
+        by_key.extend(0..entries.len() as u32);
+        sort_by(&mut by_key, &|a, b| key(a).cmp(key(b)));
         for pair in by_key.windows(2) {
             if key(pair[0]) == key(pair[1]) {
                 return Err(Error::format(format_args!(
@@ -59,13 +60,13 @@ impl Metadata {
     /// Where `key` stands in `by_key`, or where it would.
     fn search(&self, key: &str) -> std::result::Result<usize, usize> {
         self.by_key
-            .binary_search_by(|&index| self.entries[index].0.as_str().cmp(key))
+            .binary_search_by(|&index| self.entries[index as usize].0.as_str().cmp(key))
     }
 
     /// The value of `key`.
     pub fn get(&self, key: &str) -> Option<&Value> {
         let found = self.search(key).ok()?;
-        Some(&self.entries[self.by_key[found]].1)
+        Some(&self.entries[self.by_key[found] as usize].1)
     }
 
     /// Sets `key`, at its old place when there was one and else at the end. Returns the old value.
@@ -73,11 +74,11 @@ impl Metadata {
         let (key, value) = (key.into(), value.into());
         match self.search(&key) {
             Ok(found) => {
-                let old = &mut self.entries[self.by_key[found]].1;
+                let old = &mut self.entries[self.by_key[found] as usize].1;
                 Some(std::mem::replace(old, value))
             }
             Err(place) => {
-                self.by_key.insert(place, self.entries.len());
+                self.by_key.insert(place, self.entries.len() as u32);
                 self.entries.push((key, value));
                 None
             }
@@ -87,7 +88,7 @@ impl Metadata {
     /// Takes `key` out, if it is there.
     pub fn remove(&mut self, key: &str) -> Option<Value> {
         let at = self.by_key.remove(self.search(key).ok()?);
-        let (_, value) = self.entries.remove(at);
+        let (_, value) = self.entries.remove(at as usize);
         for index in self.by_key.iter_mut().filter(|index| **index > at) {
             *index -= 1;
         }

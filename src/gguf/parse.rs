@@ -5,6 +5,7 @@ use super::reader::{Reader, ValueOf};
 use super::value::id;
 use super::{ALIGNMENT_KEY, Array, Gguf, MAGIC, Metadata, TensorInfo, VERSION, Value, shown};
 use crate::memory::reserved;
+use crate::order::sort_by;
 use crate::quant::{TensorType, ggml_type_name};
 use crate::text::{Text, listed};
 use crate::{Error, Result};
@@ -307,16 +308,18 @@ fn place(tensor: &mut TensorInfo, data: Option<usize>, align: usize, file: usize
 /// Indices of all tensors, sorted.
 fn sorted(
     tensors: &[TensorInfo],
-    order: impl Fn(&TensorInfo, &TensorInfo) -> Ordering,
+    order: &dyn Fn(&TensorInfo, &TensorInfo) -> Ordering,
 ) -> Result<Vec<u32>> {
     let mut indices = reserved(tensors.len())?;
     indices.extend(0..tensors.len() as u32);
-    indices.sort_unstable_by(|&a, &b| order(&tensors[a as usize], &tensors[b as usize]));
+    sort_by(&mut indices, &|a, b| {
+        order(&tensors[a as usize], &tensors[b as usize])
+    });
     Ok(indices)
 }
 
 fn check_overlaps(tensors: &[TensorInfo]) -> Result<()> {
-    let order = sorted(tensors, |a, b| a.offset.cmp(&b.offset))?;
+    let order = sorted(tensors, &|a, b| a.offset.cmp(&b.offset))?;
     for pair in order.windows(2) {
         let (a, b) = (&tensors[pair[0] as usize], &tensors[pair[1] as usize]);
         // `place` has found offset + bytes inside the file.
@@ -332,7 +335,7 @@ fn check_overlaps(tensors: &[TensorInfo]) -> Result<()> {
 }
 
 fn index_names(tensors: &[TensorInfo]) -> Result<Vec<u32>> {
-    let order = sorted(tensors, |a, b| a.name.cmp(&b.name))?;
+    let order = sorted(tensors, &|a, b| a.name.cmp(&b.name))?;
     for pair in order.windows(2) {
         let name = &tensors[pair[0] as usize].name;
         if *name == tensors[pair[1] as usize].name {

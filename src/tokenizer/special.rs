@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use crate::error::Result;
 use crate::memory::reserved;
+use crate::order::sort_by;
 
 use super::vocabulary::{Kind, Vocabulary};
 
@@ -36,7 +37,9 @@ impl Specials {
         let all = 0..vocabulary.len() as u32;
         let mut ids = reserved(all.clone().filter(is_special).count())?;
         ids.extend(all.filter(is_special));
-        ids.sort_unstable_by_key(|&id| vocabulary.bytes(id));
+        sort_by(&mut ids, &|a, b| {
+            vocabulary.bytes(a).cmp(vocabulary.bytes(b))
+        });
         let mut starts = [0; 257];
         for (byte, start) in (0u16..).zip(&mut starts) {
             let before = ids.partition_point(|&id| u16::from(vocabulary.bytes(id)[0]) < byte);
