@@ -3,11 +3,13 @@
 //! A template is a Jinja program from the model's file, so it is not trusted: its work and its depth
 //! are bounded, it sees nothing but the conversation, and its failures are errors.
 
+#[cfg(unix)]
+mod clock;
 mod guard;
 mod json;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Value;
+use minijinja::value::{Value, ValueKind};
 use minijinja::{Environment, ErrorKind, context};
 
 use crate::error::{Error, Result};
@@ -116,12 +118,62 @@ fn compile(source: &str) -> Result<Environment<'static>> {
     environment.set_syntax(syntax);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_function("raise_exception", raise_exception);
+    // Templates that find no clock write the date that their model knows.
+    #[cfg(unix)]
+    environment.add_function("strftime_now", clock::strftime_now);
     environment.add_filter("tojson", json::tojson);
+    environment.add_test("iterable", is_iterable);
+    environment.add_test("sequence", is_sequence);
     environment.set_recursion_limit(DEPTH);
     environment
-        .add_template_owned(NAME, source.to_owned())
+        .add_template_owned(NAME, as_engine_reads_it(source))
         .map_err(|error| broken(&error))?;
     Ok(environment)
+}
+
+/// As in Jinja2, where none cannot be iterated.
+fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && value.try_iter().is_ok()
+}
+
+/// As in Jinja2: what has a length and items.
+fn is_sequence(value: &Value) -> bool {
+    let kinds = [
+        ValueKind::Undefined,
+        ValueKind::String,
+        ValueKind::Seq,
+        ValueKind::Map,
+    ];
+    kinds.contains(&value.kind())
+}
+
+/// Ends of lines as Jinja2 has them, and `{% generation %}`, with which transformers mark what is trained on, as a
+/// condition that holds; of the same length, so that errors name the right line.
+fn as_engine_reads_it(source: &str) -> String {
+    let mut text = source.replace("\r\n", "\n").replace('\r', "\n");
+    let mut from = 0;
+    while let Some(start) = text[from..].find("{%") {
+        from += start + 2;
+        let inner = text[from..].trim_start_matches(['-', '+']).trim_start();
+        for (word, instead) in [
+            ("generation", "if true   "),
+            ("endgeneration", "endif        "),
+        ] {
+            let Some(after) = inner.strip_prefix(word) else {
+                continue;
+            };
+            if after
+                .trim_start()
+                .trim_start_matches(['-', '+'])
+                .starts_with("%}")
+            {
+                let at = text.len() - inner.len();
+                text.replace_range(at..at + word.len(), instead);
+                break;
+            }
+        }
+    }
+    text
 }
 
 impl std::fmt::Debug for ChatTemplate {
@@ -204,7 +256,7 @@ mod tests {
 
     #[test]
     fn usual_features() {
-        let source = "{% set ns = namespace(n=0) %}{% for m in messages[1:] %}{% if m.content.startswith('He') %}{% set ns.n = ns.n + 1 %}{% continue %}{% endif %}{% endfor %}{{ ns.n }}{{ tools is defined and tools is none }}{{ strftime_now is defined }}{{ messages[-1] | tojson }}{{ messages[0].content | trim | length }}";
+        let source = "{% set ns = namespace(n=0) %}{% for m in messages[1:] %}{% if m.content.startswith('He') %}{% set ns.n = ns.n + 1 %}{% continue %}{% endif %}{% endfor %}{{ ns.n }}{{ tools is defined and tools is none }}{{ messages[-1] | tojson }}{{ messages[0].content | trim | length }}";
         let text = render(source).unwrap();
         assert!(
             text.starts_with("1True") || text.starts_with("1true"),
@@ -220,7 +272,7 @@ mod tests {
             "the template refuses the conversation: Roles must alternate"
         );
         assert!(failure("\n{% if %}").contains("line 2"));
-        assert!(failure("{{ strftime_now('%Y') }}").contains("strftime_now"));
+        assert!(failure("{{ now() }}").contains("now"));
         assert!(failure("{{ messages | nonsense }}").contains("nonsense"));
     }
 

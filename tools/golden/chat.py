@@ -9,10 +9,22 @@ import json
 import pathlib
 
 from jinja2.exceptions import TemplateError
-from jinja2.ext import loopcontrols
+from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+
+class Generation(Extension):
+    """What transformers make of {% generation %} when they render: nothing but what stands in it."""
+
+    tags = {"generation"}
+
+    def parse(self, parser):
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
 
 TEMPLATES = {
     "chatml": "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -90,6 +102,11 @@ n={{ ns.n }} last={{ ns.last }} text={{ ns.text }}
 """,
     "json": "{% for m in messages %}{{ m.content | tojson }} {{ {'a': [1, 2.5, true, none], 'b': m.role} | tojson }}\n"
     "{{ {'k': [], 'l': [m.content, {}]} | tojson(indent=4, ensure_ascii=False) }}{% endfor %}{{ messages | length }} {{ messages | map(attribute='role') | join(',') }}",
+    "generation": "{% for m in messages %}\n{%- if m.role == 'assistant' %}\n    {%- generation %}\n{{ m.content }}{% endgeneration -%}\n"
+    "{% else %}\n  {% generation %}\n  [{{ m.content }}]\n  {% endgeneration %}\n{% endif %}\n{% endfor %}\r\n{{ 'generation' }} {% if true %}\r\nx{% endif %}",
+    "tests": "{% for x in [none, 1, 'a', '', [], [1], {}, {'b': 1}, true, missing] %}{{ x is iterable }} {{ x is sequence }} "
+    "{{ x is mapping }} {{ x is string }} {{ x is number }} {{ x is none }} {{ x is defined }}\n{% endfor %}"
+    "{{ {'name': 'f', 'arguments': {'z': 1, 'a': 2}} | tojson }}{% for k in {'q': 1, 'b': 2} %}{{ k }}{% endfor %}",
     "methods": "{% for m in messages %}{{ m.content.lstrip().startswith(('Hi', 'W')) and 1 or 0 }}"
     "{{ m['role'].title() }}{{ m.get('name', 'nobody') }}{{ m.content[:5] }}{{ m.content[-3:] }}"
     "{{ m.items() | list | length }}{{ m.content.count('a') }}{{ m.content.find('a') }}{{ m.content.endswith('?') and 'y' }}\n{% endfor %}",
@@ -111,7 +128,7 @@ def render(source, talk, prompt):
     def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation])
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     messages = [{"role": role, "content": content} for role, content in talk]
