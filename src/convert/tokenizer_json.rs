@@ -40,6 +40,7 @@ pub(super) fn insert(
             "The tokenizer's ignore_merges is not followed: words that are tokens may be cut otherwise.",
         );
     }
+    note_added_tokens(&document, progress);
     let vocabulary = Vocabulary::read(&document, path, vocab)?;
     let text = |s: &str| Value::String(s.to_string());
     metadata.insert("tokenizer.ggml.model", text("gpt2"));
@@ -81,40 +82,46 @@ fn check_model(document: &Document) -> Result<()> {
             return Err(unsupported(document, &format!("uses {key}")));
         }
     }
+    if document.bool("model.byte_fallback")? == Some(true) {
+        return Err(unsupported(document, "uses model.byte_fallback"));
+    }
     Ok(())
 }
 
 fn check_normalizer(document: &Document, progress: &mut dyn Progress) -> Result<()> {
-    match document.str("normalizer.type")? {
-        None => Ok(()),
-        Some("NFC") => {
-            progress.note("The tokenizer normalizes text to NFC, which mor leaves to its caller.");
-            Ok(())
+    for step in steps_of(document, "normalizer", "normalizers") {
+        match kind(step) {
+            "NFC" => progress
+                .note("The tokenizer normalizes text to NFC, which mor leaves to its caller."),
+            other => {
+                let how = format!("normalizes text by '{other}'");
+                return Err(unsupported(document, &how));
+            }
         }
-        Some(other) => Err(unsupported(
-            document,
-            &format!("normalizes text by '{other}'"),
-        )),
     }
+    Ok(())
+}
+
+/// What the component `key` does: nothing, one thing, or the `list` of a sequence.
+fn steps_of<'a>(document: &'a Document, key: &str, list: &str) -> Vec<&'a Json> {
+    match document.get(key) {
+        None | Some(Json::Null) => Vec::new(),
+        Some(root) => match root.get(list).and_then(Json::as_array) {
+            Some(list) => list.iter().collect(),
+            None => vec![root],
+        },
+    }
+}
+
+fn kind(step: &Json) -> &str {
+    step.get("type").and_then(Json::as_str).unwrap_or("")
 }
 
 /// llama.cpp's name for the way a text is cut into words.
 fn pre_tokenizer(document: &Document, progress: &mut dyn Progress) -> Result<&'static str> {
-    let mut steps = Vec::new();
-    if let Some(root) = document.get("pre_tokenizer") {
-        match root.get("pretokenizers").and_then(Json::as_array) {
-            Some(list) => steps.extend(list),
-            None => steps.push(root),
-        }
-    }
-    let kind = |step: &Json| {
-        step.get("type")
-            .and_then(Json::as_str)
-            .unwrap_or("")
-            .to_string()
-    };
+    let steps = steps_of(document, "pre_tokenizer", "pretokenizers");
     let unknown = || {
-        let kinds: Vec<String> = steps.iter().map(|s| kind(s)).collect();
+        let kinds: Vec<&str> = steps.iter().map(|step| kind(step)).collect();
         unsupported(
             document,
             &format!(
@@ -156,6 +163,20 @@ fn pre_tokenizer(document: &Document, progress: &mut dyn Progress) -> Result<&'s
             }
         }
         _ => Err(unknown()),
+    }
+}
+
+/// Says where added tokens are found in text by rules that a GGUF file has no place for.
+fn note_added_tokens(document: &Document, progress: &mut dyn Progress) {
+    let added = document.get("added_tokens").and_then(Json::as_array);
+    let set = |token: &Json, key: &str| token.get(key).and_then(Json::as_bool) == Some(true);
+    for key in ["lstrip", "rstrip", "single_word"] {
+        let mut tokens = added.into_iter().flatten().filter(|token| set(token, key));
+        if let Some(name) = tokens.find_map(|token| token.get("content")?.as_str()) {
+            progress.note(&format!(
+                "The tokenizer's {key} is not followed: '{name}' is found wherever it stands, and spaces beside it stay."
+            ));
+        }
     }
 }
 
@@ -313,34 +334,99 @@ fn special_tokens(
         ("unk", "tokenizer.ggml.unknown_token_id"),
         ("pad", "tokenizer.ggml.padding_token_id"),
     ];
+    // The companion has the last word on whether they are put there.
+    let around = around_texts(document)?;
+    let before = companion.bool("add_bos_token")?;
+    let after = companion.bool("add_eos_token")?;
+    let put = |role: &str| match role {
+        "bos" => around.before.filter(|_| before != Some(false)),
+        "eos" => around.after.filter(|_| after != Some(false)),
+        _ => None,
+    };
     let mut keys = Vec::new();
     for (role, key) in roles {
-        let id = named(role).or_else(|| numbered(role));
+        if let Some(other) = put(role)
+            && (named(role).is_some_and(|id| id != other) || vocabulary.tokens.get(other).is_none())
+        {
+            let what = format!(
+                "puts token {other} before or after a text, which is not the {role}_token of tokenizer_config.json; a GGUF file has one key for both"
+            );
+            return Err(unsupported(document, &what));
+        }
+        let id = put(role).or_else(|| named(role)).or_else(|| numbered(role));
         if let Some(id) = id.and_then(|id| u32::try_from(id).ok()) {
             keys.push((key, Value::U32(id)));
         }
     }
-    for (key, name) in [
-        ("add_bos_token", "tokenizer.ggml.add_bos_token"),
-        ("add_eos_token", "tokenizer.ggml.add_eos_token"),
-    ] {
-        let begins = key == "add_bos_token" && template_begins_with_a_token(document);
-        let add = companion.bool(key)?.unwrap_or(begins);
-        keys.push((name, Value::Bool(add)));
-    }
+    let adds = |flag: Option<bool>, put: Option<usize>| Value::Bool(flag.unwrap_or(put.is_some()));
+    keys.push(("tokenizer.ggml.add_bos_token", adds(before, put("bos"))));
+    keys.push(("tokenizer.ggml.add_eos_token", adds(after, put("eos"))));
     Ok(keys)
 }
 
-/// Whether the post-processor puts a special token before every text.
-fn template_begins_with_a_token(document: &Document) -> bool {
-    let Some(root) = document.get("post_processor") else {
-        return false;
+/// The tokens that the post-processor puts before and after a text.
+#[derive(Default)]
+struct Around {
+    before: Option<usize>,
+    after: Option<usize>,
+}
+
+fn around_texts(document: &Document) -> Result<Around> {
+    let mut around = Around::default();
+    for step in steps_of(document, "post_processor", "processors") {
+        let found = match kind(step) {
+            "ByteLevel" => continue,
+            "TemplateProcessing" => template(step),
+            "BertProcessing" | "RobertaProcessing" => {
+                let id = |at: &str| step.pointer(at).and_then(id_of);
+                Some(Around {
+                    before: id("/cls/1"),
+                    after: id("/sep/1"),
+                })
+            }
+            _ => None,
+        };
+        around = found.ok_or_else(|| {
+            let how = format!(
+                "does more to a text than to put a token before it and one after it ({})",
+                kind(step)
+            );
+            unsupported(document, &how)
+        })?;
+    }
+    Ok(around)
+}
+
+/// Of a template for one text, `$A` with at most a token before it and one after it.
+fn template(step: &Json) -> Option<Around> {
+    let pieces = step.get("single")?.as_array()?;
+    let at = pieces.iter().position(|p| p.get("Sequence").is_some())?;
+    let token = |piece: &Json| {
+        let name = piece.pointer("/SpecialToken/id")?.as_str()?;
+        match step
+            .get("special_tokens")?
+            .get(name)?
+            .get("ids")?
+            .as_array()?
+            .as_slice()
+        {
+            [id] => id_of(id),
+            _ => None,
+        }
     };
-    let list = root.get("processors").and_then(Json::as_array);
-    let steps: Vec<&Json> = list.map_or_else(|| vec![root], |list| list.iter().collect());
-    steps
-        .iter()
-        .any(|step| step.pointer("/single/0/SpecialToken").is_some())
+    let only = |pieces: &[Json]| match pieces {
+        [] => Some(None),
+        [piece] => token(piece).map(Some),
+        _ => None,
+    };
+    Some(Around {
+        before: only(&pieces[..at])?,
+        after: only(&pieces[at + 1..])?,
+    })
+}
+
+fn id_of(number: &Json) -> Option<usize> {
+    usize::try_from(number.as_u64()?).ok()
 }
 
 /// The chat template: a file of its own, or a key of tokenizer_config.json.

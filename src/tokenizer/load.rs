@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::error::{Error, Result};
 use crate::gguf::{Metadata, Strings};
-use crate::memory::{reserved, try_collect};
+use crate::memory::{reserved, try_collect, try_push};
 
 use super::bpe::{Bpe, Merges, byte_ids};
 use super::merge::NONE;
@@ -45,13 +45,14 @@ impl Tokenizer {
         }
         let names = names(texts)?;
         let mut kinds = kinds(metadata, texts.len())?;
-        for id in special::ends(&names) {
+        let ends = ends(metadata, &names, &kinds)?;
+        for &id in &ends {
             // As llama.cpp: what ends a generation is no text, whatever the file says.
             kinds[id as usize] = Kind::Control;
         }
         match model {
-            "gpt2" => load_bpe(metadata, texts, &names, kinds),
-            "llama" => load_spm(metadata, texts, &names, kinds),
+            "gpt2" => load_bpe(metadata, texts, &names, kinds, ends),
+            "llama" => load_spm(metadata, texts, &names, kinds, ends),
             other => Err(Error::tokenizer(format_args!(
                 "the file's tokenizer '{}' is not supported; supported are gpt2 (byte-level BPE) and llama (SentencePiece BPE)",
                 excerpt(other)
@@ -65,6 +66,7 @@ fn load_bpe(
     texts: &Strings,
     names: &Names,
     kinds: Vec<Kind>,
+    ends: Vec<u32>,
 ) -> Result<Tokenizer> {
     let pre = PreTokenizer::parse(metadata.str(PRE)?)?;
     let lines = metadata
@@ -78,15 +80,12 @@ fn load_bpe(
         merges: Merges::new(lines, names, texts.len())?,
     };
     let vocabulary = Vocabulary::new(texts, kinds, Spelling::ByteLevel, bpe.ignore_merges)?;
-    let ids = special_ids(
-        metadata,
-        names,
-        Defaults {
-            bos: None,
-            eos: None,
-            add_bos: llama3,
-        },
-    )?;
+    let defaults = Defaults {
+        bos: None,
+        eos: None,
+        add_bos: llama3,
+    };
+    let ids = special_ids(metadata, names, ends, defaults)?;
     Ok(Tokenizer {
         specials: Specials::new(&vocabulary)?,
         vocabulary,
@@ -100,6 +99,7 @@ fn load_spm(
     texts: &Strings,
     names: &Names,
     kinds: Vec<Kind>,
+    ends: Vec<u32>,
 ) -> Result<Tokenizer> {
     let mut bytes = [NONE; 256];
     for (&name, &id) in names {
@@ -121,7 +121,7 @@ fn load_spm(
         eos: usual(2),
         add_bos: true,
     };
-    let ids = special_ids(metadata, names, defaults)?;
+    let ids = special_ids(metadata, names, ends, defaults)?;
     Ok(Tokenizer {
         specials: Specials::new(&vocabulary)?,
         vocabulary,
@@ -207,7 +207,27 @@ struct Defaults {
     add_bos: bool,
 }
 
-fn special_ids(metadata: &Metadata, names: &Names, defaults: Defaults) -> Result<SpecialIds> {
+/// The tokens that end a generation by their names, unless ordinary text becomes them: `</s>` is made of letters in
+/// Qwen's vocabulary, for HTML.
+fn ends(metadata: &Metadata, names: &Names, kinds: &[Kind]) -> Result<Vec<u32>> {
+    let merges = metadata.strings(MERGES)?.unwrap_or_default();
+    let is_merged = |name: &str| {
+        merges.iter().any(|line| {
+            let parts = line.split_once(' ');
+            parts.is_some_and(|(left, right)| name.strip_prefix(left) == Some(right))
+        })
+    };
+    let is_end = |&(name, id): &(&str, u32)| kinds[id as usize] != Kind::Normal || !is_merged(name);
+    try_collect(special::ends(names).filter(is_end).map(|(_, id)| Ok(id)))
+}
+
+/// `ends`: those by name, to which those with a role come.
+fn special_ids(
+    metadata: &Metadata,
+    names: &Names,
+    mut ends: Vec<u32>,
+    defaults: Defaults,
+) -> Result<SpecialIds> {
     let tokens = metadata.strings(TOKENS)?.unwrap_or_default().len();
     let named = |key| token(metadata, key, tokens);
     let bos = named(BOS)?.or(defaults.bos);
@@ -222,8 +242,9 @@ fn special_ids(metadata: &Metadata, names: &Names, defaults: Defaults) -> Result
             )));
         }
     }
-    let ends = special::ends(names).chain(eos).chain(eot);
-    let mut ends = try_collect(ends.chain(named(EOM)?).map(Ok))?;
+    for id in [eos, eot, named(EOM)?].into_iter().flatten() {
+        try_push(&mut ends, id)?;
+    }
     ends.sort_unstable();
     ends.dedup();
     Ok(SpecialIds {
@@ -299,6 +320,34 @@ mod tests {
         assert_eq!(spm.encode("aa zz", plain).unwrap(), [5, 4, 3, 0]);
         // After a special token the text begins anew, with its space.
         assert_eq!(spm.encode("a</s>a", special).unwrap(), [5, 2, 5]);
+    }
+
+    /// `</s>` as in Qwen's vocabulary, which merges it from letters.
+    #[test]
+    fn what_text_becomes_is_no_end() {
+        let mut metadata = bpe();
+        let tokens = ["<", "/", "s", ">", "</", "s>", "</s>"];
+        metadata.insert(TOKENS, strings(&tokens));
+        metadata.insert(TYPES, Value::Array(Array::I32(vec![1; 7])));
+        metadata.insert(MERGES, strings(&["< /", "s >", "</ s>"]));
+        let text = Tokenizer::from_metadata(&metadata).unwrap();
+        let how = EncodeOptions {
+            parse_special: true,
+            ..Default::default()
+        };
+        assert!(!text.is_end(6));
+        // Words are cut before merging.
+        assert_eq!(text.encode("s</s>", how).unwrap(), [2, 4, 2, 3]);
+        assert_eq!(text.decode(&[2, 6], false).unwrap(), "s</s>");
+        // The file may say that it is one, by its type or as its end.
+        metadata.insert(TYPES, Value::Array(Array::I32(vec![1, 1, 1, 1, 1, 1, 3])));
+        assert!(Tokenizer::from_metadata(&metadata).unwrap().is_end(6));
+        metadata.insert(TYPES, Value::Array(Array::I32(vec![1; 7])));
+        metadata.insert(EOS, Value::U32(6));
+        assert!(Tokenizer::from_metadata(&metadata).unwrap().is_end(6));
+        metadata.remove(EOS);
+        metadata.insert(MERGES, strings(&["< /", "s >"]));
+        assert!(Tokenizer::from_metadata(&metadata).unwrap().is_end(6));
     }
 
     #[test]

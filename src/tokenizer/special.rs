@@ -147,9 +147,9 @@ pub(super) fn end_of_turn(names: &HashMap<&str, u32>) -> Option<u32> {
     END_OF_TURN.iter().find_map(|name| names.get(name)).copied()
 }
 
-/// All tokens that end a generation by their names.
-pub(super) fn ends(names: &HashMap<&str, u32>) -> impl Iterator<Item = u32> {
-    let find = |name: &&str| names.get(name).copied();
+/// All tokens that end a generation by their names, with these.
+pub(super) fn ends(names: &HashMap<&str, u32>) -> impl Iterator<Item = (&'static str, u32)> {
+    let find = |name: &&'static str| names.get(name).map(|id| (*name, *id));
     let named = END_OF_TURN.iter().chain(&OTHER_ENDS).filter_map(find);
     let fill = FILL_ENDS.iter();
     named.chain(fill.filter_map(move |row| row.iter().find_map(find)))
@@ -208,7 +208,7 @@ mod tests {
             ("x", 9),
         ]);
         assert_eq!(end_of_turn(&names), Some(2));
-        let mut all: Vec<u32> = ends(&names).collect();
+        let mut all: Vec<u32> = ends(&names).map(|(_, id)| id).collect();
         all.sort();
         assert_eq!(all, [0, 2, 4]);
     }

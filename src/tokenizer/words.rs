@@ -27,7 +27,7 @@ impl PreTokenizer {
             None | Some("" | "default") => Ok(Self::Default),
             Some("gpt-2") => Ok(Self::Gpt2),
             Some("smollm") => Ok(Self::SmolLm),
-            Some("llama-bpe" | "llama3" | "llama-v3") => Ok(Self::Llama3),
+            Some("llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "pixtral") => Ok(Self::Llama3),
             Some("qwen2") => Ok(Self::Qwen2),
             Some(other) => Err(Error::tokenizer(format_args!(
                 "the file's pre-tokenizer '{}' is not supported; supported are default, gpt-2, smollm, llama-bpe and qwen2",

@@ -162,6 +162,25 @@ fn split(regex: &str) -> Value {
     ]})
 }
 
+/// A post-processor that puts tokens before and after a text.
+fn around(before: &[(&str, usize)], after: &[(&str, usize)]) -> Value {
+    let piece = |(name, _): &(&str, usize)| json!({"SpecialToken": {"id": name, "type_id": 0}});
+    let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+    let pieces = before.iter().map(piece).chain([text]);
+    let pieces: Vec<Value> = pieces.chain(after.iter().map(piece)).collect();
+    let tokens: serde_json::Map<String, Value> = before
+        .iter()
+        .chain(after)
+        .map(|(name, id)| {
+            (
+                name.to_string(),
+                json!({"id": name, "ids": [id], "tokens": [name]}),
+            )
+        })
+        .collect();
+    json!({"type": "TemplateProcessing", "single": pieces, "pair": [], "special_tokens": tokens})
+}
+
 /// A vocabulary as Hugging Face spells it, made from a GGUF file's.
 fn as_json(m: &mor::gguf::Metadata, pre_tokenizer: Value, pairs: bool) -> Value {
     let tokens = m.require_strings("tokenizer.ggml.tokens").unwrap();
@@ -188,7 +207,7 @@ fn as_json(m: &mor::gguf::Metadata, pre_tokenizer: Value, pairs: bool) -> Value 
         "added_tokens": added,
         "normalizer": null,
         "pre_tokenizer": pre_tokenizer,
-        "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": tokens[0], "type_id": 0}}]},
+        "post_processor": around(&[(&tokens[0], 0)], &[]),
         "model": {"type": "BPE", "vocab": vocab, "merges": merges},
     })
 }
@@ -230,6 +249,100 @@ fn every_known_way_of_cutting_words_is_recognized() {
     }
 }
 
+/// What the post-processor puts around a text, with what tokenizer_config.json says of it.
+#[test]
+fn tokens_around_a_text_are_those_of_the_post_processor() {
+    let wanted = metadata_of(&gguf_file("gpt-2"));
+    let tokens = wanted.require_strings("tokenizer.ggml.tokens").unwrap();
+    let copy = model_with_rows(tokens.len());
+    let good = as_json(&wanted, byte_level(true), false);
+    let name = |id: usize| tokens.get(id).unwrap();
+    let token = |id: usize| (name(id), id);
+    let list = |steps: Value| json!({"type": "Sequence", "processors": steps});
+    let bytes = json!({"type": "ByteLevel", "trim_offsets": true});
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tokenizer.json");
+    let convert = |post: Value, companion: Value| {
+        let mut document = good.clone();
+        document["post_processor"] = post;
+        std::fs::write(&file, document.to_string()).unwrap();
+        let beside = folder.path().join("tokenizer_config.json");
+        std::fs::write(beside, companion.to_string()).unwrap();
+        let m = copy.convert(&with_tokenizer(&file))?.gguf().metadata;
+        let id = |role: &str| m.u32(&format!("tokenizer.ggml.{role}_token_id")).unwrap();
+        let adds = |role: &str| m.bool(&format!("tokenizer.ggml.add_{role}_token")).unwrap();
+        let around = |role| id(role).filter(|_| adds(role) == Some(true));
+        Ok::<_, String>((around("bos"), around("eos")))
+    };
+    let none = json!({});
+    let named = json!({"bos_token": name(3), "eos_token": {"content": name(4)}});
+    let off = json!({"bos_token": name(3), "add_bos_token": false, "add_eos_token": true, "eos_token": name(4)});
+    let both = around(&[token(3)], &[token(4)]);
+    let bert = json!({"type": "RobertaProcessing", "sep": [name(4), 4], "cls": [name(3), 3]});
+    for (post, companion, expected) in [
+        (json!(null), &named, (None, None)),
+        (bytes.clone(), &named, (None, None)),
+        (around(&[token(3)], &[]), &named, (Some(3), None)),
+        (around(&[token(3)], &[]), &none, (Some(3), None)),
+        (both.clone(), &named, (Some(3), Some(4))),
+        (around(&[], &[token(4)]), &none, (None, Some(4))),
+        (list(json!([bytes, both])), &none, (Some(3), Some(4))),
+        (bert, &named, (Some(3), Some(4))),
+        (both.clone(), &off, (None, Some(4))),
+        // What is not put there need not be the other.
+        (around(&[token(5)], &[]), &off, (None, Some(4))),
+    ] {
+        assert_eq!(
+            convert(post.clone(), companion.clone()),
+            Ok(expected),
+            "{post} {companion}"
+        );
+    }
+    for (post, phrase) in [
+        (around(&[token(5)], &[]), "not the bos_token"),
+        (around(&[], &[token(5)]), "not the eos_token"),
+        (
+            around(&[token(3), token(4)], &[]),
+            "a token before it and one after it (TemplateProcessing)",
+        ),
+        (around(&[(name(3), 1 << 40)], &[]), "not the bos_token"),
+        (
+            json!({"type": "Prefix"}),
+            "a token before it and one after it (Prefix)",
+        ),
+    ] {
+        let error = convert(post.clone(), named.clone()).unwrap_err();
+        assert!(error.contains(phrase), "{post}: {error}");
+    }
+}
+
+/// Rules of added tokens that a GGUF file cannot hold are said.
+#[test]
+fn rules_of_added_tokens_are_noted() {
+    let wanted = metadata_of(&gguf_file("gpt-2"));
+    let tokens = wanted.require_strings("tokenizer.ggml.tokens").unwrap();
+    let copy = model_with_rows(tokens.len());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tokenizer.json");
+    let mut document = as_json(&wanted, byte_level(true), false);
+    document["normalizer"] = json!({"type": "Sequence", "normalizers": [{"type": "NFC"}]});
+    let notes = |document: &Value| {
+        std::fs::write(&file, document.to_string()).unwrap();
+        copy.convert(&with_tokenizer(&file)).unwrap().notes.concat()
+    };
+    let before = notes(&document);
+    assert!(
+        before.contains("NFC") && !before.contains("strip"),
+        "{before}"
+    );
+    document["added_tokens"][0]["lstrip"] = json!(true);
+    document["added_tokens"][0]["single_word"] = json!(true);
+    let after = notes(&document);
+    for key in ["lstrip is not followed", "single_word is not followed"] {
+        assert!(after.contains(key), "{after}");
+    }
+}
+
 #[test]
 fn unknown_tokenizers_are_refused_in_one_sentence() {
     let wanted = metadata_of(&gguf_file("gpt-2"));
@@ -261,6 +374,16 @@ fn unknown_tokenizers_are_refused_in_one_sentence() {
             "normalizes text by 'Lowercase'",
         ),
         (
+            "/normalizer",
+            json!({"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Strip"}]}),
+            "normalizes text by 'Strip'",
+        ),
+        (
+            "/model/byte_fallback",
+            json!(true),
+            "uses model.byte_fallback",
+        ),
+        (
             "/model/merges",
             json!(["a b c"]),
             "has the merge \"a b c\", which is not two tokens",
@@ -280,7 +403,8 @@ fn unknown_tokenizers_are_refused_in_one_sentence() {
     let file = folder.path().join("tokenizer.json");
     for (at, value, sentence) in spoiled {
         let mut document = good.clone();
-        *document.pointer_mut(at).unwrap() = value;
+        let (parent, key) = at.rsplit_once('/').unwrap();
+        document.pointer_mut(parent).unwrap()[key] = value;
         std::fs::write(&file, document.to_string()).unwrap();
         let error = copy.convert(&with_tokenizer(&file)).unwrap_err();
         assert!(error.contains(sentence), "{error}");
