@@ -1,7 +1,10 @@
 //! Widths and constants of the Llama part, from config.json or from the tensors' shapes.
 
+use serde_json::Value;
+
 use super::document::Document;
 use super::options::{Overrides, Progress};
+use super::rope::{Rope, Scaling};
 use super::source::Source;
 use super::spec::Structure;
 use crate::error::{Error, Result};
@@ -11,6 +14,8 @@ const DEFAULT_HEAD_DIM: usize = 64;
 const DEFAULT_CONTEXT: usize = 2048;
 const DEFAULT_ROPE_THETA: f32 = 10000.0;
 const DEFAULT_RMS_EPS: f32 = 1e-5;
+/// What transformers take where a configuration does not say.
+const CONFIGS_RMS_EPS: f32 = 1e-6;
 
 /// Widths and constants.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,6 +28,7 @@ pub(super) struct Shape {
     pub head_dim: usize,
     pub context: usize,
     pub rope_theta: f32,
+    pub rope_scaling: Scaling,
     pub rms_eps: f32,
 }
 
@@ -33,14 +39,15 @@ pub(super) fn resolve(
     overrides: &Overrides,
     progress: &mut dyn Progress,
 ) -> Result<Shape> {
-    refuse_other_models(config, progress)?;
+    refuse_other_models(config)?;
+    let rope = Rope::of(config)?;
     let (vocab, hidden) = matrix(source, "model.embed_tokens.weight")?;
     let layer = structure.first_block_layer();
     let (ffn, _) = matrix(source, &format!("{layer}.mlp.gate_proj.weight"))?;
     let hidden = config.usize("hidden_size")?.unwrap_or(hidden);
     let heads = Heads::resolve(source, &layer, hidden, config, overrides, progress)?;
     let mut say = |text: String| progress.note(&text);
-    let shape = Shape {
+    let mut shape = Shape {
         hidden,
         vocab: config.usize("vocab_size")?.unwrap_or(vocab),
         ffn: config.usize("intermediate_size")?.unwrap_or(ffn),
@@ -56,7 +63,7 @@ pub(super) fn resolve(
                 DEFAULT_CONTEXT
             }),
         },
-        rope_theta: match overrides.rope_theta.or(rope_theta(config)?) {
+        rope_theta: match overrides.rope_theta.or(rope.theta()?) {
             Some(theta) => theta,
             None => {
                 say(format!(
@@ -65,18 +72,38 @@ pub(super) fn resolve(
                 DEFAULT_ROPE_THETA
             }
         },
+        rope_scaling: Scaling::None,
         rms_eps: match overrides.rms_eps.or(config.f32("rms_norm_eps")?) {
             Some(eps) => eps,
             None => {
+                let assumed = match config.is_present() {
+                    true => CONFIGS_RMS_EPS,
+                    false => DEFAULT_RMS_EPS,
+                };
                 say(format!(
-                    "The epsilon of the norms is not known; {DEFAULT_RMS_EPS:e} is assumed."
+                    "The epsilon of the norms is not known; {assumed:e} is assumed."
                 ));
-                DEFAULT_RMS_EPS
+                assumed
             }
         },
     };
     shape.check()?;
+    shape.rope_scaling = rope.scaling(shape.head_dim, shape.rope_theta)?;
+    if let Some(window) = attention_window(config)?.filter(|window| *window < shape.context) {
+        progress.note(&format!(
+            "Attention is to the last {window} tokens, which mor does not limit: the context length is set to that."
+        ));
+        shape.context = window;
+    }
     Ok(shape)
+}
+
+/// How many tokens some layers attend to at most.
+fn attention_window(config: &Document) -> Result<Option<usize>> {
+    match config.bool("use_sliding_window")? {
+        Some(false) => Ok(None),
+        _ => Ok(config.usize("sliding_window")?.filter(|window| *window > 0)),
+    }
 }
 
 impl Shape {
@@ -180,15 +207,8 @@ impl Heads {
     }
 }
 
-fn rope_theta(config: &Document) -> Result<Option<f32>> {
-    match config.f32("rope_theta")? {
-        Some(theta) => Ok(Some(theta)),
-        None => config.f32("rope_parameters.rope_theta"),
-    }
-}
-
 /// Refuses configurations whose computation is not that of a Llama decoder.
-fn refuse_other_models(config: &Document, progress: &mut dyn Progress) -> Result<()> {
+fn refuse_other_models(config: &Document) -> Result<()> {
     let act = config.str("hidden_act")?.unwrap_or("silu");
     if act != "silu" {
         return Err(Error::unsupported(format_args!(
@@ -196,35 +216,49 @@ fn refuse_other_models(config: &Document, progress: &mut dyn Progress) -> Result
             config.label()
         )));
     }
-    for key in ["rope_scaling", "rope_parameters"] {
-        let kind = ["rope_type", "type"]
-            .iter()
-            .find_map(|leaf| config.get(&format!("{key}.{leaf}"))?.as_str());
-        let scaled = match kind {
-            Some(kind) => kind != "default",
-            None => key == "rope_scaling" && config.get(key).is_some(),
-        };
-        if scaled {
+    // Factors of models that have the names of Llama's tensors and compute otherwise: 1 is none.
+    for key in [
+        "attention_multiplier",
+        "residual_multiplier",
+        "embedding_multiplier",
+        "logits_scaling",
+        "logit_scale",
+        "scale_emb",
+        "scale_depth",
+        "dim_model_base",
+        "clip_qkv",
+        "attn_logit_softcapping",
+        "final_logit_softcapping",
+    ] {
+        if config
+            .get(key)
+            .is_some_and(|value| value.as_f64() != Some(1.0))
+        {
             return Err(Error::unsupported(format_args!(
-                "rotary scaling of type '{}' ({key} in '{}'); mor runs unscaled rotary positions",
-                kind.unwrap_or("unknown"),
+                "{key} in '{}' asks for a computation that Llama does not do",
                 config.label()
             )));
         }
     }
-    if let Some(factor) = config.f64("partial_rotary_factor")?.filter(|f| *f != 1.0) {
+    let layers = |key: &str| config.get(key).and_then(|list| list.as_array());
+    let unrotated =
+        layers("no_rope_layers").is_some_and(|list| list.iter().any(|rotates| *rotates == 0));
+    let full = |kind: &Value| *kind == "full_attention" || *kind == "sliding_attention";
+    if unrotated || layers("layer_types").is_some_and(|list| !list.iter().all(full)) {
         return Err(Error::unsupported(format_args!(
-            "partial_rotary_factor {factor} in '{}'; mor rotates whole heads",
+            "layers that differ from each other (no_rope_layers or layer_types in '{}')",
             config.label()
         )));
     }
     let model = config.str("model_type")?.unwrap_or("llama");
-    if !model.contains("llama") && !model.contains("mor") {
-        progress.note(&format!(
-            "The configuration calls the model '{model}'; it is taken to compute as Llama does."
-        ));
+    let known = ["llama", "mistral", "qwen2"].contains(&model) || model.contains("mor");
+    match known || model.contains("llama") {
+        true => Ok(()),
+        false => Err(Error::unsupported(format_args!(
+            "a model of type '{model}'; if it computes as Llama does, say \"model_type\": \"llama\" in '{}'",
+            config.label()
+        ))),
     }
-    Ok(())
 }
 
 /// Rows and columns of a matrix.

@@ -366,7 +366,13 @@ impl<'s> Planner<'s, '_> {
             let router = [".mor_router.", ".mlp_router.", ".router_bias"]
                 .iter()
                 .any(|part| name.contains(part));
-            if name.starts_with("model.layers.") && !router {
+            let parts = [
+                "model.layers.",
+                "model.norm.",
+                "model.embed_tokens.",
+                "lm_head.",
+            ];
+            if parts.iter().any(|part| name.starts_with(part)) && !router {
                 return Err(Error::convert(format_args!(
                     "the checkpoint holds '{name}', which has no place in a model of kind '{}' with {} layers shared as {} by {} recursions",
                     self.spec.kind.name(),

@@ -2,6 +2,7 @@
 
 use super::layout::Layout;
 use super::options::Overrides;
+use super::rope::Scaling;
 use super::router::{Rule, TRAINED_CUT};
 use super::spec::Spec;
 use crate::gguf::{Array, Metadata, Value};
@@ -73,6 +74,10 @@ pub(super) fn build(
     m.insert("mor.rope.freq_base", Value::F32(s.rope_theta));
     m.insert("mor.rope.dimension_count", number(s.head_dim));
     m.insert("mor.rope.pairing", text("neox"));
+    if let Scaling::Linear(factor) = s.rope_scaling {
+        m.insert("mor.rope.scaling.type", text("linear"));
+        m.insert("mor.rope.scaling.factor", Value::F32(factor));
+    }
     m.insert("mor.recursion.count", number(spec.recursions));
     m.insert(
         "mor.recursion.sharing",

@@ -16,6 +16,7 @@ mod output;
 mod pickle;
 mod random;
 mod requantize;
+mod rope;
 mod router;
 mod safetensors;
 mod source;
@@ -39,6 +40,7 @@ pub use synth::{SynthOptions, SynthShape, SynthSummary, synth};
 
 use document::Document;
 use encode::{Encoding, Job};
+use rope::Scaling;
 use source::Source;
 use spec::{Documents, Spec};
 
@@ -94,7 +96,27 @@ fn convert_checkpoint(
     let layout = layout::plan(&source, &spec, progress)?;
     note_tying(&source, &documents.config, progress)?;
     let ty = options.ty.unwrap_or(TensorType::F16);
-    let jobs = jobs(&source, &layout, ty, options.layout, progress)?;
+    let mut jobs = jobs(&source, &layout, ty, options.layout, progress)?;
+    let frequencies = match &spec.shape.rope_scaling {
+        Scaling::Frequencies(divisors) => divisors.as_slice(),
+        _ => &[],
+    };
+    let bytes: Vec<u8> = frequencies
+        .iter()
+        .flat_map(|divisor| divisor.to_le_bytes())
+        .collect();
+    if !frequencies.is_empty() {
+        jobs.push(Job {
+            name: "rope_freqs.weight".into(),
+            origin: "rope_scaling".into(),
+            bytes: &bytes,
+            from: Encoding::Block(TensorType::F32),
+            from_tiles: false,
+            to: TensorType::F32,
+            to_tiles: false,
+            dims: vec![frequencies.len() as u64],
+        });
+    }
     let name = source::file_label(&folder.canonicalize().unwrap_or_else(|_| folder.into()));
     let mut metadata = metadata::build(&spec, &layout, ty, &name, &options.overrides);
     metadata::set_layout(&mut metadata, options.layout);

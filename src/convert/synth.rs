@@ -14,6 +14,7 @@ use super::options::{
 };
 use super::output::Output;
 use super::random::{Random, RandomTokens};
+use super::rope::Scaling;
 use super::router::{Router, Rule, TRAINED_CUT};
 use super::spec::Spec;
 use super::{census::Style, synth_tokenizer};
@@ -166,6 +167,7 @@ impl SynthShape {
                 head_dim: HEAD_DIM,
                 context: base.context,
                 rope_theta: ROPE_THETA,
+                rope_scaling: Scaling::None,
                 rms_eps: RMS_EPS,
             },
             router: (self.kind == Kind::Expert).then(|| router(self.recursions)),
@@ -202,7 +204,7 @@ pub struct SynthOptions {
     pub ty: TensorType,
     /// Start of the random sequence.
     pub seed: u64,
-    /// Recursions that a random token runs in mean, from 0 to all; the routers' cut is set by it.
+    /// Recursions that a random token runs on average, from 0 to all; the routers' cut is set by it.
     /// `None` leaves the cut as models are trained, 0.5.
     pub mean_depth: Option<f64>,
 }
@@ -433,7 +435,7 @@ fn write(
     writer.finish()
 }
 
-/// Finds the cut at which random tokens run `depth` recursions in mean. Returns it and the mean
+/// Finds the cut at which random tokens run `depth` recursions on average. Returns it and the mean
 /// depth there.
 fn calibrate(
     path: &Path,

@@ -426,15 +426,20 @@ impl<'a> Keys<'a> {
         };
         let scaled = self.choice(
             "rope.scaling.type",
-            Some(false),
-            &[("none", false), ("linear", true)],
+            Some(None),
+            &[("none", Some(false)), ("linear", Some(true))],
         )?;
-        let scale = if scaled {
-            f64::from(self.positive_f32("rope.scaling.factor", Some(1.0))?)
-        } else {
-            // Older Llama files give the factor alone.
-            f64::from(self.positive_f32("rope.scale_linear", Some(1.0))?)
-        };
+        // Older Llama files give a factor alone, under another key.
+        let older = || self.positive_f32("rope.scale_linear", Some(1.0));
+        let has_factor = self
+            .metadata
+            .get(&self.key("rope.scaling.factor"))
+            .is_some();
+        let scale = f64::from(match scaled {
+            Some(false) => 1.0,
+            Some(true) if has_factor => self.positive_f32("rope.scaling.factor", None)?,
+            Some(true) | None => older()?,
+        });
         Ok(Rope {
             base: f64::from(self.positive_f32("rope.freq_base", Some(10_000.0))?),
             dims,

@@ -17,6 +17,8 @@ pub(super) enum PreTokenizer {
     SmolLm,
     /// Llama 3.
     Llama3,
+    /// Llama 3's words without what else goes with them: no BOS unless the file asks, no words that are tokens as a whole.
+    Smaug,
     /// Qwen 2 and later.
     Qwen2,
 }
@@ -25,10 +27,21 @@ impl PreTokenizer {
     pub(super) fn parse(name: Option<&str>) -> Result<Self> {
         match name {
             None | Some("" | "default") => Ok(Self::Default),
-            Some("gpt-2") => Ok(Self::Gpt2),
-            Some("smollm") => Ok(Self::SmolLm),
-            Some("llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "pixtral") => Ok(Self::Llama3),
-            Some("qwen2") => Ok(Self::Qwen2),
+            // Names of models whose words are cut in the same way, as in llama.cpp (llama-vocab.cpp).
+            Some("gpt-2" | "olmo" | "jais" | "trillion" | "mellum" | "gigachat" | "phi-2") => {
+                Ok(Self::Gpt2)
+            }
+            Some(
+                "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone"
+                | "minerva-7b",
+            ) => Ok(Self::SmolLm),
+            Some("llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "pixtral" | "midm-2.0") => {
+                Ok(Self::Llama3)
+            }
+            Some("smaug-bpe" | "dbrx") => Ok(Self::Smaug),
+            Some("qwen2" | "megrez" | "deepseek-r1-qwen" | "stablelm2" | "hunyuan") => {
+                Ok(Self::Qwen2)
+            }
             Some(other) => Err(Error::tokenizer(format_args!(
                 "the file's pre-tokenizer '{}' is not supported; supported are default, gpt-2, smollm, llama-bpe and qwen2",
                 super::excerpt(other)
@@ -42,7 +55,7 @@ impl PreTokenizer {
             Self::Default => &[punctuation_runs, gpt2, number_runs, digit_triples],
             Self::Gpt2 => &[gpt2],
             Self::SmolLm => &[single_numbers, gpt2],
-            Self::Llama3 => &[llama3],
+            Self::Llama3 | Self::Smaug => &[llama3],
             Self::Qwen2 => &[qwen2],
         }
     }

@@ -3,6 +3,8 @@
 use mor::convert::{ConvertOptions, Kind, Sharing};
 use mor::quant::TensorType;
 
+use serde_json::json;
+
 use crate::support::*;
 
 /// The cases' heads are 8 wide, which nothing but config.json tells.
@@ -623,4 +625,181 @@ fn an_existing_output_survives_a_failure_and_is_replaced_by_success() {
     // A file may even be converted onto itself: the old one stays mapped until the end.
     assert!(convert(&output, &mut silent).is_ok());
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+/// A vanilla checkpoint whose config.json has these keys too, or others in their place.
+fn with_config(more: serde_json::Value) -> Copy {
+    let copy = Copy::of("vanilla");
+    let path = copy.path().join("config.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    for (key, value) in more.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    std::fs::write(path, config.to_string()).unwrap();
+    copy
+}
+
+#[test]
+fn rotary_scaling_is_taken_along() {
+    let convert = |more| {
+        with_config(more)
+            .convert(&options(TensorType::F32))
+            .unwrap()
+    };
+    // Both spellings of a table, one for all layers or for those of one type, which are all.
+    for more in [
+        json!({"rope_scaling": {"type": "linear", "factor": 4.0}}),
+        json!({"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5.0}}),
+        json!({"rope_theta": null, "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}}}),
+    ] {
+        let m = convert(more).gguf().metadata;
+        assert_eq!(m.require_str("mor.rope.scaling.type").unwrap(), "linear");
+        assert_eq!(m.require_f32("mor.rope.scaling.factor").unwrap(), 4.0);
+        assert_eq!(m.require_f32("mor.rope.freq_base").unwrap(), 10000.0);
+    }
+    let llama3 = json!({"rope_scaling": {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 1024,
+    }});
+    let converted = convert(llama3);
+    assert!(
+        !converted.notes.concat().contains("rotary"),
+        "{:?}",
+        converted.notes
+    );
+    let gguf = converted.gguf();
+    let divisors: Vec<f32> = decoded(&gguf, &converted.bytes, "rope_freqs.weight")
+        .chunks_exact(4)
+        .map(|four| f32::from_le_bytes(four.try_into().unwrap()))
+        .collect();
+    // What transformers' _compute_llama3_parameters divides the frequencies of heads of 8 by.
+    let expected = [1.0, 1.0, 3.239_642, 8.0];
+    assert_eq!(divisors.len(), expected.len());
+    for (divisor, expected) in divisors.iter().zip(expected) {
+        assert!((divisor / expected - 1.0f32).abs() < 1e-6, "{divisors:?}");
+    }
+    // It runs, and not as without.
+    let scores = |bytes: Vec<u8>| {
+        let model = mor::Model::from_bytes(bytes).unwrap();
+        let mut session = mor::Session::new(&model, &Default::default()).unwrap();
+        session.prefill(&[1; 40]).unwrap();
+        session.logits().unwrap().to_vec()
+    };
+    let plain = convert(json!({"rope_parameters": {"rope_type": "default"}}));
+    assert_ne!(scores(converted.bytes.clone()), scores(plain.bytes.clone()));
+}
+
+#[test]
+fn what_config_json_asks_for_and_llama_does_not_do_is_refused() {
+    for (more, phrase) in [
+        (
+            json!({"model_type": "smollm3"}),
+            "a model of type 'smollm3'",
+        ),
+        (
+            json!({"attention_multiplier": 0.015625}),
+            "attention_multiplier",
+        ),
+        (json!({"logits_scaling": 8}), "logits_scaling"),
+        (json!({"scale_emb": 12}), "scale_emb"),
+        (json!({"no_rope_layers": [1, 1, 0]}), "no_rope_layers"),
+        (
+            json!({"layer_types": ["full_attention", "linear_attention"]}),
+            "layer_types",
+        ),
+        (
+            json!({"partial_rotary_factor": 0.5}),
+            "partial_rotary_factor",
+        ),
+        (
+            json!({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}),
+            "partial_rotary_factor",
+        ),
+        (
+            json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}),
+            "type 'yarn'",
+        ),
+        (json!({"rope_scaling": {"factor": 4.0}}), "type 'unknown'"),
+        (json!({"rope_scaling": 4.0}), "no table"),
+        (
+            json!({"rope_scaling": {"type": "linear"}}),
+            "needs rope_scaling.factor",
+        ),
+        (
+            json!({"rope_scaling": {"type": "llama3", "factor": 8.0}}),
+            "needs rope_scaling.low_freq_factor",
+        ),
+        (
+            json!({"rope_parameters": {"full_attention": {}, "sliding_attention": {}}}),
+            "differ between layers",
+        ),
+    ] {
+        let error = with_config(more.clone())
+            .convert(&options(TensorType::F32))
+            .unwrap_err();
+        assert!(error.contains(phrase), "{more}: {error}");
+    }
+}
+
+/// What asks for nothing, or for something that a shorter context makes the same.
+#[test]
+fn windows_of_attention_limit_the_context() {
+    for (more, context) in [
+        (json!({"sliding_window": 64}), 64),
+        (
+            json!({"sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]}),
+            64,
+        ),
+        (
+            json!({"sliding_window": 64, "use_sliding_window": false}),
+            256,
+        ),
+        (
+            json!({"sliding_window": 4096, "logit_scale": 1.0, "model_type": "mistral"}),
+            256,
+        ),
+        (
+            json!({"sliding_window": null, "attention_multiplier": null}),
+            256,
+        ),
+    ] {
+        let converted = with_config(more.clone())
+            .convert(&options(TensorType::F32))
+            .unwrap();
+        let m = converted.gguf().metadata;
+        assert_eq!(
+            m.require_u32("mor.context_length").unwrap(),
+            context,
+            "{more}"
+        );
+        assert_eq!(
+            converted.notes.concat().contains("last 64 tokens"),
+            context == 64
+        );
+    }
+    let silent = with_config(json!({"rms_norm_eps": null}))
+        .convert(&options(TensorType::F32))
+        .unwrap();
+    let m = silent.gguf().metadata;
+    assert_eq!(
+        m.require_f32("mor.attention.layer_norm_rms_epsilon")
+            .unwrap(),
+        1e-6
+    );
+}
+
+/// A tensor with a place in no model, under a name that belongs to one.
+#[test]
+fn tensors_that_would_change_the_result_are_not_left_out() {
+    for name in [
+        "lm_head.bias",
+        "model.norm.bias",
+        "model.embed_tokens.scale",
+    ] {
+        let mut copy = Copy::of("vanilla");
+        copy.add(name, (vec![4], vec![0; 16]));
+        let error = copy.convert(&options(TensorType::F32)).unwrap_err();
+        assert!(error.contains(name), "{error}");
+    }
 }

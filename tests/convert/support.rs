@@ -401,4 +401,8 @@ impl Copy {
     pub fn tensor(&mut self, name: &str) -> &mut (Vec<usize>, Vec<u8>) {
         self.checkpoint.tensors.get_mut(name).unwrap()
     }
+
+    pub fn add(&mut self, name: &str, tensor: (Vec<usize>, Vec<u8>)) {
+        self.checkpoint.tensors.insert(name.to_string(), tensor);
+    }
 }
