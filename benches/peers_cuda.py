@@ -5,7 +5,7 @@
     benches/peers_cuda.py copy vanilla --batch 48               some parts
 
 PyTorch runs a Llama of random weights in F16. `vanilla` is many sequences as `mor bench -b` has them: no
-prefix, answers of 256 tokens in mean (deviation 64), and who ends makes place for the next at once, all of
+prefix, answers of 256 tokens on average (deviation 64), and who ends makes place for the next at once, all of
 it within the step. The fastest of several ways to compile and to attend counts. See benches/README.md.
 """
 

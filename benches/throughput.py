@@ -22,7 +22,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", help="GGUF files")
     parser.add_argument("-b", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32], metavar="B", help="sequences at once")
-    parser.add_argument("-n", type=int, default=256, metavar="N", help="tokens of an answer in mean [%(default)s]")
+    parser.add_argument("-n", type=int, default=256, metavar="N", help="tokens of an answer on average [%(default)s]")
     parser.add_argument("-t", type=int, default=2, metavar="T", help="threads [%(default)s]")
     parser.add_argument("--mor", default="target/release/mor", help="the program mor [%(default)s]")
     parser.add_argument("--llama-batched-bench", metavar="PATH", help="the peer")
@@ -62,7 +62,7 @@ def llama(args):
 
 
 def table(args, series):
-    print(f"{datetime.date.today()}, {processor()}, {args.t} threads, answers of {args.n} tokens in mean; tokens/s\n")
+    print(f"{datetime.date.today()}, {processor()}, {args.t} threads, answers of {args.n} tokens on average; tokens/s\n")
     print("| sequences | " + " | ".join(f"{name} | ratio" if i else name for i, (name, _) in enumerate(series)) + " |")
     print("| ---: |" + " ---: |" * (2 * len(series) - 1))
     for row, sequences in enumerate(args.b):

@@ -36,10 +36,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         while batch.free_places() > 0
             && let Some(prompt) = waiting.next()
         {
-            let options = EncodeOptions {
-                add_special: true,
-                ..Default::default()
-            };
+            let options = EncodeOptions::PROMPT;
             let sequence = batch.add(&Request {
                 prompt: &tokenizer.encode(prompt, options)?,
                 max_tokens: 64,

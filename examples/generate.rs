@@ -25,10 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ..Default::default()
     })?;
 
-    let options = EncodeOptions {
-        add_special: true,
-        ..Default::default()
-    };
+    let options = EncodeOptions::PROMPT;
     session.prefill(&model.tokenizer()?.encode(&prompt, options)?)?;
 
     print!("{prompt}");

@@ -618,6 +618,22 @@ typedef struct mor_tokenizer_info {
 } mor_tokenizer_info;
 
 /**
+ * A text that comes token by token, as a batch gives tokens: the beginning of a character whose end is still missing.
+ * Set it to zero (`mor_decode_stream stream = {0};`) before the first token. It is plain memory of the caller, one for
+ * each text; a copy goes on from the same place, as a fork does.
+ */
+typedef struct mor_decode_stream {
+  /**
+   * The bytes.
+   */
+  uint8_t pending[4];
+  /**
+   * How many they are, at most 3.
+   */
+  uint32_t pending_count;
+} mor_decode_stream;
+
+/**
  * One turn of a conversation. Both texts are UTF-8 and end with a zero byte.
  */
 typedef struct mor_chat_message {
@@ -1063,11 +1079,11 @@ typedef struct mor_batch_request {
  */
 typedef struct mor_batch_event {
   /**
-   * Whose.
+   * The sequence that it is about.
    */
   uint64_t sequence;
   /**
-   * What.
+   * What happened.
    */
   enum mor_event_kind kind;
   /**
@@ -1256,7 +1272,7 @@ enum mor_status mor_tokenizer_create(const struct mor_model *model,
 /**
  * Frees a tokenizer; NULL is allowed.
  *
- * @return `MOR_ERROR_BUSY` when a call on it is in progress; it then goes on to live
+ * @return `MOR_ERROR_BUSY` when a call on it is in progress; it then stays valid
  */
 enum mor_status mor_tokenizer_free(struct mor_tokenizer *tokenizer);
 
@@ -1297,7 +1313,7 @@ enum mor_status mor_tokenizer_encode(struct mor_tokenizer *tokenizer,
 
 /**
  * Writes the text of some tokens and a zero byte behind it. What is no valid UTF-8 becomes U+FFFD.
- * To show tokens one by one use `mor_session_generate`, which never cuts a character.
+ * To show tokens one by one use `mor_session_generate` or `mor_tokenizer_decode_next`, which never cut a character.
  *
  * @param tokenizer  the tokenizer
  * @param tokens     the tokens
@@ -1317,20 +1333,58 @@ enum mor_status mor_tokenizer_decode(struct mor_tokenizer *tokenizer,
                                      size_t *out_bytes);
 
 /**
+ * Writes the characters that are complete with one more token, and a zero byte behind them. What can be no UTF-8 becomes
+ * U+FFFD. `3 * max_token_bytes + 10` bytes are always enough (`mor_tokenizer_info`).
+ *
+ * @param tokenizer  the tokenizer
+ * @param stream     the text so far; it takes the token unless the call fails
+ * @param token      the token; one beyond the vocabulary, which a model may draw, adds nothing
+ * @param flags      0 or `MOR_DECODE_SPECIAL`
+ * @param buffer     gets the text, which may be empty; may be NULL when `capacity` is 0
+ * @param capacity   bytes in `buffer`
+ * @param out_bytes  gets the text's length without the zero byte, also when the buffer is too small
+ * @return `MOR_ERROR_BUFFER_TOO_SMALL`, `MOR_ERROR_INVALID_ARGUMENT`
+ */
+enum mor_status mor_tokenizer_decode_next(struct mor_tokenizer *tokenizer,
+                                          struct mor_decode_stream *stream,
+                                          uint32_t token,
+                                          uint32_t flags,
+                                          char *buffer,
+                                          size_t capacity,
+                                          size_t *out_bytes);
+
+/**
+ * Ends a text that came token by token: writes U+FFFD if a character was left incomplete, else nothing, and a zero
+ * byte. The stream is then ready for another text.
+ *
+ * @param tokenizer  the tokenizer
+ * @param stream     the text so far
+ * @param buffer     gets the text, at most three bytes and the zero; may be NULL when `capacity` is 0
+ * @param capacity   bytes in `buffer`
+ * @param out_bytes  gets the text's length without the zero byte, also when the buffer is too small
+ * @return as `mor_tokenizer_decode_next`
+ */
+enum mor_status mor_tokenizer_decode_end(struct mor_tokenizer *tokenizer,
+                                         struct mor_decode_stream *stream,
+                                         char *buffer,
+                                         size_t capacity,
+                                         size_t *out_bytes);
+
+/**
  * The bytes that one token adds to a text; they need not be whole characters and are not followed
  * by a zero byte. They lie in the model and live as long as it.
  *
  * @param tokenizer  the tokenizer
  * @param token      the token
  * @param flags      0 or `MOR_DECODE_SPECIAL`
- * @param out_bytes  gets where they begin
- * @param out_count  gets how many they are
+ * @param out_text   gets where they begin
+ * @param out_bytes  gets how many they are
  */
 enum mor_status mor_tokenizer_token_bytes(struct mor_tokenizer *tokenizer,
                                           uint32_t token,
                                           uint32_t flags,
-                                          const char **out_bytes,
-                                          size_t *out_count);
+                                          const char **out_text,
+                                          size_t *out_bytes);
 
 /**
  * Whether nothing is to be generated after a token.
@@ -1431,7 +1485,7 @@ enum mor_status mor_session_create_in(const struct mor_model *model,
 /**
  * Ends a session: stops its threads and gives its memory back. NULL is allowed.
  *
- * @return `MOR_ERROR_BUSY` when a call on the session is in progress; it then goes on to live. Must
+ * @return `MOR_ERROR_BUSY` when a call on the session is in progress; it then stays valid. Must
  *         not be called at the same time as `mor_session_cancel`
  */
 enum mor_status mor_session_free(struct mor_session *session);
@@ -1609,7 +1663,7 @@ enum mor_status mor_session_kv_bytes_used(struct mor_session *session, size_t *o
 
 /**
  * Sets the routers' cut from the next token on: a token goes on while the sigmoid of its score (the
- * score itself, where the router has no function) is at least this. Higher is faster and coarser; 0
+ * score itself, where the router has neither a function nor an auxiliary router) is at least this. Higher is faster and coarser; 0
  * sends every token through all recursions, 1 none. Models without expert-choice routers take no notice.
  *
  * @param session  the session
@@ -1724,7 +1778,7 @@ enum mor_status mor_batch_plan(const struct mor_model *model,
 /**
  * Plans the batch with the most sequences whose block of memory, or on a GPU what it takes there, has
  * at most so many bytes, with pages for the whole context of each when a token runs `mean_depth`
- * recursions in mean. What was sought stands in the plan's `sequences` and `kv_pages`; in `params`
+ * recursions on average. What was sought stands in the plan's `sequences` and `kv_pages`; in `params`
  * these two do not matter.
  *
  * @param model       the model
@@ -1746,7 +1800,7 @@ enum mor_status mor_batch_plan_in(const struct mor_model *model,
 
 /**
  * Pages of the KV pool that the sequences of `params` take when their contexts are full and a token
- * runs `mean_depth` recursions in mean: a value for `kv_pages`.
+ * runs `mean_depth` recursions on average: a value for `kv_pages`.
  *
  * @param model       the model
  * @param params      for what, or NULL; its `kv_pages` does not matter
@@ -1781,7 +1835,7 @@ enum mor_status mor_batch_create(const struct mor_model *model,
 /**
  * Ends a batch: stops its threads and gives its memory back. NULL is allowed.
  *
- * @return `MOR_ERROR_BUSY` when a call on the batch is in progress; it then goes on to live
+ * @return `MOR_ERROR_BUSY` when a call on the batch is in progress; it then stays valid
  */
 enum mor_status mor_batch_free(struct mor_batch *batch);
 

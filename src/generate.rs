@@ -10,16 +10,26 @@ use std::ops::ControlFlow;
 pub const MAX_STOP_BYTES: usize = 1024;
 
 /// When to stop.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct GenerateParams<'a> {
-    /// Most tokens to write.
+    /// Most tokens to write. The default is as many as the context has room for.
     pub max_tokens: usize,
     /// Texts that end the generation, each of at most [`MAX_STOP_BYTES`]; they are not part of
     /// the result.
     pub stop: &'a [&'a str],
 }
 
-/// One token as it comes.
+impl Default for GenerateParams<'_> {
+    fn default() -> Self {
+        GenerateParams {
+            max_tokens: usize::MAX,
+            stop: &[],
+        }
+    }
+}
+
+/// One token as it comes. Text that was held back may follow in a last one, which has the last token again: who
+/// wants the tokens has them from [`Session::tokens`].
 #[derive(Debug, Clone, Copy)]
 pub struct Piece<'a> {
     /// The token.

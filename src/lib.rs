@@ -3,6 +3,24 @@
 //! token pays only for the recursions that its router chose.
 //!
 //! Data flows one way: file → model → plan → session → step → text.
+//!
+//! ```no_run
+//! use mor::{GenerateParams, Model, Session, SessionParams};
+//! use std::ops::ControlFlow;
+//!
+//! let model = Model::open("model.gguf")?;
+//! let mut session = Session::new(&model, &SessionParams::default())?;
+//! session.prefill(&model.tokenizer()?.encode("It is a truth", Default::default())?)?;
+//! let params = GenerateParams { max_tokens: 64, ..Default::default() };
+//! session.generate(&params, |piece| {
+//!     print!("{}", piece.text);
+//!     ControlFlow::Continue(())
+//! })?;
+//! # mor::Result::Ok(())
+//! ```
+//!
+//! A [`Session`] runs one sequence, a [`Batch`] many in one pass over the weights. Memory is planned by a [`Plan`]
+//! and taken when they are made; no call after that takes any.
 #![warn(missing_docs)]
 
 mod arena;
@@ -35,9 +53,10 @@ mod text;
 pub mod tokenizer;
 mod traffic;
 
-pub use batch::{Batch, Request, SequenceId};
+pub use batch::{Batch, Event, Pressure, Request, SequenceId};
 pub use cpu::thread::{CpuSet, ThreadParams};
 pub use error::{Error, Result};
+pub use generate::{GenerateParams, Piece};
 pub use kv::KvType;
 pub use model::{Device, LoadParams, Model};
 pub use plan::{Plan, SessionParams};
@@ -45,7 +64,7 @@ pub use routing::Routing;
 pub use sampling::SamplerParams;
 pub use session::{Canceller, Session};
 pub use text::Text;
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{EncodeOptions, Tokenizer};
 
 /// The README's example compiles, and that of docs/batching.md.
 #[cfg(doctest)]

@@ -33,7 +33,7 @@ pub struct SessionParams {
     /// runs so many tokens at a time. 0 means 64, on a GPU 512, whose passes take little longer.
     /// Capacity routing needs the whole text in one pass.
     pub batch: usize,
-    /// Threads that share each operation, the caller's included; on a GPU one.
+    /// Threads that share each operation, the caller's included; 0 means one for each core. On a GPU one.
     pub threads: usize,
     /// How keys and values are stored.
     pub kv: KvType,
@@ -57,7 +57,7 @@ impl Default for SessionParams {
             context: 0,
             sequences: 1,
             batch: 0,
-            threads: cores(),
+            threads: 0,
             kv: KvType::F16,
             kv_pages: 0,
             logit_rows: 0,
@@ -163,7 +163,7 @@ impl Plan {
     }
 
     /// Plans the batch with the most sequences that `bytes` bytes can hold, and with pages for the
-    /// whole context of each when a token runs `mean_depth` recursions in mean. The bytes are for the
+    /// whole context of each when a token runs `mean_depth` recursions on average. The bytes are for the
     /// batch's block of memory ([`Plan::bytes`]) or, on a GPU, for what it takes there
     /// ([`Plan::device_bytes`]). Of `params`, `sequences` and `kv_pages` are what is sought.
     ///
@@ -206,7 +206,7 @@ impl Plan {
     }
 
     /// Pages of the KV pool ([`SessionParams::kv_pages`]) that `params.sequences` sequences take when
-    /// their contexts are full and a token runs `mean_depth` recursions in mean.
+    /// their contexts are full and a token runs `mean_depth` recursions on average.
     pub fn pages_for(model: &Model, params: &SessionParams, mean_depth: f64) -> Result<usize> {
         let h = model.hyperparameters();
         let most = h.recursions as f64;
@@ -224,7 +224,7 @@ impl Plan {
         let block = routed.count() as f64 / most;
         let whole = planes.iter().filter(|p| p.tokens == PlaneTokens::All);
         let entries = context as f64 * (whole.count() as f64 + mean_depth * block);
-        // The last page of a plane is half empty in mean.
+        // The last page of a plane is half empty on average.
         let pages = entries / PAGE_TOKENS as f64 + planes.len() as f64 / 2.0;
         Ok((params.sequences as f64 * pages).ceil() as usize)
     }
@@ -238,6 +238,9 @@ impl Plan {
         }
         check("context", params.context, MAX_CONTEXT)?;
         check("sequences", params.sequences, MAX_SEQUENCES)?;
+        if params.threads == 0 {
+            params.threads = cores();
+        }
         if params.batch == 0 {
             params.batch = if model.is_on_gpu() { 512 } else { 64 };
         }
@@ -665,7 +668,7 @@ pub(crate) struct Buffers<'a> {
     pub rows: &'a mut [Row],
     /// [batch] slots of the rows that are in the recursions.
     pub active: &'a mut [u32],
-    /// [batch] indices (into `active`) of rows that go on.
+    /// [batch] 1 for packed rows that go on, else 0.
     pub kept: &'a mut [u32],
     /// [slots] recursions that each row ran or, as soon as that is decided, will run.
     pub depth: &'a mut [u8],

@@ -266,9 +266,9 @@ impl<'m> Session<'m> {
         self.pace.budget = budget;
     }
 
-    /// The cut of threshold routing: a token goes on while the sigmoid of its score (the score itself,
-    /// where the router has no function) is at least this. Higher is faster and coarser; 0 sends every
-    /// token through all recursions.
+    /// The cut of threshold routing: a token goes on while the sigmoid of its score (the score itself, where the
+    /// router has neither a function nor an auxiliary router) is at least this. Higher is faster and coarser; 0 sends
+    /// every token through all recursions, 1 through none.
     pub fn set_cut(&mut self, cut: f32) -> Result<()> {
         self.settings.set_cut(cut)
     }

@@ -257,7 +257,7 @@ fn what_cannot_be_is_refused_in_a_sentence() {
         (&bench[..], ["-b", "0"], 1, "sequences: 0"),
         (&bench[..], ["--arrivals", "2"], 2, "--sequences"),
         (&bench[..], ["-r", "0"], 1, "0 repetitions"),
-        (&bench[..], ["-t", "0"], 1, "threads: 0"),
+        (&bench[..], ["-t", "0"], 2, "whole number from 1"),
         (&bench[..], ["-p", "1,x"], 2, "whole number of tokens"),
     ] {
         let told = refusal(&[command, &more].concat(), code);

@@ -61,6 +61,55 @@ fn the_same_seed_writes_the_same_and_stop_strings_end_it() {
     );
 }
 
+/// A prompt from a file or a pipe, of which the last line's end is no part.
+#[test]
+fn a_prompt_may_stand_in_a_file() {
+    let said = |more: &[&str]| {
+        let args = [&["run", "-n", "8", "--temp", "0", "-t", "1"], more].concat();
+        text(&mor(&args).stdout)
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("prompt.txt");
+    let expected = said(&["-p", "My dear\nEmma,"]);
+    for line_end in ["", "\n", "\r\n"] {
+        std::fs::write(&path, format!("My dear\nEmma,{line_end}")).unwrap();
+        assert_eq!(said(&["-f", path.to_str().unwrap()]), expected);
+    }
+    let mut child = Command::new(env!("CARGO_BIN_EXE_mor"))
+        .args(["run", "-n", "8", "--temp", "0", "-t", "1", "-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(b"My dear\nEmma,\n")
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(text(&output.stdout), expected);
+    for (args, phrase) in [
+        (&["run", "-f", "no/such/file"][..], "check the spelling"),
+        (&["run", "-f", "x", "-p", "y"], "cannot be used with"),
+        (&["run"], "--prompt"),
+    ] {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_mor"));
+        let output = program.args(args).output().unwrap();
+        assert!(!output.status.success());
+        let told = text(&output.stderr);
+        assert!(told.contains(phrase), "{told}");
+    }
+}
+
+#[test]
+fn a_context_beyond_the_trained_one_is_told() {
+    let told = |context| text(&mor(&["run", "-p", "It", "-n", "1", "-c", context]).stderr);
+    assert!(told("257").contains("longer than the 256"));
+    assert!(!told("256").contains("longer than"));
+}
+
 #[test]
 fn depths_are_coloured_and_counted() {
     let args = [
@@ -282,7 +331,7 @@ fn a_batch_is_planned_in_both_directions() {
     let deep = plan(&["--memory", &bytes]);
     assert!(deep["sequences"].as_u64() < Some(8), "{deep}");
     let shown = text(&mor(&["plan", "-c", "128", "--memory", "4M", "--mean-depth", "1.5"]).stdout);
-    assert!(shown.contains("runs 1.5 recursions in mean"), "{shown}");
+    assert!(shown.contains("runs 1.5 recursions on average"), "{shown}");
 }
 
 #[test]
@@ -386,7 +435,7 @@ fn the_default_model_s_routers_have_not_collapsed() {
     let prose = include_str!("data/prose.txt");
     let model = mor::Model::open(MODEL).unwrap();
     let tokenizer = mor::Tokenizer::from_metadata(&model.gguf().metadata).unwrap();
-    let tokens = tokenizer.encode(prose, Default::default()).unwrap();
+    let tokens = tokenizer.encode(prose, mor::EncodeOptions::PLAIN).unwrap();
     let params = mor::SessionParams {
         context: 256,
         batch: 256,

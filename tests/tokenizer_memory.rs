@@ -66,7 +66,7 @@ fn too_small_memory_is_an_error() {
         let mut scratch = EncodeScratch::new(3).unwrap();
         let mut out = [0; 64];
         let mut encode = |text, out: &mut [u32]| {
-            tokenizer.encode_into(text, EncodeOptions::default(), &mut scratch, out)
+            tokenizer.encode_into(text, EncodeOptions::PLAIN, &mut scratch, out)
         };
         let count = encode("xyz", &mut out).unwrap();
         assert!(encode("wxyz", &mut out).is_err());

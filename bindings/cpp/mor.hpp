@@ -4,7 +4,7 @@
  *     auto model = mor::model::load("model.gguf");
  *     auto tokenizer = mor::tokenizer::create(model);
  *     auto session = mor::session::create(model);
- *     session.prefill(tokenizer.encode("It is a truth", MOR_ENCODE_ADD_SPECIAL));
+ *     session.prefill(tokenizer.encode("It is a truth"));
  *     session.generate([](const mor::piece &piece) { std::cout << piece.text << std::flush; });
  *
  * Names and meanings are those of mor.h, which is the manual; here is what C++ adds:
@@ -23,7 +23,8 @@
  *   exception goes on from mor::session::generate.
  *
  * Functions whose results have a length of their own (std::string, std::vector) take memory from the
- * heap; for each of them there is one that writes to memory of the caller. All others allocate nothing.
+ * heap; for each of them but format_chat there is one that writes to memory of the caller. All others allocate
+ * nothing, but for load, which copies the name of its file.
  *
  * There is no range of pieces to loop over (for (auto piece : session.stream())): which bytes of a text
  * are certain, because no character is cut and no stop string can begin there, is known inside
@@ -463,8 +464,10 @@ public:
         return info;
     }
 
-    /// The tokens of a text. `flags` is 0 or a sum of MOR_ENCODE_...
-    outcome<std::vector<std::uint32_t>> encode(std::string_view text, std::uint32_t flags = 0) const {
+    /// The tokens of a text. `flags` is 0 or a sum of MOR_ENCODE_...; by default the text is a prompt, and gets what
+    /// begins one in front of it.
+    outcome<std::vector<std::uint32_t>> encode(std::string_view text,
+                                               std::uint32_t flags = MOR_ENCODE_ADD_SPECIAL) const {
         std::vector<std::uint32_t> tokens;
         std::size_t count = 0;
         mor_status status = mor_tokenizer_encode(get(), text.data(), text.size(), flags, nullptr, 0, &count);
@@ -489,17 +492,9 @@ public:
 
     /// The text of some tokens. `flags` is 0 or MOR_DECODE_SPECIAL.
     outcome<std::string> decode(span<const std::uint32_t> tokens, std::uint32_t flags = 0) const {
-        std::string text;
-        std::size_t bytes = 0;
-        mor_status status =
-            mor_tokenizer_decode(get(), tokens.data(), tokens.size(), flags, nullptr, 0, &bytes);
-        if (status == MOR_ERROR_BUFFER_TOO_SMALL) {
-            text.resize(bytes);
-            status = mor_tokenizer_decode(get(), tokens.data(), tokens.size(), flags, text.data(),
-                                          bytes + 1, &bytes);
-        }
-        if (status != MOR_OK) return fail<std::string>(status);
-        return text;
+        return two_calls([&](char *buffer, std::size_t capacity, std::size_t *bytes) {
+            return mor_tokenizer_decode(get(), tokens.data(), tokens.size(), flags, buffer, capacity, bytes);
+        });
     }
 
     /// As above, without allocating: to a buffer with room for a zero byte.
@@ -508,6 +503,40 @@ public:
         std::size_t bytes = 0;
         mor_status status = mor_tokenizer_decode(get(), tokens.data(), tokens.size(), flags,
                                                  buffer.data(), buffer.size(), &bytes);
+        if (status != MOR_OK) return fail<std::string_view>(status);
+        return std::string_view(buffer.data(), bytes);
+    }
+
+    /// Text from tokens as they come, as a batch gives them: the characters that are complete with one more. Each text
+    /// has a stream of its own, `mor_decode_stream stream{}`, of which a copy goes on from the same place.
+    outcome<std::string> decode_next(mor_decode_stream &stream, std::uint32_t token,
+                                     std::uint32_t flags = 0) const {
+        return two_calls([&](char *buffer, std::size_t capacity, std::size_t *bytes) {
+            return mor_tokenizer_decode_next(get(), &stream, token, flags, buffer, capacity, bytes);
+        });
+    }
+
+    /// As above, without allocating: to a buffer with room for a zero byte.
+    outcome<std::string_view> decode_next(mor_decode_stream &stream, std::uint32_t token, std::uint32_t flags,
+                                          span<char> buffer) const {
+        std::size_t bytes = 0;
+        mor_status status = mor_tokenizer_decode_next(get(), &stream, token, flags, buffer.data(),
+                                                      buffer.size(), &bytes);
+        if (status != MOR_OK) return fail<std::string_view>(status);
+        return std::string_view(buffer.data(), bytes);
+    }
+
+    /// Ends such a text: U+FFFD if a character was left incomplete, else nothing.
+    outcome<std::string> decode_end(mor_decode_stream &stream) const {
+        return two_calls([&](char *buffer, std::size_t capacity, std::size_t *bytes) {
+            return mor_tokenizer_decode_end(get(), &stream, buffer, capacity, bytes);
+        });
+    }
+
+    /// As above, without allocating.
+    outcome<std::string_view> decode_end(mor_decode_stream &stream, span<char> buffer) const {
+        std::size_t bytes = 0;
+        mor_status status = mor_tokenizer_decode_end(get(), &stream, buffer.data(), buffer.size(), &bytes);
         if (status != MOR_OK) return fail<std::string_view>(status);
         return std::string_view(buffer.data(), bytes);
     }
@@ -543,20 +572,27 @@ public:
             const std::string &content = texts.emplace_back(message.content);
             turns.push_back({role.c_str(), content.c_str()});
         }
+        return two_calls([&](char *buffer, std::size_t capacity, std::size_t *bytes) {
+            return mor_tokenizer_format_chat(get(), turns.data(), turns.size(), add_prompt, buffer, capacity,
+                                             bytes);
+        });
+    }
+
+private:
+    /// A text of a function that says how long it is when its buffer is too small.
+    template <class Write>
+    outcome<std::string> two_calls(Write &&write) const {
         std::string text;
         std::size_t bytes = 0;
-        mor_status status =
-            mor_tokenizer_format_chat(get(), turns.data(), turns.size(), add_prompt, nullptr, 0, &bytes);
+        mor_status status = write(nullptr, 0, &bytes);
         if (status == MOR_ERROR_BUFFER_TOO_SMALL) {
             text.resize(bytes);
-            status = mor_tokenizer_format_chat(get(), turns.data(), turns.size(), add_prompt,
-                                               text.data(), bytes + 1, &bytes);
+            status = write(text.data(), bytes + 1, &bytes);
         }
         if (status != MOR_OK) return fail<std::string>(status);
         return text;
     }
 
-private:
     using exclusive::exclusive;
 
 };

@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-/* A depth is a uint8_t, so no model has more recursions than this. */
+/* Depths are 0 to MOR_MAX_RECURSIONS. */
 #define MAX_DEPTHS (MOR_MAX_RECURSIONS + 1)
 
 /* Tells what failed. The reason stands in the mor_error of a call that makes an object, and in the

@@ -121,11 +121,12 @@ pub enum Status {
 pub enum Event {
     /// A token was drawn.
     Token {
-        /// Whose.
+        /// The sequence that it is about.
         sequence: SequenceId,
         /// The token; it is run by a later tick.
         token: u32,
-        /// Recursions that the token before it ran, which it was drawn after.
+        /// Recursions of the token before it, after which it was drawn; its own are told with the next one
+        /// ([`Batch::depths`]).
         depth: u8,
     },
     /// It gave its pages back and waits ([`Pressure::Evict`]).

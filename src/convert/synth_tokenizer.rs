@@ -63,7 +63,9 @@ mod tests {
             let tokens = metadata.strings(TOKENS).unwrap().unwrap();
             assert_eq!(tokens.len(), vocab);
             for text in ["It is a truth\n\tuniversally", " é 漢 😀 \u{0}", "12 a"] {
-                let ids = tokenizer.encode(text, Default::default()).unwrap();
+                let ids = tokenizer
+                    .encode(text, crate::tokenizer::EncodeOptions::PLAIN)
+                    .unwrap();
                 let decode = |id: &u32| tokenizer.token_bytes(*id, true).unwrap().to_vec();
                 let bytes: Vec<u8> = ids.iter().flat_map(decode).collect();
                 assert_eq!(bytes, text.as_bytes());

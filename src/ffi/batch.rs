@@ -327,7 +327,7 @@ pub unsafe extern "C" fn mor_batch_plan(
 
 /// Plans the batch with the most sequences whose block of memory, or on a GPU what it takes there, has
 /// at most so many bytes, with pages for the whole context of each when a token runs `mean_depth`
-/// recursions in mean. What was sought stands in the plan's `sequences` and `kv_pages`; in `params`
+/// recursions on average. What was sought stands in the plan's `sequences` and `kv_pages`; in `params`
 /// these two do not matter.
 ///
 /// @param model       the model
@@ -360,7 +360,7 @@ pub unsafe extern "C" fn mor_batch_plan_in(
 }
 
 /// Pages of the KV pool that the sequences of `params` take when their contexts are full and a token
-/// runs `mean_depth` recursions in mean: a value for `kv_pages`.
+/// runs `mean_depth` recursions on average: a value for `kv_pages`.
 ///
 /// @param model       the model
 /// @param params      for what, or NULL; its `kv_pages` does not matter
@@ -439,7 +439,7 @@ pub unsafe extern "C" fn mor_batch_create(
 
 /// Ends a batch: stops its threads and gives its memory back. NULL is allowed.
 ///
-/// @return `MOR_ERROR_BUSY` when a call on the batch is in progress; it then goes on to live
+/// @return `MOR_ERROR_BUSY` when a call on the batch is in progress; it then stays valid
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mor_batch_free(batch: *mut mor_batch) -> mor_status {
     boundary!(mor_status::MOR_ERROR_INTERNAL, {

@@ -233,9 +233,9 @@ pub enum mor_event_kind {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct mor_batch_event {
-    /// Whose.
+    /// The sequence that it is about.
     pub sequence: u64,
-    /// What.
+    /// What happened.
     pub kind: mor_event_kind,
     /// Of `MOR_EVENT_TOKEN`: the token; else 0.
     pub token: u32,

@@ -142,7 +142,7 @@ pub unsafe extern "C" fn mor_session_kv_bytes_used(
 }
 
 /// Sets the routers' cut from the next token on: a token goes on while the sigmoid of its score (the
-/// score itself, where the router has no function) is at least this. Higher is faster and coarser; 0
+/// score itself, where the router has neither a function nor an auxiliary router) is at least this. Higher is faster and coarser; 0
 /// sends every token through all recursions, 1 none. Models without expert-choice routers take no notice.
 ///
 /// @param session  the session

@@ -180,14 +180,10 @@ impl mor_session_params {
                 cpus.insert(*cpu as usize)?;
             }
         }
-        let defaults = SessionParams::default();
         Ok(SessionParams {
             context: self.context,
             batch: self.batch,
-            threads: match self.threads {
-                0 => defaults.threads,
-                threads => threads as usize,
-            },
+            threads: self.threads as usize,
             kv,
             kv_pages: self.kv_pages,
             thread: ThreadParams {
@@ -196,7 +192,7 @@ impl mor_session_params {
             },
             prefault: self.prefault != 0,
             lock: self.lock != 0,
-            ..defaults
+            ..Default::default()
         })
     }
 }
@@ -453,7 +449,7 @@ unsafe fn build(
 
 /// Ends a session: stops its threads and gives its memory back. NULL is allowed.
 ///
-/// @return `MOR_ERROR_BUSY` when a call on the session is in progress; it then goes on to live. Must
+/// @return `MOR_ERROR_BUSY` when a call on the session is in progress; it then stays valid. Must
 ///         not be called at the same time as `mor_session_cancel`
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mor_session_free(session: *mut mor_session) -> mor_status {

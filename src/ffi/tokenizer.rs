@@ -8,7 +8,7 @@ use super::params::{
 use super::status::{Failure, mor_error, mor_status, report};
 use crate::error::Error;
 use crate::model::Model;
-use crate::tokenizer::{EncodeOptions, EncodeScratch};
+use crate::tokenizer::{EncodeOptions, EncodeScratch, Utf8Stream};
 use std::ffi::c_char;
 
 /// A model's tokenizer with working memory of its own. One call at a time may use it; a second one
@@ -122,7 +122,7 @@ pub unsafe extern "C" fn mor_tokenizer_create(
 
 /// Frees a tokenizer; NULL is allowed.
 ///
-/// @return `MOR_ERROR_BUSY` when a call on it is in progress; it then goes on to live
+/// @return `MOR_ERROR_BUSY` when a call on it is in progress; it then stays valid
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mor_tokenizer_free(tokenizer: *mut mor_tokenizer) -> mor_status {
     boundary!(mor_status::MOR_ERROR_INTERNAL, {
@@ -287,7 +287,7 @@ pub unsafe extern "C" fn mor_tokenizer_encode(
 }
 
 /// Writes the text of some tokens and a zero byte behind it. What is no valid UTF-8 becomes U+FFFD.
-/// To show tokens one by one use `mor_session_generate`, which never cuts a character.
+/// To show tokens one by one use `mor_session_generate` or `mor_tokenizer_decode_next`, which never cut a character.
 ///
 /// @param tokenizer  the tokenizer
 /// @param tokens     the tokens
@@ -340,33 +340,163 @@ pub unsafe extern "C" fn mor_tokenizer_decode(
     })
 }
 
+/// A text that comes token by token, as a batch gives tokens: the beginning of a character whose end is still missing.
+/// Set it to zero (`mor_decode_stream stream = {0};`) before the first token. It is plain memory of the caller, one for
+/// each text; a copy goes on from the same place, as a fork does.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct mor_decode_stream {
+    /// The bytes.
+    pub pending: [u8; 4],
+    /// How many they are, at most 3.
+    pub pending_count: u32,
+}
+
+/// Writes the characters that are complete with one more token, and a zero byte behind them. What can be no UTF-8 becomes
+/// U+FFFD. `3 * max_token_bytes + 10` bytes are always enough (`mor_tokenizer_info`).
+///
+/// @param tokenizer  the tokenizer
+/// @param stream     the text so far; it takes the token unless the call fails
+/// @param token      the token; one beyond the vocabulary, which a model may draw, adds nothing
+/// @param flags      0 or `MOR_DECODE_SPECIAL`
+/// @param buffer     gets the text, which may be empty; may be NULL when `capacity` is 0
+/// @param capacity   bytes in `buffer`
+/// @param out_bytes  gets the text's length without the zero byte, also when the buffer is too small
+/// @return `MOR_ERROR_BUFFER_TOO_SMALL`, `MOR_ERROR_INVALID_ARGUMENT`
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mor_tokenizer_decode_next(
+    tokenizer: *mut mor_tokenizer,
+    stream: *mut mor_decode_stream,
+    token: u32,
+    flags: u32,
+    buffer: *mut c_char,
+    capacity: usize,
+    out_bytes: *mut usize,
+) -> mor_status {
+    boundary!(mor_status::MOR_ERROR_INTERNAL, {
+        let work = |content: &mut Content| {
+            check_flags(flags, MOR_DECODE_SPECIAL)?;
+            let tokenizer = content.tokenizer()?;
+            let bytes = match (token as usize) < tokenizer.vocab_size() {
+                true => tokenizer.token_bytes(token, flags & MOR_DECODE_SPECIAL != 0)?,
+                false => &[],
+            };
+            // SAFETY: the caller's duty, see the manual.
+            unsafe {
+                go_on(stream, buffer, capacity, out_bytes, |text, each| {
+                    text.push(bytes, each)
+                })
+            }
+        };
+        // SAFETY: as above.
+        unsafe { with(tokenizer, work) }
+    })
+}
+
+/// Ends a text that came token by token: writes U+FFFD if a character was left incomplete, else nothing, and a zero
+/// byte. The stream is then ready for another text.
+///
+/// @param tokenizer  the tokenizer
+/// @param stream     the text so far
+/// @param buffer     gets the text, at most three bytes and the zero; may be NULL when `capacity` is 0
+/// @param capacity   bytes in `buffer`
+/// @param out_bytes  gets the text's length without the zero byte, also when the buffer is too small
+/// @return as `mor_tokenizer_decode_next`
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mor_tokenizer_decode_end(
+    tokenizer: *mut mor_tokenizer,
+    stream: *mut mor_decode_stream,
+    buffer: *mut c_char,
+    capacity: usize,
+    out_bytes: *mut usize,
+) -> mor_status {
+    boundary!(mor_status::MOR_ERROR_INTERNAL, {
+        let work = |_: &mut Content| {
+            // SAFETY: the caller's duty, see the manual.
+            unsafe {
+                go_on(stream, buffer, capacity, out_bytes, |text, each| {
+                    each(text.finish())
+                })
+            }
+        };
+        // SAFETY: as above.
+        unsafe { with(tokenizer, work) }
+    })
+}
+
+/// Writes what `step` gives of a stream, which is left as it was unless all of that fits.
+unsafe fn go_on(
+    stream: *mut mor_decode_stream,
+    buffer: *mut c_char,
+    capacity: usize,
+    out_bytes: *mut usize,
+    step: impl FnOnce(&mut Utf8Stream, &mut dyn FnMut(&str)),
+) -> Result<(), Failure> {
+    check_out(stream, "stream")?;
+    check_out(out_bytes, "out_bytes")?;
+    // SAFETY: the caller's duty: a struct, a buffer of `capacity` bytes, a place for the size.
+    unsafe {
+        let buffer = slice_mut(buffer.cast::<u8>(), capacity, "buffer")?;
+        let mor_decode_stream {
+            pending,
+            pending_count,
+        } = stream.read_unaligned();
+        let mut text =
+            Utf8Stream::with_pending(pending, pending_count as usize).ok_or_else(|| {
+                Error::argument("the stream is damaged; set it to zero before the first token")
+            })?;
+        let mut length = 0;
+        step(&mut text, &mut |piece| {
+            if let Some(room) = buffer.get_mut(length..length + piece.len()) {
+                room.copy_from_slice(piece.as_bytes());
+            }
+            length += piece.len();
+        });
+        put(out_bytes, length);
+        let Some(zero) = buffer.get_mut(length) else {
+            return Err(too_small(length + 1, capacity));
+        };
+        *zero = 0;
+        let (pending, count) = text.pending();
+        let pending_count = count as u32;
+        put(
+            stream,
+            mor_decode_stream {
+                pending,
+                pending_count,
+            },
+        );
+    }
+    Ok(())
+}
+
 /// The bytes that one token adds to a text; they need not be whole characters and are not followed
 /// by a zero byte. They lie in the model and live as long as it.
 ///
 /// @param tokenizer  the tokenizer
 /// @param token      the token
 /// @param flags      0 or `MOR_DECODE_SPECIAL`
-/// @param out_bytes  gets where they begin
-/// @param out_count  gets how many they are
+/// @param out_text   gets where they begin
+/// @param out_bytes  gets how many they are
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mor_tokenizer_token_bytes(
     tokenizer: *mut mor_tokenizer,
     token: u32,
     flags: u32,
-    out_bytes: *mut *const c_char,
-    out_count: *mut usize,
+    out_text: *mut *const c_char,
+    out_bytes: *mut usize,
 ) -> mor_status {
     boundary!(mor_status::MOR_ERROR_INTERNAL, {
         let work = |content: &mut Content| {
+            check_out(out_text, "out_text")?;
             check_out(out_bytes, "out_bytes")?;
-            check_out(out_count, "out_count")?;
             check_flags(flags, MOR_DECODE_SPECIAL)?;
             let tokenizer = content.tokenizer()?;
             let bytes = tokenizer.token_bytes(token, flags & MOR_DECODE_SPECIAL != 0)?;
             // SAFETY: checked above.
             unsafe {
-                put(out_bytes, bytes.as_ptr().cast());
-                put(out_count, bytes.len());
+                put(out_text, bytes.as_ptr().cast());
+                put(out_bytes, bytes.len());
             }
             Ok(())
         };

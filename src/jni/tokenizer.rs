@@ -5,6 +5,7 @@ use super::model::{long, model, two_calls};
 use crate::ffi::*;
 use crate::memory::reserved;
 use jni_sys::*;
+use std::cell::Cell;
 
 fn tokenizer(handle: jlong) -> *mut mor_tokenizer {
     handle as usize as *mut mor_tokenizer
@@ -29,6 +30,18 @@ fn done(handle: jlong, status: mor_status) -> Result<()> {
         mor_status::MOR_OK => Ok(()),
         status => Err(failure(handle, status)),
     }
+}
+
+/// A stream of which these bytes are pending; too many of them are the library's to refuse.
+fn stream(pending: &[u8]) -> mor_decode_stream {
+    let mut stream = mor_decode_stream {
+        pending: [0; 4],
+        pending_count: pending.len() as u32,
+    };
+    for (to, from) in stream.pending.iter_mut().zip(pending) {
+        *to = *from;
+    }
+    stream
 }
 
 fn defaults() -> mor_tokenizer_params {
@@ -109,6 +122,48 @@ native! {
             |buffer, capacity, bytes| {
                 let tokenizer = tokenizer(handle);
                 mor_tokenizer_decode(tokenizer, start, count, flags, buffer, capacity, bytes)
+            },
+            |status| failure(handle, status),
+        )?;
+        jni.new_bytes(&text)
+    }
+
+    // How many bytes are pending then, these, and the text.
+    fn Java_dev_mor_Native_decodeNext(
+        jni, handle: jlong, pending: jbyteArray, token: jint, special: jboolean
+    ) -> jbyteArray {
+        let before = stream(&jni.bytes(pending)?);
+        let flags = if special { MOR_DECODE_SPECIAL } else { 0 };
+        let after = Cell::new(before);
+        let text = two_calls(
+            |buffer, capacity, bytes| {
+                let mut stream = before;
+                let tokenizer = tokenizer(handle);
+                let status = mor_tokenizer_decode_next(
+                    tokenizer, &mut stream, token as u32, flags, buffer, capacity, bytes,
+                );
+                after.set(stream);
+                status
+            },
+            |status| failure(handle, status),
+        )?;
+        let after = after.get();
+        let pending = &after.pending[..after.pending_count as usize];
+        let mut all = reserved(1 + pending.len() + text.len())?;
+        all.push(pending.len() as u8);
+        all.extend_from_slice(pending);
+        all.extend_from_slice(&text);
+        jni.new_bytes(&all)
+    }
+
+    fn Java_dev_mor_Native_decodeEnd(
+        jni, handle: jlong, pending: jbyteArray
+    ) -> jbyteArray {
+        let before = stream(&jni.bytes(pending)?);
+        let text = two_calls(
+            |buffer, capacity, bytes| {
+                let mut stream = before;
+                mor_tokenizer_decode_end(tokenizer(handle), &mut stream, buffer, capacity, bytes)
             },
             |status| failure(handle, status),
         )?;

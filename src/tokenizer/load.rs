@@ -301,7 +301,7 @@ mod tests {
     #[test]
     fn small_vocabularies_work() {
         let bpe = Tokenizer::from_metadata(&bpe()).unwrap();
-        let plain = EncodeOptions::default();
+        let plain = EncodeOptions::PLAIN;
         let special = EncodeOptions {
             parse_special: true,
             ..plain
@@ -414,7 +414,7 @@ mod tests {
         metadata.remove(SCORES);
         metadata.insert(ADD_BOS, Value::Bool(false));
         let tokenizer = Tokenizer::from_metadata(&metadata).unwrap();
-        let ids = tokenizer.encode("a", EncodeOptions::default()).unwrap();
+        let ids = tokenizer.encode("a", EncodeOptions::PLAIN).unwrap();
         assert_eq!(ids, [5]);
     }
 
@@ -426,7 +426,7 @@ mod tests {
         metadata.remove(SCORES);
         metadata.insert(UNKNOWN, Value::U32(2));
         let tokenizer = Tokenizer::from_metadata(&metadata).unwrap();
-        let encode = |text| tokenizer.encode(text, EncodeOptions::default());
+        let encode = |text| tokenizer.encode(text, EncodeOptions::PLAIN);
         // The space before the text, and the two unknown letters, are one unknown each.
         assert_eq!(encode("ayzb").unwrap(), [2, 0, 2, 1]);
     }

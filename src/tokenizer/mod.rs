@@ -51,14 +51,38 @@ struct SpecialIds {
     ends: Vec<u32>,
 }
 
-/// How to read a text.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How to read a text. The default is [`EncodeOptions::PROMPT`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EncodeOptions {
     /// Put the tokens that begin and end a text around it, if the file asks for them.
     pub add_special: bool,
     /// Read the names of control tokens, such as `<|im_end|>`, as these tokens. Only for text that
     /// is trusted, such as a rendered chat template.
     pub parse_special: bool,
+}
+
+impl EncodeOptions {
+    /// A text from its beginning, which says nothing but itself.
+    pub const PROMPT: Self = EncodeOptions {
+        add_special: true,
+        parse_special: false,
+    };
+    /// A part of a text that has begun.
+    pub const PLAIN: Self = EncodeOptions {
+        add_special: false,
+        parse_special: false,
+    };
+    /// A conversation that a chat template has written, with the names of control tokens in it.
+    pub const CHAT: Self = EncodeOptions {
+        add_special: false,
+        parse_special: true,
+    };
+}
+
+impl Default for EncodeOptions {
+    fn default() -> Self {
+        Self::PROMPT
+    }
 }
 
 impl Tokenizer {

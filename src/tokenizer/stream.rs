@@ -23,6 +23,18 @@ impl Utf8Stream {
         Self::default()
     }
 
+    /// The pending bytes of a stream and how many they are, for who keeps them; at most three.
+    #[cfg(feature = "ffi")]
+    pub(crate) fn pending(&self) -> ([u8; 4], usize) {
+        (self.pending, self.length)
+    }
+
+    /// A stream with these bytes pending; none where they are too many.
+    #[cfg(feature = "ffi")]
+    pub(crate) fn with_pending(pending: [u8; 4], length: usize) -> Option<Self> {
+        (length < pending.len()).then_some(Utf8Stream { pending, length })
+    }
+
     /// Takes the bytes of one token and gives the characters that are complete with them, in one or
     /// more pieces.
     pub fn push(&mut self, bytes: &[u8], mut each: impl FnMut(&str)) {

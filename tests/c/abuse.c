@@ -184,6 +184,9 @@ static void every_tokenizer_call(mor_tokenizer *t)
     REFUSED(mor_tokenizer_describe(t, &info));
     REFUSED(mor_tokenizer_encode(t, "Hello", 5, 0, tokens, 16, &size));
     REFUSED(mor_tokenizer_decode(t, tokens, 1, 0, text, sizeof text, &size));
+    mor_decode_stream stream = {{0}, 0};
+    REFUSED(mor_tokenizer_decode_next(t, &stream, 5, 0, text, sizeof text, &size));
+    REFUSED(mor_tokenizer_decode_end(t, &stream, text, sizeof text, &size));
     REFUSED(mor_tokenizer_token_bytes(t, 5, 0, &bytes, &size));
     REFUSED(mor_tokenizer_is_end(t, 5, &end));
     REFUSED(mor_tokenizer_format_chat(t, &message, 1, true, text, sizeof text, &size));
@@ -534,6 +537,34 @@ static void wrong_texts(mor_tokenizer *t, const mor_model *model)
     CHECK(count == 0 && text[0] == '\0');
     STATUS(MOR_ERROR_BUFFER_TOO_SMALL, mor_tokenizer_decode(t, NULL, 0, 0, NULL, 0, &count));
 
+    /* Of "é" as two tokens: half a character stays in the stream until the other half comes. */
+    mor_decode_stream stream = {{0}, 0}, damaged = {{1, 2, 3, 4}, 4};
+    size_t halves = 0;
+    OK(mor_tokenizer_encode(t, "\xc3\xa9", 2, 0, tokens, 64, &halves));
+    REFUSED(mor_tokenizer_decode_next(t, NULL, 5, 0, text, sizeof text, &count));
+    REFUSED(mor_tokenizer_decode_next(t, &stream, 5, 0, NULL, 5, &count));
+    REFUSED(mor_tokenizer_decode_next(t, &stream, 5, 0, text, SIZE_MAX, &count));
+    REFUSED(mor_tokenizer_decode_next(t, &stream, 5, 0, text, sizeof text, NULL));
+    REFUSED(mor_tokenizer_decode_next(t, &stream, 5, 2, text, sizeof text, &count));
+    REFUSED(mor_tokenizer_decode_next(t, &damaged, 5, 0, text, sizeof text, &count));
+    REFUSED(mor_tokenizer_decode_end(t, &damaged, text, sizeof text, &count));
+    REFUSED(mor_tokenizer_decode_end(t, NULL, text, sizeof text, &count));
+    REFUSED(mor_tokenizer_decode_end(t, &stream, text, sizeof text, NULL));
+    OK(mor_tokenizer_decode_next(t, &stream, UINT32_MAX, 0, text, sizeof text, &count)); /* no text */
+    CHECK(count == 0 && text[0] == '\0' && stream.pending_count == 0);
+    for (size_t i = 0; i < halves; i++) {
+        mor_decode_stream before = stream;
+        STATUS(MOR_ERROR_BUFFER_TOO_SMALL, mor_tokenizer_decode_next(t, &stream, tokens[i], 0, NULL, 0, &count));
+        CHECK(memcmp(&before, &stream, sizeof stream) == 0);
+        OK(mor_tokenizer_decode_next(t, &stream, tokens[i], 0, text, sizeof text, &count));
+    }
+    CHECK(stream.pending_count == 0 && strcmp(text, "\xc3\xa9") == 0);
+    OK(mor_tokenizer_decode_next(t, &stream, tokens[0], 0, text, sizeof text, &count));
+    STATUS(MOR_ERROR_BUFFER_TOO_SMALL, mor_tokenizer_decode_end(t, &stream, text, 2, &count));
+    OK(mor_tokenizer_decode_end(t, &stream, text, sizeof text, &count));
+    CHECK(halves == 1 || (count == 3 && strcmp(text, "\xef\xbf\xbd") == 0));
+
+    tokens[0] = 5;
     REFUSED(mor_tokenizer_token_bytes(t, UINT32_MAX, 0, &bytes, &count));
     REFUSED(mor_tokenizer_token_bytes(t, 5, 2, &bytes, &count));
     REFUSED(mor_tokenizer_token_bytes(t, 5, 0, NULL, &count));

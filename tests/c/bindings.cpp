@@ -166,14 +166,22 @@ int run(const char *path) {
 
     auto tokenizer = VALUE(mor::tokenizer::create(model));
     EXPECT(VALUE(tokenizer.describe()).vocab_size > 0);
-    auto tokens = VALUE(tokenizer.encode("It is a truth"));
+    auto tokens = VALUE(tokenizer.encode("It is a truth", 0));
     EXPECT(VALUE(tokenizer.decode(tokens)) == "It is a truth");
-    EXPECT(VALUE(tokenizer.encode("")).empty());
+    EXPECT(VALUE(tokenizer.encode("", 0)).empty());
+    EXPECT(VALUE(tokenizer.encode("It is a truth")).size() >= tokens.size());
     std::uint32_t few[32];
     EXPECT(VALUE(tokenizer.encode("It is a truth", 0, few)).size() == tokens.size());
     char text[64];
     EXPECT(VALUE(tokenizer.decode(tokens, 0, text)) == "It is a truth");
     EXPECT(STATUS(tokenizer.decode(tokens, 0, small)) == MOR_ERROR_BUFFER_TOO_SMALL);
+    mor_decode_stream stream{};
+    std::string streamed;
+    for (std::uint32_t token : tokens) streamed += VALUE(tokenizer.decode_next(stream, token));
+    EXPECT(streamed == "It is a truth" && VALUE(tokenizer.decode_end(stream)).empty());
+    EXPECT(VALUE(tokenizer.decode_next(stream, tokens[0], 0, text)) == VALUE(tokenizer.token_bytes(tokens[0])));
+    EXPECT(STATUS(tokenizer.decode_next(stream, tokens[0], 0, mor::span<char>())) == MOR_ERROR_BUFFER_TOO_SMALL);
+    EXPECT(VALUE(tokenizer.decode_end(stream, text)).empty());
     EXPECT(!VALUE(tokenizer.token_bytes(tokens[0])).empty());
     EXPECT(!VALUE(tokenizer.is_end(tokens[0])));
     EXPECT(STATUS(tokenizer.encode("\xff")) == MOR_ERROR_INVALID_ARGUMENT);

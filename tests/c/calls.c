@@ -266,6 +266,19 @@ static mor_status tokenize(const char *verb, const char *const *args, int count)
     } else if (is(verb, "decode")) {
         n = numbers(args[1], tokens);
         status = mor_tokenizer_decode(tokenizer, tokens, n, flags, result, sizeof result, &bytes);
+    } else if (is(verb, "decode_each")) {
+        mor_decode_stream stream = {{0}, 0};
+        char piece[256];
+        n = numbers(args[1], tokens);
+        status = MOR_OK;
+        for (size_t i = 0; status == MOR_OK && i < n; i++) {
+            status = mor_tokenizer_decode_next(tokenizer, &stream, tokens[i], flags, piece, sizeof piece, &bytes);
+            if (status == MOR_OK) put("%s|", piece);
+        }
+        if (status == MOR_OK) {
+            status = mor_tokenizer_decode_end(tokenizer, &stream, piece, sizeof piece, &bytes);
+            if (status == MOR_OK) put("%s", piece);
+        }
     } else if (is(verb, "token_bytes")) {
         const char *at;
         uint32_t token = (uint32_t)atoi(args[1]);

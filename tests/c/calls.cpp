@@ -280,7 +280,7 @@ struct objects {
 
     text add(const text &verb, const args &a) {
         options given(a[a.size() - 2]);
-        auto prompt = tokenizer->encode(a.back());
+        auto prompt = tokenizer->encode(a.back(), 0);
         auto how = sampler(given);
         mor::batch_request request{mor::span<const std::uint32_t>(prompt)};
         request.set_sampler(how);
@@ -349,6 +349,13 @@ struct objects {
              }},
             {"encode", [&] { return list(tokenizer->encode(a[1], number<std::uint32_t>(a[0]))); }},
             {"decode", [&] { return tokenizer->decode(numbers(a[1]), number<std::uint32_t>(a[0])); }},
+            {"decode_each", [&] {
+                 mor_decode_stream stream{};
+                 std::string all;
+                 for (std::uint32_t token : numbers(a[1]))
+                     all += std::string(tokenizer->decode_next(stream, token, number<std::uint32_t>(a[0]))) + "|";
+                 return text(all + std::string(tokenizer->decode_end(stream)));
+             }},
             {"token_bytes", [&] { return token_bytes(a); }},
             {"is_end", [&] {
                  return text(tokenizer->is_end(number<std::uint32_t>(a[0])) ? "true" : "false");

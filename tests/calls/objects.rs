@@ -4,7 +4,7 @@ use mor::batch::{self, Event, Pressure, Status};
 use mor::chat::{ChatTemplate, Message};
 use mor::generate::{Finish, GenerateParams};
 use mor::model::{Device, LoadParams, RouterKind};
-use mor::tokenizer::EncodeOptions;
+use mor::tokenizer::{EncodeOptions, Utf8Stream};
 use mor::{
     Batch, Canceller, Error, KvType, Model, Plan, Request, Result, Routing, SamplerParams,
     SequenceId, Session, SessionParams,
@@ -59,7 +59,7 @@ impl Objects {
             "describe" | "metadata" | "plan" | "batch_plan" | "batch_plan_in" | "batch_pages" => {
                 self.ask_model(verb, args)
             }
-            "encode" | "decode" | "token_bytes" | "is_end" | "format_chat" => {
+            "encode" | "decode" | "decode_each" | "token_bytes" | "is_end" | "format_chat" => {
                 self.tokenize(verb, args)
             }
             "session" => self.create_session(args[0]),
@@ -150,6 +150,20 @@ impl Objects {
         Ok(match verb {
             "encode" => list(tokenizer.encode(args[1], flags(args[0]))?),
             "decode" => tokenizer.decode(&numbers(args[1]), args[0] == "1")?,
+            "decode_each" => {
+                let mut stream = Utf8Stream::new();
+                let mut text = String::new();
+                for token in numbers(args[1]) {
+                    let known = (token as usize) < tokenizer.vocab_size();
+                    let bytes = match known {
+                        true => tokenizer.token_bytes(token, args[0] == "1")?,
+                        false => &[],
+                    };
+                    stream.push(bytes, |piece| text.push_str(piece));
+                    text.push('|');
+                }
+                text + stream.finish()
+            }
             "token_bytes" => {
                 let bytes = tokenizer.token_bytes(number(args[1]), args[0] == "1")?;
                 bytes.iter().map(|byte| format!("{byte:02x}")).collect()

@@ -36,7 +36,7 @@ trap 'kill $synths 2>/dev/null || true; rm -rf "$models"' EXIT
 synth smollm-1.7b f16 --layers 20
 synth smollm-1.7b q4_0 --layers 20
 synth smollm-360m f16
-# What the paper's capacities (all, ..., one Nth of the tokens) let through in mean.
+# What the paper's capacities (all, ..., one Nth of the tokens) let through on average.
 synth smollm-360m-mor2 f16 --mean-depth 1.5
 synth smollm-360m-mor3 f16 --mean-depth 2
 synth smollm-360m-mor4 f16 --mean-depth 2.5

@@ -5,6 +5,7 @@ import dev.mor.BatchEvent
 import dev.mor.BatchParams
 import dev.mor.BatchPlan
 import dev.mor.ChatMessage
+import dev.mor.DecodeStream
 import dev.mor.Device
 import dev.mor.Finish
 import dev.mor.GenerateParams
@@ -258,6 +259,9 @@ private class Objects(val file: String, val root: File, val threads: Int) : Auto
         "metadata" -> model.metadata(a[0]) ?: throw MorException.InvalidArgument("none")
         "encode" -> encode(a[0], a[1]).toList().list()
         "decode" -> tokenizer.decode(numbers(a[1]), special = a[0] == "1")
+        "decode_each" -> DecodeStream(tokenizer, special = a[0] == "1").let { stream ->
+            numbers(a[1]).joinToString("") { stream.next(it) + "|" } + stream.end()
+        }
         "token_bytes" -> tokenizer.tokenBytes(a[1].toInt(), special = a[0] == "1")
             .joinToString("") { "%02x".format(it) }
         "is_end" -> tokenizer.isEnd(a[0].toInt()).toString()

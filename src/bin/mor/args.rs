@@ -57,7 +57,7 @@ pub struct EngineArgs {
     #[arg(long, value_parser = device, default_value = "cpu", hide_default_value = true)]
     pub device: Device,
     /// Threads [default: one per core]
-    #[arg(short, long)]
+    #[arg(short, long, value_parser = from_one)]
     pub threads: Option<usize>,
     /// How keys and values are stored [default: f16; eval and generate-tokens: f32]
     #[arg(long, value_enum)]
@@ -138,7 +138,7 @@ pub struct SamplingArgs {
         allow_negative_numbers = true
     )]
     pub min_p: f32,
-    /// Divide the logits of the last 64 tokens by R; 1 is off
+    /// Divide the logits of the last tokens by R; 1 is off
     #[arg(
         long,
         value_name = "R",
@@ -146,6 +146,9 @@ pub struct SamplingArgs {
         allow_negative_numbers = true
     )]
     pub repeat_penalty: f32,
+    /// How many of the last tokens that is for
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub repeat_last_n: usize,
     /// Start of the random sequence [default: the clock]
     #[arg(long)]
     pub seed: Option<u64>,
@@ -156,8 +159,17 @@ pub struct RunArgs {
     /// GGUF file [default: the model inside this program]
     pub model: Option<PathBuf>,
     /// The text to continue
-    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
-    pub prompt: String,
+    #[arg(
+        short,
+        long,
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        required_unless_present = "file"
+    )]
+    pub prompt: Option<String>,
+    /// A file with the text to continue, of which the last line's end is left out; - is standard input
+    #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
+    pub file: Option<PathBuf>,
     /// Most tokens to write
     #[arg(short, default_value_t = 128, value_parser = tokens, allow_negative_numbers = true)]
     pub n: usize,
@@ -224,17 +236,17 @@ pub struct PlanArgs {
     /// behind the number mean powers of 1024
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     pub memory: Option<usize>,
-    /// With --sequences or --memory: KV pages for tokens that run D recursions in mean [default: all]
+    /// With --sequences or --memory: KV pages for tokens that run D recursions on average [default: all]
     #[arg(long, value_name = "D", allow_negative_numbers = true)]
     pub mean_depth: Option<f64>,
     /// Rows of one pass over the weights [default: 64, on a GPU 512]
-    #[arg(long, value_parser = rows)]
+    #[arg(long, value_parser = from_one)]
     pub batch: Option<usize>,
     /// How keys and values are stored
     #[arg(long, value_enum, default_value = "f16")]
     pub kv: Kv,
     /// Threads [default: one per core]
-    #[arg(short, long)]
+    #[arg(short, long, value_parser = from_one)]
     pub threads: Option<usize>,
     /// One JSON object and nothing else
     #[arg(long)]
@@ -259,7 +271,7 @@ pub struct EvalArgs {
     #[arg(short, long, value_name = "OUT.safetensors")]
     pub output: PathBuf,
     /// Rows of one pass over the weights [default: 64, on a GPU 512; capacity routing takes a whole line]
-    #[arg(long, value_parser = rows)]
+    #[arg(long, value_parser = from_one)]
     pub batch: Option<usize>,
     #[command(flatten)]
     pub engine: EngineArgs,
@@ -334,14 +346,14 @@ pub struct BenchArgs {
     /// with -b 1]
     #[arg(short, value_name = "N", value_delimiter = ',', value_parser = tokens, allow_negative_numbers = true)]
     pub prompt: Option<Vec<usize>>,
-    /// Tokens to generate, in the same way [default: 128; with -b 256 in mean, normally distributed]
+    /// Tokens to generate, in the same way [default: 128; with -b 256 on average, normally distributed]
     #[arg(short = 'n', value_name = "N", value_delimiter = ',', value_parser = tokens, allow_negative_numbers = true)]
     pub generation: Option<Vec<usize>>,
     /// Tokens that are in the context before a test begins, in the same way
     #[arg(short = 'd', value_name = "N", default_value = "0", value_delimiter = ',', value_parser = tokens, allow_negative_numbers = true)]
     pub before: Vec<usize>,
     /// Threads, in the same way [default: one per core]
-    #[arg(short, long, value_name = "T", value_delimiter = ',')]
+    #[arg(short, long, value_name = "T", value_delimiter = ',', value_parser = from_one)]
     pub threads: Vec<usize>,
     /// Throughput of so many sequences at once, batched by depth; several separated by commas
     #[arg(short = 'b', long, value_name = "B", value_delimiter = ',')]
@@ -362,7 +374,7 @@ pub struct BenchArgs {
     #[arg(short, long, value_name = "R", default_value_t = 5)]
     pub repeats: usize,
     /// Rows of one pass over the weights [default: 64, on a GPU 512; with -b as many as sequences, or tokens of a prompt up to 64]
-    #[arg(long, value_parser = rows)]
+    #[arg(long, value_parser = from_one)]
     pub batch: Option<usize>,
     /// How keys and values are stored [default: f16]
     #[arg(long, value_enum)]
@@ -394,7 +406,7 @@ pub struct SynthArgs {
     /// Start of the random sequence
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Set the routers' cut so that random tokens run D recursions in mean [default: the cut is 0.5]
+    /// Set the routers' cut so that random tokens run D recursions on average [default: the cut is 0.5]
     #[arg(long, value_name = "D", allow_negative_numbers = true)]
     pub mean_depth: Option<f64>,
     /// Type of the matrices: f32, f16, bf16, q8_0, q4_0 or q4_1
@@ -405,11 +417,11 @@ pub struct SynthArgs {
     pub output: PathBuf,
 }
 
-/// Rows of a pass; the library's 0, which is its default, is none here.
-fn rows(text: &str) -> Result<usize, String> {
+/// Rows or threads; the library's 0, which is its default, is none here.
+fn from_one(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) | Err(_) => Err("give a whole number from 1 on".to_owned()),
-        Ok(rows) => Ok(rows),
+        Ok(number) => Ok(number),
     }
 }
 

@@ -46,7 +46,7 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
     };
     let mut threads = args.threads.clone();
     if threads.is_empty() {
-        threads.push(params.threads);
+        threads.push(mor::cpu::thread::cores());
     }
     for threads in threads {
         bench.with_threads(&model, &params, threads, &tests)?;
@@ -113,7 +113,7 @@ struct Measured {
     bandwidth: Option<f64>,
 }
 
-/// Bytes that a generated token reads in mean.
+/// Bytes that a generated token reads on average.
 #[derive(Clone, Copy)]
 struct Reads {
     weights: f64,

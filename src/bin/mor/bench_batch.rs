@@ -14,9 +14,9 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-/// Tokens that a sequence generates in mean, when nothing else is said: the paper's.
+/// Tokens that a sequence generates on average, when nothing else is said: the paper's.
 const MEAN_OUTPUT: usize = 256;
-/// Each place serves so many sequences in mean.
+/// Each place serves so many sequences on average.
 const ROUNDS: usize = 2;
 
 /// Measures every number of sequences with every number of threads.
@@ -48,7 +48,7 @@ pub fn bench_batch(args: &BenchArgs) -> Result<()> {
     let model = input::open(Some(&args.model), args.device)?;
     let mut threads = args.threads.clone();
     if threads.is_empty() {
-        threads.push(SessionParams::default().threads);
+        threads.push(mor::cpu::thread::cores());
     }
     let mut results = Vec::new();
     for threads in threads {

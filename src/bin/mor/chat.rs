@@ -139,10 +139,7 @@ impl<'a> Chat<'a> {
             .map(|(role, content)| Message { role, content })
             .collect();
         let text = self.template.render(&messages, true)?;
-        let options = EncodeOptions {
-            add_special: false,
-            parse_special: true,
-        };
+        let options = EncodeOptions::CHAT;
         let tokens = self.tokenizer.encode(&text, options)?;
         // What the session has already seen of it stays; at least one token must run.
         let same = self.session.tokens().iter().zip(&tokens);

@@ -2,6 +2,7 @@
 
 use crate::Result;
 use crate::args::EngineArgs;
+use crate::terminal::tell;
 use mor::{Device, KvType, LoadParams, Model, Session, SessionParams};
 use std::io::ErrorKind;
 use std::path::Path;
@@ -57,6 +58,13 @@ pub fn session(
     }
     if let Some(limit) = engine.max_depth {
         session.set_depth_limit(limit)?;
+    }
+    let trained = model.hyperparameters().context_length;
+    let context = session.plan().params().context;
+    if context > trained {
+        tell(format_args!(
+            "mor: the context of {context} tokens is longer than the {trained} that the model was trained for; what comes after those may make no sense"
+        ));
     }
     Ok(session)
 }

@@ -329,7 +329,7 @@ pub fn plan(args: &PlanArgs) -> Result<()> {
     if is_batch {
         writeln!(
             out,
-            "There are pages for full contexts in which a token runs {mean_depth} recursions in mean."
+            "There are pages for full contexts in which a token runs {mean_depth} recursions on average."
         )?;
     }
     Ok(())

@@ -12,22 +12,16 @@ use serde_json::json;
 use std::io::Write;
 use std::path::Path;
 
-/// As llama-perplexity reads a text.
-const OPTIONS: EncodeOptions = EncodeOptions {
-    add_special: true,
-    parse_special: false,
-};
-
 /// Measures the perplexity of a text, and how far the predictions are from another model's.
 pub fn perplexity(args: &PerplexityArgs) -> Result<()> {
     let model = input::open(Some(&args.model), args.engine.device)?;
     let tokenizer = Tokenizer::from_metadata(&model.gguf().metadata)?;
     let text = input::read_text(&args.text)?;
-    let tokens = tokenizer.encode(&text, OPTIONS)?;
-    let context = args.context;
-    if context < 4 {
+    let tokens = tokenizer.encode(&text, EncodeOptions::PROMPT)?;
+    if args.context < 4 {
         return Err("a window needs at least 4 tokens; give more with -c".into());
     }
+    let context = args.context;
     if tokens.len() / 2 < context {
         return Err(format!(
             "'{}' has {} tokens; at least two windows of {context} are needed (a smaller -c helps)",
@@ -189,7 +183,7 @@ fn base_of(model: &Model, path: &Path, text: &str, tokens: &[u32]) -> Result<Mod
     }
     // A base without a tokenizer is taken at its word.
     if let Ok(tokenizer) = base.tokenizer()
-        && tokenizer.encode(text, OPTIONS)? != tokens
+        && tokenizer.encode(text, EncodeOptions::PROMPT)? != tokens
     {
         return Err(format!(
             "'{path}' reads the text as other tokens than the model; give a base of the same tokenizer"

@@ -28,11 +28,12 @@ pub fn run(args: &RunArgs) -> Result<()> {
         add_special: true,
         parse_special: true,
     };
-    let prompt = tokenizer.encode(&args.prompt, options)?;
+    let text = prompt(args)?;
+    let prompt = tokenizer.encode(&text, options)?;
     let mut times = Times::default();
     prefill(&mut session, &prompt, &mut times)?;
     let mut out = Output::new(args.depths);
-    out.echo(&session, tokenizer, &args.prompt)?;
+    out.echo(&session, tokenizer, &text)?;
     let stop: Vec<&str> = args.stop.iter().map(String::as_str).collect();
     let params = GenerateParams {
         max_tokens: args.n,
@@ -47,6 +48,25 @@ pub fn run(args: &RunArgs) -> Result<()> {
     Ok(())
 }
 
+/// The text to continue.
+fn prompt(args: &RunArgs) -> Result<String> {
+    let Some(path) = &args.file else {
+        return Ok(args.prompt.clone().unwrap_or_default());
+    };
+    let mut text = match path.as_os_str() == "-" {
+        true => std::io::read_to_string(std::io::stdin())
+            .map_err(|error| format!("cannot read standard input: {error}"))?,
+        false => input::read_text(path)?,
+    };
+    let line_end = if text.ends_with("\r\n") {
+        2
+    } else {
+        usize::from(text.ends_with('\n'))
+    };
+    text.truncate(text.len() - line_end);
+    Ok(text)
+}
+
 pub fn sampler(args: &SamplingArgs) -> SamplerParams {
     let clock = || {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -54,12 +74,12 @@ pub fn sampler(args: &SamplingArgs) -> SamplerParams {
     };
     SamplerParams {
         repeat_penalty: args.repeat_penalty,
+        repeat_last_n: args.repeat_last_n,
         top_k: args.top_k,
         top_p: args.top_p,
         min_p: args.min_p,
         temperature: args.temp,
         seed: args.seed.unwrap_or_else(clock),
-        ..Default::default()
     }
 }
 

@@ -149,7 +149,7 @@ public actor Batch {
     }
 
     /// The plan with the most sequences whose block of memory, or on a GPU what it takes there, has at
-    /// most so many bytes, when a token runs `meanDepth` recursions in mean. The parameters' `sequences` and `kvPages` do not matter.
+    /// most so many bytes, when a token runs `meanDepth` recursions on average. The parameters' `sequences` and `kvPages` do not matter.
     public static func plan(
         for model: Model, _ parameters: BatchParameters, meanDepth: Double, bytes: Int
     ) throws -> MemoryPlan {
@@ -160,7 +160,7 @@ public actor Batch {
     }
 
     /// Pages of the KV pool that the sequences take when their contexts are full and a token runs
-    /// `meanDepth` recursions in mean: a value for ``BatchParameters/kvPages``.
+    /// `meanDepth` recursions on average: a value for ``BatchParameters/kvPages``.
     public static func pages(
         for model: Model, _ parameters: BatchParameters, meanDepth: Double
     ) throws -> Int {

@@ -89,8 +89,8 @@ public final class Tokenizer: @unchecked Sendable {
 
     deinit { _ = mor_tokenizer_free(pointer) }
 
-    /// The tokens of a text.
-    public func encode(_ text: String, _ options: EncodeOptions = []) throws -> [Token] {
+    /// The tokens of a text, which is by default a prompt: what begins one comes in front of it.
+    public func encode(_ text: String, _ options: EncodeOptions = .addSpecial) throws -> [Token] {
         var text = text
         return try lock.withLock {
             try text.withUTF8 { bytes in
@@ -124,6 +124,29 @@ public final class Tokenizer: @unchecked Sendable {
                     mor_tokenizer_decode(
                         pointer, tokens, tokens.count, Self.decodeFlags(special), $0, $1, $2)
                 }, reason: mor_tokenizer_last_error(pointer))
+        }
+    }
+
+    /// The characters that are complete with one more token of a text whose tokens come one by one, as a batch gives
+    /// them. What is no valid UTF-8 becomes U+FFFD.
+    public func decodeNext(
+        _ token: Token, in stream: inout DecodeStream, special: Bool = false
+    ) throws -> String {
+        try lock.withLock {
+            try text(
+                {
+                    mor_tokenizer_decode_next(
+                        pointer, &stream.state, token, Self.decodeFlags(special), $0, $1, $2)
+                }, reason: mor_tokenizer_last_error(pointer))
+        }
+    }
+
+    /// Ends such a text: U+FFFD if a character was left incomplete, else nothing.
+    public func decodeEnd(_ stream: inout DecodeStream) throws -> String {
+        try lock.withLock {
+            try text(
+                { mor_tokenizer_decode_end(pointer, &stream.state, $0, $1, $2) },
+                reason: mor_tokenizer_last_error(pointer))
         }
     }
 
@@ -172,6 +195,15 @@ public final class Tokenizer: @unchecked Sendable {
     private static func decodeFlags(_ special: Bool) -> UInt32 {
         special ? UInt32(MOR_DECODE_SPECIAL) : 0
     }
+}
+
+/// A text whose tokens come one by one (``Tokenizer/decodeNext(_:in:special:)``): one for each text. A copy goes on from
+/// the same place, as a fork of a sequence does.
+public struct DecodeStream: Sendable {
+    var state = mor_decode_stream()
+
+    /// A text at its beginning.
+    public init() {}
 }
 
 /// A list that C writes to a buffer: asked first for its length.

@@ -99,7 +99,7 @@ final class Calls {
         case "load_on": return try loadOn(args)
         case "describe", "metadata", "plan", "batch_plan", "batch_plan_in", "batch_pages":
             return try askModel(verb, args)
-        case "encode", "decode", "token_bytes", "is_end", "format_chat":
+        case "encode", "decode", "decode_each", "token_bytes", "is_end", "format_chat":
             return try tokenize(verb, args)
         case "generate", "generate_until", "generate_cancel": return try await generate(verb, args)
         case "pieces": return list(pieces.map { "\($0.token):\($0.depth)" })
@@ -205,6 +205,12 @@ final class Calls {
         case "encode":
             return list(try tokenizer.encode(args[1], .init(rawValue: number(args[0]))))
         case "decode": return try tokenizer.decode(numbers(args[1]), special: args[0] == "1")
+        case "decode_each":
+            var stream = DecodeStream()
+            let pieces = try numbers(args[1]).map {
+                try tokenizer.decodeNext($0, in: &stream, special: args[0] == "1") + "|"
+            }
+            return pieces.joined() + (try tokenizer.decodeEnd(&stream))
         case "token_bytes":
             let bytes = try tokenizer.bytes(of: number(args[1]), special: args[0] == "1")
             return bytes.map { String($0 >> 4, radix: 16) + String($0 & 15, radix: 16) }.joined()
@@ -307,7 +313,7 @@ final class Calls {
         let batch = try made(batch)
         let options = Options(args[args.count - 2])
         let request = Batch.Request(
-            prompt: try made(loaded).1.encode(args[args.count - 1]),
+            prompt: try made(loaded).1.encode(args[args.count - 1], []),
             maxTokens: try options.get("max"), sampler: try sampler(options),
             cut: try options.get("cut"), depthLimit: try options.get("depth_limit"),
             priority: try options.get("priority") ?? 0, ignoresEnd: options["ignore_end"] == "1")

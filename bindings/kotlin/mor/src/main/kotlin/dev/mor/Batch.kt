@@ -136,7 +136,7 @@ public class Batch @JvmOverloads constructor(
 
 /** What a tick brought for a sequence. */
 public sealed interface BatchEvent {
-    /** Whose. */
+    /** The sequence that it is about. */
     public val sequence: Long
 
     /**

@@ -65,6 +65,10 @@ internal object Native {
         tokenizer: Long, text: ByteArray, special: Boolean, parse: Boolean,
     ): IntArray
     @JvmStatic external fun decode(tokenizer: Long, tokens: IntArray, special: Boolean): ByteArray
+    @JvmStatic external fun decodeNext(
+        tokenizer: Long, pending: ByteArray, token: Int, special: Boolean,
+    ): ByteArray
+    @JvmStatic external fun decodeEnd(tokenizer: Long, pending: ByteArray): ByteArray
     @JvmStatic external fun tokenBytes(tokenizer: Long, token: Int, special: Boolean): ByteArray
     @JvmStatic external fun isEnd(tokenizer: Long, token: Int): Boolean
     @JvmStatic external fun formatChat(

@@ -43,13 +43,19 @@ public class Tokenizer @JvmOverloads constructor(
 
     /**
      * The text of some tokens. What is no valid UTF-8 becomes U+FFFD: to show tokens one by one use
-     * [Session.generate], which never cuts a character.
+     * [Session.generate] or a [DecodeStream], which never cut a character.
      *
      * @param special write control tokens by their names; without it they are no text
      */
     @JvmOverloads
     public fun decode(tokens: IntArray, special: Boolean = false): String =
         handle.call { Native.decode(it, tokens, special) }.decodeToString()
+
+    internal fun decodeNext(pending: ByteArray, token: Int, special: Boolean): ByteArray =
+        handle.call { Native.decodeNext(it, pending, token, special) }
+
+    internal fun decodeEnd(pending: ByteArray): String =
+        handle.call { Native.decodeEnd(it, pending) }.decodeToString()
 
     /**
      * The bytes that one token adds to a text; they need not be whole characters.
@@ -86,6 +92,36 @@ public class Tokenizer @JvmOverloads constructor(
         /** The default of the longest piece, in bytes. */
         public const val DEFAULT_MAX_PIECE_BYTES: Int = 16384
     }
+}
+
+/**
+ * A text whose tokens come one by one, as a batch gives them: whole characters only, and U+FFFD for what is no valid
+ * UTF-8. One for each text, used by one thread at a time; it lives on the tokenizer and need not be closed.
+ *
+ * @param tokenizer what the tokens are of
+ * @param special write control tokens by their names; without it they are no text
+ */
+public class DecodeStream @JvmOverloads constructor(
+    private val tokenizer: Tokenizer,
+    private val special: Boolean = false,
+) {
+    /** The beginning of a character whose end is missing. */
+    private var pending = ByteArray(0)
+
+    /** The characters that are complete with one more token. */
+    public fun next(token: Int): String {
+        // How many bytes are pending now, these, and the text.
+        val result = tokenizer.decodeNext(pending, token, special)
+        val text = 1 + result[0]
+        pending = result.copyOfRange(1, text)
+        return result.decodeToString(startIndex = text)
+    }
+
+    /** Ends the text: U+FFFD if a character was left incomplete, else nothing. Another text may follow. */
+    public fun end(): String = tokenizer.decodeEnd(pending).also { pending = ByteArray(0) }
+
+    /** One that goes on from the same place, for a fork. */
+    public fun copy(): DecodeStream = DecodeStream(tokenizer, special).also { it.pending = pending }
 }
 
 /**
