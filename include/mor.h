@@ -1529,6 +1529,22 @@ enum mor_status mor_session_prefill(struct mor_session *session,
                                     size_t count);
 
 /**
+ * Makes a session hold this text and nothing else, as a chat does each turn: of the beginning that it holds already
+ * nothing is run again, of the rest everything, and at least the last token, unless the session ends with it.
+ *
+ * @param session   the session
+ * @param tokens    the whole text, at least one token
+ * @param count     how many
+ * @param out_kept  gets how many of the session's tokens stayed, or NULL
+ * @return as `mor_session_prefill`. The session is then as it was, or holds the common beginning, if the failure came
+ *         when tokens ran: `MOR_ERROR_CANCELLED`, `MOR_ERROR_KV_FULL`, a device's
+ */
+enum mor_status mor_session_prefill_whole(struct mor_session *session,
+                                          const uint32_t *tokens,
+                                          size_t count,
+                                          size_t *out_kept);
+
+/**
  * Runs one token after those so far and computes the logits of what follows it.
  *
  * @param session     the session

@@ -7,17 +7,17 @@ use crate::plan::{ARENA_ALIGNMENT, Plan};
 use memmap2::MmapMut;
 
 /// The parts of a plan's memory.
-pub(crate) struct Ground<'m> {
+pub(crate) struct Ground {
     /// Started.
-    pub team: Team<'m>,
+    pub team: Team,
     /// To be carved; what changes with the model's work is empty.
-    pub arena: &'m mut [u8],
+    pub arena: &'static mut [u8],
     pub locked: Option<Locked>,
 }
 
-impl<'m> Ground<'m> {
+impl Ground {
     /// Makes `memory`, which may hold anything, ready for what `plan` was made for.
-    pub fn prepare(model: &Model, plan: &Plan, memory: &'m mut [u8]) -> Result<Self> {
+    pub fn prepare(model: &Model, plan: &Plan, memory: &'static mut [u8]) -> Result<Self> {
         model.check_file()?;
         if memory.len() < plan.bytes() {
             return Err(Error::BufferTooSmall {
@@ -97,8 +97,8 @@ impl Locked {
         let (start, bytes) = (memory.as_ptr(), memory.len());
         // SAFETY: a range of this process's memory, which locking does not change.
         if unsafe { libc::mlock(start.cast(), bytes) } != 0 {
-            let source = std::io::Error::last_os_error();
-            return Err(Error::Lock { bytes, source });
+            let system = std::io::Error::last_os_error();
+            return Err(Error::Lock { bytes, system });
         }
         Ok(Locked { start, bytes })
     }

@@ -9,17 +9,20 @@ use std::fmt::{self, Display};
 use std::io;
 use std::path::Path;
 
-/// Everything that can go wrong in this crate.
+/// Everything that can go wrong in this crate. What the system said is part of the sentence, and no
+/// [`source`](std::error::Error::source) besides.
+///
+/// An error holds its sentence, in some 460 bytes, so that telling of missing memory takes none.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The system refused to read, write or map a file.
-    #[error("cannot use '{path}': {}", said(source))]
+    #[error("cannot use '{path}': {}", said(system))]
     Io {
         /// The file in question.
         path: Text,
         /// What the system said.
-        source: io::Error,
+        system: io::Error,
     },
     /// A file is damaged, truncated or made to mislead.
     #[error("the file is damaged: {0}")]
@@ -72,13 +75,13 @@ pub enum Error {
     /// The system refused to keep memory resident.
     #[error(
         "the system refused to lock {bytes} bytes into memory ({}); raise the limit (ulimit -l, RLIMIT_MEMLOCK) or do without the lock",
-        said(source)
+        said(system)
     )]
     Lock {
         /// The size that was asked for.
         bytes: usize,
         /// What the system said.
-        source: io::Error,
+        system: io::Error,
     },
     /// The model's file was shortened while it was mapped.
     #[error(
@@ -163,7 +166,7 @@ impl Error {
     pub fn io(path: impl AsRef<Path>, source: io::Error) -> Self {
         Error::Io {
             path: Text::new(path.as_ref().display()),
-            source,
+            system: source,
         }
     }
 }

@@ -66,7 +66,7 @@ pub(crate) fn text_room(model: &Model) -> usize {
     2 * (MAX_STOP_BYTES + Utf8Stream::max_text_bytes(piece))
 }
 
-impl Session<'_> {
+impl Session {
     /// Continues the text so far, with the session's sampler and the model's tokenizer. Every
     /// token that `each` sees has been run and is part of the session; an end-of-generation token
     /// is neither run nor shown. Where the context is full, or a cancel or an error comes, the token that

@@ -66,6 +66,17 @@ pub use session::{Canceller, Session};
 pub use text::Text;
 pub use tokenizer::{EncodeOptions, Tokenizer};
 
+/// All of them may be handed from thread to thread.
+const _: fn() = || {
+    fn is_send_and_sync<T: Send + Sync>() {}
+    is_send_and_sync::<Model>();
+    is_send_and_sync::<Tokenizer>();
+    is_send_and_sync::<Session>();
+    is_send_and_sync::<Batch>();
+    is_send_and_sync::<Canceller>();
+    is_send_and_sync::<Error>();
+};
+
 /// The README's example compiles, and that of docs/batching.md.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -407,7 +407,10 @@ impl Plan {
     }
 
     /// Cuts a session's memory into the team's part and the arena.
-    pub(crate) fn split<'m>(&self, memory: &'m mut [u8]) -> (&'m mut [u8], &'m mut [u8]) {
+    pub(crate) fn split(
+        &self,
+        memory: &'static mut [u8],
+    ) -> (&'static mut [u8], &'static mut [u8]) {
         let (team, arena) = memory.split_at_mut(self.team_bytes);
         (team, &mut arena[..self.arena_bytes])
     }

@@ -15,17 +15,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// One sequence in the making. After creation no call allocates.
-pub struct Session<'m> {
+pub struct Session {
     // Goes before the model, whose mapped file a GPU may be using.
-    pub(crate) engine: Engine<'m>,
+    pub(crate) engine: Engine,
     pub(crate) model: Model,
     pub(crate) plan: Plan,
-    pub(crate) arena: &'m mut [u8],
+    pub(crate) arena: &'static mut [u8],
     routing: Routing,
     settings: Settings,
     pub(crate) sampler: Sampler,
     pace: Pace,
-    cancel: CancelFlag<'m>,
+    cancel: CancelFlag,
     /// Tokens so far.
     pub(crate) length: usize,
     pub(crate) last: Last,
@@ -34,18 +34,27 @@ pub struct Session<'m> {
     _memory: Option<MmapMut>,
 }
 
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut all = f.debug_struct("Session");
+        all.field("length", &self.length);
+        all.field("params", self.plan.params());
+        all.finish_non_exhaustive()
+    }
+}
+
 /// What does a session's work.
 // A box ends the process where there is no memory for it.
 #[allow(clippy::large_enum_variant)]
-pub(crate) enum Engine<'m> {
+pub(crate) enum Engine {
     /// Threads, and the instruction set of the kernels.
-    Cpu { team: Team<'m>, level: Level },
+    Cpu { team: Team, level: Level },
     /// A GPU.
     #[cfg(feature = "cuda")]
     Cuda(Gpu),
 }
 
-impl Engine<'_> {
+impl Engine {
     /// Logits of `count` of the rows that passed the last layer from row `first` on, into
     /// `buffers.logits`.
     fn logits(
@@ -78,6 +87,13 @@ pub(crate) enum Last {
 #[derive(Clone)]
 pub struct Canceller(Shared<AtomicBool>);
 
+impl std::fmt::Debug for Canceller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let waits = self.0.load(Ordering::Relaxed);
+        f.debug_tuple("Canceller").field(&waits).finish()
+    }
+}
+
 impl Canceller {
     /// Ends the session's call in progress within the time of one layer (on a GPU of one pass), or its
     /// next call at once: [`Session::prefill`] and the like then fail with [`Error::Cancelled`] and the session
@@ -94,13 +110,13 @@ impl Canceller {
 }
 
 /// Who may cancel.
-enum CancelFlag<'m> {
+enum CancelFlag {
     Nobody,
     Shared(Canceller),
-    Borrowed(&'m AtomicBool),
+    Borrowed(&'static AtomicBool),
 }
 
-impl CancelFlag<'_> {
+impl CancelFlag {
     fn get(&self) -> Option<&AtomicBool> {
         match self {
             CancelFlag::Nobody => None,
@@ -110,7 +126,7 @@ impl CancelFlag<'_> {
     }
 }
 
-impl Session<'static> {
+impl Session {
     /// Plans a session and takes its memory.
     pub fn new(model: &Model, params: &SessionParams) -> Result<Self> {
         Self::with_plan(model, Plan::new(model, params)?)
@@ -124,18 +140,23 @@ impl Session<'static> {
         session._memory = Some(memory);
         Ok(session)
     }
-}
 
-impl<'m> Session<'m> {
     /// A session in memory of the caller, of at least [`Plan::bytes`] bytes and aligned to
     /// [`ARENA_ALIGNMENT`](crate::plan::ARENA_ALIGNMENT). What the memory holds before does not matter. With one thread nothing
     /// else is allocated; on a GPU its memory, pinned memory and some of the heap are.
-    pub fn new_in(model: &Model, params: &SessionParams, memory: &'m mut [u8]) -> Result<Self> {
+    ///
+    /// The memory is a static, or leaked: helper threads wait in it until the session is dropped, which safe code may
+    /// forget to do.
+    pub fn new_in(
+        model: &Model,
+        params: &SessionParams,
+        memory: &'static mut [u8],
+    ) -> Result<Self> {
         Self::with_plan_in(model, Plan::new(model, params)?, memory)
     }
 
     /// As [`Session::new_in`], with a plan that was made for the same model.
-    pub fn with_plan_in(model: &Model, plan: Plan, memory: &'m mut [u8]) -> Result<Self> {
+    pub fn with_plan_in(model: &Model, plan: Plan, memory: &'static mut [u8]) -> Result<Self> {
         if plan.params().sequences != 1 {
             return Err(Error::argument(
                 "a session runs one sequence; plan it for one",
@@ -236,7 +257,7 @@ impl<'m> Session<'m> {
     }
 
     /// As [`Session::canceller`], with a flag of the caller: setting it cancels.
-    pub fn set_cancel_flag(&mut self, flag: &'m AtomicBool) {
+    pub fn set_cancel_flag(&mut self, flag: &'static AtomicBool) {
         self.cancel = CancelFlag::Borrowed(flag);
     }
 
@@ -288,6 +309,27 @@ impl<'m> Session<'m> {
     /// is as it was before.
     pub fn prefill(&mut self, tokens: &[u32]) -> Result<()> {
         self.run(tokens, |_, _, _| Ok(()))
+    }
+
+    /// Makes the session hold this text and nothing else: of the beginning that it holds already nothing is run again,
+    /// of the rest everything, and at least the last token, unless the session ends with it. What a chat calls each turn.
+    /// Returns how many tokens stayed. On an error the session is as it was, or holds the common beginning, if that
+    /// came when tokens ran (a cancel, a full KV cache).
+    pub fn prefill_whole(&mut self, tokens: &[u32]) -> Result<usize> {
+        let pairs = self.tokens().iter().zip(tokens);
+        let same = pairs.take_while(|(a, b)| a == b).count();
+        if same == tokens.len() && same == self.length && same > 0 {
+            return Ok(same);
+        }
+        let kept = match self.routing {
+            Routing::Threshold => same.min(tokens.len().saturating_sub(1)),
+            // It looks at the whole text at once.
+            Routing::Capacity => 0,
+        };
+        self.check(kept, &tokens[kept..])?;
+        self.rewind(kept)?;
+        self.prefill(&tokens[kept..])?;
+        Ok(kept)
     }
 
     /// Runs one token and returns the logits `[vocab]` of what follows it.
@@ -407,7 +449,7 @@ impl<'m> Session<'m> {
         tokens: &[u32],
         mut after: impl FnMut(&mut Engine, &mut Buffers, usize) -> Result<()>,
     ) -> Result<()> {
-        self.check(tokens)?;
+        self.check(self.length, tokens)?;
         let (start, last) = (self.length, self.last);
         #[cfg(feature = "cuda")]
         if let Engine::Cuda(gpu) = &mut self.engine {
@@ -525,14 +567,14 @@ impl<'m> Session<'m> {
         Ok(())
     }
 
-    /// Refuses tokens that cannot be run, before anything is done.
-    fn check(&self, tokens: &[u32]) -> Result<()> {
+    /// Refuses tokens that cannot be run after the first `length`, before anything is done.
+    fn check(&self, length: usize, tokens: &[u32]) -> Result<()> {
         let vocab = self.model.hyperparameters().vocab_size;
         let params = self.plan.params();
         if tokens.is_empty() {
             return Err(Error::argument("there are no tokens to run"));
         }
-        let needed = self.length.saturating_add(tokens.len());
+        let needed = length.saturating_add(tokens.len());
         if needed > params.context {
             return Err(Error::ContextFull {
                 needed,
@@ -547,7 +589,7 @@ impl<'m> Session<'m> {
         let routed = self.model.hyperparameters().router.is_some();
         if self.routing == Routing::Capacity
             && routed
-            && (self.length > 0 || tokens.len() > params.batch)
+            && (length > 0 || tokens.len() > params.batch)
         {
             return Err(Error::argument(format_args!(
                 "capacity routing looks at the whole text at once: {needed} tokens need an empty session with a batch of as many, this one has {}",

@@ -61,7 +61,7 @@ impl Layout {
     }
 }
 
-impl Session<'_> {
+impl Session {
     /// Bytes that [`Session::save`] writes now.
     pub fn save_bytes(&self) -> usize {
         self.layout(self.depths(), self.last != Last::Nothing)

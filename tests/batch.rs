@@ -102,7 +102,7 @@ impl Job {
     }
 }
 
-fn alone(model: &Model) -> Session<'static> {
+fn alone(model: &Model) -> Session {
     Session::new(model, &params(1, 16, 1, 0)).unwrap()
 }
 

@@ -78,7 +78,7 @@ fn every_kind_of_shape_and_type_runs() {
 }
 
 /// A session with random tokens that the model was not calibrated with, and their mean depth.
-fn run_random(model: &Model, texts: usize) -> (Session<'static>, f64) {
+fn run_random(model: &Model, texts: usize) -> (Session, f64) {
     const LENGTH: usize = 256;
     let params = SessionParams {
         context: LENGTH,

@@ -10,7 +10,7 @@ use mor::quant::TensorType;
 use mor::{
     Batch, Error, KvType, LoadParams, Model, Plan, Request, SamplerParams, Session, SessionParams,
 };
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -52,17 +52,23 @@ fn a_session_lives_in_the_caller_s_memory_and_stays_inside() {
                 ..Default::default()
             };
             let bytes = Plan::new(&model, &params).unwrap().bytes();
-            let mut memory = Box::new(Memory([0xA5; 1 << 20]));
-            assert!(bytes + GUARD <= memory.0.len(), "{case}: {bytes}");
-            let short = Session::new_in(&model, &params, &mut memory.0[..bytes - 1]);
+            let memory = Box::into_raw(Box::new(Memory([0xA5; 1 << 20])));
+            assert!(bytes + GUARD <= size_of::<Memory>(), "{case}: {bytes}");
+            // SAFETY: a part of the memory, of which no other is in use: every session is dropped before the next.
+            let part = |range: Range<usize>| unsafe {
+                std::slice::from_raw_parts_mut(memory.cast::<u8>().add(range.start), range.len())
+            };
+            let short = Session::new_in(&model, &params, part(0..bytes - 1));
             assert!(matches!(short, Err(Error::BufferTooSmall { .. })));
             drop(short);
-            let misplaced = Session::new_in(&model, &params, &mut memory.0[8..]);
+            let misplaced = Session::new_in(&model, &params, part(8..1 << 20));
             assert!(matches!(misplaced, Err(Error::InvalidArgument(_))));
             drop(misplaced);
-            let mut session = Session::new_in(&model, &params, &mut memory.0[..bytes]).unwrap();
+            let mut session = Session::new_in(&model, &params, part(0..bytes)).unwrap();
             assert!(bits(session.step_through(&tokens)) == expected, "{case}");
             drop(session);
+            // SAFETY: nobody uses it any more.
+            let memory = unsafe { Box::from_raw(memory) };
             assert!(memory.0[bytes..].iter().all(|b| *b == 0xA5), "{case}");
         }
     }
@@ -73,7 +79,7 @@ trait StepThrough {
     fn step_through(&mut self, tokens: &[u32]) -> &[f32];
 }
 
-impl StepThrough for Session<'_> {
+impl StepThrough for Session {
     fn step_through(&mut self, tokens: &[u32]) -> &[f32] {
         let (last, first) = tokens.split_last().unwrap();
         self.prefill(first).unwrap();
@@ -337,15 +343,16 @@ fn a_token_that_was_drawn_in_vain_is_drawn_again() {
 #[test]
 fn a_flag_of_the_caller_cancels_too() {
     let model = model("expert_cycle", TensorType::F32);
-    let flag = AtomicBool::new(false);
-    let mut memory = vec![0u8; 1 << 20];
+    static FLAG: AtomicBool = AtomicBool::new(false);
+    let flag = &FLAG;
+    let memory = vec![0u8; 1 << 20].leak();
     let start = memory.as_ptr().align_offset(64);
     let params = SessionParams {
         context: 32,
         ..Default::default()
     };
     let mut session = Session::new_in(&model, &params, &mut memory[start..]).unwrap();
-    session.set_cancel_flag(&flag);
+    session.set_cancel_flag(flag);
     flag.store(true, Ordering::Relaxed);
     assert!(matches!(session.prefill(&[1, 2]), Err(Error::Cancelled)));
     assert!(!flag.load(Ordering::Relaxed));

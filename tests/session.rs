@@ -89,6 +89,24 @@ fn rewinding_and_going_on_changes_no_bit() {
                 .map(|l| l.to_bits())
                 .collect();
             assert_eq!(Some(&last), whole.last(), "{case}: back to {back}");
+            // And from a text that differs from there on, or goes on, or is the same.
+            let mut other = tokens[..back].to_vec();
+            other.extend(tokens[back..].iter().map(|token| (token + 1) % 8));
+            session.prefill_whole(&other).unwrap();
+            let same = other.iter().zip(tokens).take_while(|(a, b)| a == b).count();
+            let kept = session.prefill_whole(tokens).unwrap();
+            assert_eq!(kept, same, "{case}");
+            assert!(
+                to_bits(session.logits().unwrap()) == *whole.last().unwrap(),
+                "{case}: back to {back}"
+            );
+            assert_eq!(session.prefill_whole(tokens).unwrap(), tokens.len());
+            let part = &tokens[..(back + 1).min(tokens.len() - 1)];
+            assert_eq!(session.prefill_whole(part).unwrap(), part.len() - 1);
+            assert!(
+                to_bits(session.logits().unwrap()) == whole[part.len() - 1],
+                "{case}: back to {back}"
+            );
         }
     }
 }

@@ -633,6 +633,15 @@ public:
         return done(mor_session_prefill(get(), tokens.data(), tokens.size()));
     }
 
+    /// Makes the session hold this text and nothing else, without running again what it holds of its beginning. Answers
+    /// how many tokens stayed.
+    outcome<std::size_t> prefill_whole(span<const std::uint32_t> tokens) {
+        std::size_t kept = 0;
+        mor_status status = mor_session_prefill_whole(get(), tokens.data(), tokens.size(), &kept);
+        if (status != MOR_OK) return fail<std::size_t>(status);
+        return kept;
+    }
+
     /// Runs one token. The logits stand until the next call on the session.
     outcome<span<const float>> step(std::uint32_t token) {
         const float *logits = nullptr;

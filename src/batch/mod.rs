@@ -177,14 +177,14 @@ type OnGpu<'a> = Option<&'a mut Gpu>;
 type OnGpu<'a> = Option<&'a mut std::convert::Infallible>;
 
 /// Many sequences in the making. After creation no call allocates.
-pub struct Batch<'m> {
+pub struct Batch {
     // Goes before the model, whose mapped file it may be using.
     #[cfg(feature = "cuda")]
     gpu: Option<Gpu>,
     model: Model,
     plan: Plan,
-    arena: &'m mut [u8],
-    team: Team<'m>,
+    arena: &'static mut [u8],
+    team: Team,
     level: Level,
     /// Of each place.
     settings: Vec<Settings>,
@@ -194,7 +194,15 @@ pub struct Batch<'m> {
     _memory: Option<MmapMut>,
 }
 
-impl Batch<'static> {
+impl std::fmt::Debug for Batch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut all = f.debug_struct("Batch");
+        all.field("params", self.plan.params());
+        all.finish_non_exhaustive()
+    }
+}
+
+impl Batch {
     /// Plans a batch ([`Plan::batch`]) and takes its memory.
     pub fn new(model: &Model, params: &SessionParams) -> Result<Self> {
         let plan = Plan::batch(model, params)?;
@@ -204,16 +212,19 @@ impl Batch<'static> {
         batch._memory = Some(memory);
         Ok(batch)
     }
-}
 
-impl<'m> Batch<'m> {
     /// A batch in memory of the caller, of at least [`Plan::bytes`] bytes and aligned to
-    /// [`ARENA_ALIGNMENT`](crate::plan::ARENA_ALIGNMENT); [`Plan::heap_bytes`] more are allocated.
-    pub fn new_in(model: &Model, params: &SessionParams, memory: &'m mut [u8]) -> Result<Self> {
+    /// [`ARENA_ALIGNMENT`](crate::plan::ARENA_ALIGNMENT); [`Plan::heap_bytes`] more are allocated. As for
+    /// [`Session::new_in`](crate::Session::new_in) the memory is a static, or leaked.
+    pub fn new_in(
+        model: &Model,
+        params: &SessionParams,
+        memory: &'static mut [u8],
+    ) -> Result<Self> {
         Self::with_plan_in(model, Plan::batch(model, params)?, memory)
     }
 
-    fn with_plan_in(model: &Model, plan: Plan, memory: &'m mut [u8]) -> Result<Self> {
+    fn with_plan_in(model: &Model, plan: Plan, memory: &'static mut [u8]) -> Result<Self> {
         let Ground {
             team,
             arena,

@@ -81,7 +81,7 @@ impl Output {
     /// The error of writing, with the file's own name instead of the temporary one.
     pub fn named(&self, error: Error) -> Error {
         match error {
-            Error::Io { source, .. } => Error::io(&self.asked, source),
+            Error::Io { system, .. } => Error::io(&self.asked, system),
             other => other,
         }
     }

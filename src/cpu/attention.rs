@@ -589,7 +589,6 @@ unsafe fn add_values<S: Simd, const N: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::thread::ThreadParams;
     use crate::quant::dequantize_row;
 
     const KV_HEADS: usize = 2;
@@ -690,10 +689,7 @@ mod tests {
                 .collect();
             let row = HEADS * head_dim;
             let run = |level: Level, threads: usize, first: usize, last: usize| {
-                #[repr(align(64))]
-                struct Memory([u8; 4096]);
-                let mut memory = Memory([0; 4096]);
-                let mut team = Team::new(threads, &ThreadParams::default(), &mut memory.0).unwrap();
+                let mut team = Team::of(threads);
                 let bytes = scratch_bytes(&shape, HEADS);
                 let mut scratch = vec![0xff; threads * bytes + 64];
                 let start = scratch.as_ptr().align_offset(64);

@@ -200,7 +200,7 @@ impl LongAttention {
 
 /// A team of threads that is given empty tasks, one for each thread.
 pub struct Barrier {
-    team: Team<'static>,
+    team: Team,
 }
 
 impl Barrier {

@@ -65,9 +65,9 @@ impl Settings {
 }
 
 /// Rows on their way.
-pub(crate) struct Pass<'a, 'b, 'm> {
+pub(crate) struct Pass<'a, 'b> {
     pub model: &'a Model,
-    pub team: &'a mut Team<'m>,
+    pub team: &'a mut Team,
     pub level: Level,
     pub buffers: &'a mut Buffers<'b>,
     /// Rows in the recursions: the first of `buffers.active`. Of those that stand before the same
@@ -88,7 +88,7 @@ pub(crate) struct Pass<'a, 'b, 'm> {
     pub culprit: Option<u32>,
 }
 
-impl Pass<'_, '_, '_> {
+impl Pass<'_, '_> {
     /// `n` rows enter: slots `buffers.active[flying..][..n]`, with what is to be run in
     /// `buffers.rows`, those of a sequence in the order of their positions. They pass the own first
     /// layers and then stand before their first recursion, or have left.

@@ -24,7 +24,7 @@ pub(super) enum Place<'a> {
     Block(usize),
 }
 
-impl Pass<'_, '_, '_> {
+impl Pass<'_, '_> {
     /// One decoder layer on rows `x` [n, hidden], which have these slots. Rows of a sequence that
     /// stand before the same recursion come in the order of their positions.
     pub(super) fn layer(&mut self, place: Place, slots: &[u32], x: &mut [f32]) -> Result<()> {

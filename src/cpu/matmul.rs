@@ -165,7 +165,6 @@ impl Work<'_> {
 mod tests {
     use super::super::activations::{GroupRow, panel_words, prepare, width};
     use super::*;
-    use crate::cpu::thread::ThreadParams;
     use crate::model::Matrix;
     use crate::quant::quantize_row;
     use crate::quant::tiles::{TILE_ROWS, interleave, is_tiled};
@@ -274,10 +273,7 @@ mod tests {
             // Slots that no row fills may hold anything.
             let mut panels = vec![0x5555_5555; panel_words(n, columns)];
             let mut x = vec![0.0; n * columns];
-            #[repr(align(64))]
-            struct Room([u8; 4096]);
-            let mut room = Room([0; 4096]);
-            let mut team = Team::new(threads, &ThreadParams::default(), &mut room.0).unwrap();
+            let mut team = Team::of(threads);
             let each = |row: usize, x: &mut [f32]| {
                 x.copy_from_slice(&self.x[row * columns..][..columns]);
             };

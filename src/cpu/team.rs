@@ -8,7 +8,6 @@ use super::thread::{STACK_BYTES, Thread, ThreadParams, cores};
 use crate::error::{Error, Result};
 use std::ffi::c_void;
 use std::io::ErrorKind;
-use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering::*};
@@ -25,19 +24,18 @@ pub const MAX_THREADS: usize = 256;
 type Work<'a> = &'a (dyn Fn(usize, usize) + Sync);
 
 /// Threads that run one job at a time, the caller's among them.
-pub struct Team<'m> {
+pub struct Team {
     /// What the members share, in the memory that was given; none for a team of one.
     shared: Option<NonNull<Shared>>,
     /// One for each helper that was started.
     helpers: NonNull<Helper>,
     started: usize,
-    _memory: PhantomData<&'m mut [u8]>,
 }
 
 // SAFETY: a team owns its memory, and its threads do not care on which thread it is used.
-unsafe impl Send for Team<'_> {}
+unsafe impl Send for Team {}
 // SAFETY: `&Team` only tells the number of threads.
-unsafe impl Sync for Team<'_> {}
+unsafe impl Sync for Team {}
 
 struct Helper {
     /// What its thread is given.
@@ -87,7 +85,7 @@ struct Job {
     tasks: usize,
 }
 
-impl<'m> Team<'m> {
+impl Team {
     /// What [`Team::new`] needs the memory to be aligned to.
     pub const ALIGNMENT: usize = 64;
 
@@ -106,7 +104,7 @@ impl<'m> Team<'m> {
 
     /// Starts `threads - 1` helpers; the caller is the last member. `memory` has [`Team::bytes`]
     /// bytes and is aligned to [`Team::ALIGNMENT`].
-    pub fn new(threads: usize, params: &ThreadParams, memory: &'m mut [u8]) -> Result<Self> {
+    pub fn new(threads: usize, params: &ThreadParams, memory: &'static mut [u8]) -> Result<Self> {
         if threads == 0 || threads > MAX_THREADS {
             return Err(Error::argument(format_args!(
                 "{threads} threads were asked for; 1 to {MAX_THREADS} are possible"
@@ -117,7 +115,6 @@ impl<'m> Team<'m> {
             shared: None,
             helpers: NonNull::dangling(),
             started: 0,
-            _memory: PhantomData,
         };
         if threads == 1 {
             return Ok(team);
@@ -130,7 +127,7 @@ impl<'m> Team<'m> {
         }
         // Spinning with more threads than cores only keeps the others from working.
         let spins = if threads <= cores() { SPINS } else { 0 };
-        // SAFETY: the memory is exclusively borrowed for 'm, aligned and large enough, by the
+        // SAFETY: the memory is exclusively borrowed for ever, aligned and large enough, by the
         // check above, for one `Shared` and, behind it, a `Helper` for each helper.
         let (shared, helpers) = unsafe {
             let shared = NonNull::new_unchecked(start.cast::<Shared>());
@@ -252,7 +249,7 @@ impl<'m> Team<'m> {
     }
 }
 
-impl Drop for Team<'_> {
+impl Drop for Team {
     fn drop(&mut self) {
         let Some(shared) = self.shared else { return };
         {
@@ -437,29 +434,31 @@ impl<'a, T> Disjoint<'a, T> {
     }
 }
 
+/// Memory for any team of a test.
+#[cfg(test)]
+fn room() -> &'static mut [u8] {
+    #[repr(align(64))]
+    struct Room([u8; 4096]);
+    &mut Box::leak(Box::new(Room([0; 4096]))).0
+}
+
+#[cfg(test)]
+impl Team {
+    /// A team for a test.
+    pub fn of(threads: usize) -> Self {
+        Team::new(threads, &ThreadParams::default(), room()).unwrap()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::thread::CpuSet;
     use super::*;
 
-    /// Memory for any team of these tests.
-    #[repr(align(64))]
-    struct Room([u8; 4096]);
-
-    impl Room {
-        fn new() -> Self {
-            Room([0; 4096])
-        }
-        fn team(&mut self, threads: usize) -> Team<'_> {
-            Team::new(threads, &ThreadParams::default(), &mut self.0).unwrap()
-        }
-    }
-
     #[test]
     fn every_task_runs_once_whatever_the_number_of_threads() {
         for threads in [1, 2, 3, 8] {
-            let mut room = Room::new();
-            let mut team = room.team(threads);
+            let mut team = Team::of(threads);
             for tasks in [0, 1, 2, 7, 100] {
                 let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
                 for _ in 0..2000 {
@@ -475,8 +474,7 @@ mod tests {
 
     #[test]
     fn a_team_that_slept_wakes() {
-        let mut room = Room::new();
-        let mut team = room.team(2);
+        let mut team = Team::of(2);
         for _ in 0..3 {
             std::thread::sleep(std::time::Duration::from_millis(20));
             let sum = AtomicUsize::new(0);
@@ -489,8 +487,7 @@ mod tests {
 
     #[test]
     fn a_panic_in_a_task_reaches_the_caller_and_the_team_lives_on() {
-        let mut room = Room::new();
-        let mut team = room.team(3);
+        let mut team = Team::of(3);
         // One, or the caller's and others'.
         for bad in [0..1, 49..50, 0..50] {
             let outcome = catch_unwind(AssertUnwindSafe(|| {
@@ -512,12 +509,11 @@ mod tests {
     #[test]
     fn impossible_sizes_are_refused() {
         let params = ThreadParams::default();
-        let mut room = Room::new();
         for threads in [0, MAX_THREADS + 1] {
-            assert!(Team::new(threads, &params, &mut room.0).is_err());
+            assert!(Team::new(threads, &params, room()).is_err());
         }
-        assert!(Team::new(2, &params, &mut room.0[..100]).is_err());
-        assert!(Team::new(2, &params, &mut room.0[1..]).is_err());
+        assert!(Team::new(2, &params, &mut room()[..100]).is_err());
+        assert!(Team::new(2, &params, &mut room()[1..]).is_err());
     }
 
     /// Every CPU that this process may use is one that helpers may be bound to, and what the system
@@ -525,7 +521,6 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn helpers_take_an_affinity_and_a_niceness() {
-        let mut room = Room::new();
         let mut params = ThreadParams {
             niceness: 3,
             ..Default::default()
@@ -537,7 +532,7 @@ mod tests {
         // SAFETY: reads a bit of the set.
         let cpu = (0..CpuSet::LIMIT).find(|cpu| unsafe { libc::CPU_ISSET(*cpu, &allowed) });
         params.cpus.insert(cpu.unwrap()).unwrap();
-        let mut team = Team::new(3, &params, &mut room.0).unwrap();
+        let mut team = Team::new(3, &params, room()).unwrap();
         let seen = Mutex::new(Vec::new());
         let here = std::thread::current().id();
         while lock(&seen).is_empty() {
@@ -557,8 +552,8 @@ mod tests {
         assert!(lock(&seen).iter().all(|s| *s == (3, cpu.unwrap() as i32)));
         params.cpus = CpuSet::default();
         params.cpus.insert(1023).unwrap();
-        assert!(Team::new(2, &params, &mut room.0).is_err());
+        assert!(Team::new(2, &params, room()).is_err());
         params.niceness = 20;
-        assert!(Team::new(2, &params, &mut room.0).is_err());
+        assert!(Team::new(2, &params, room()).is_err());
     }
 }

@@ -24,7 +24,7 @@ pub struct mor_batch {
 
 /// What stands behind a `mor_batch`.
 pub(super) struct Content {
-    pub batch: Batch<'static>,
+    pub batch: Batch,
     /// What the last tick brought, as C reads it. Never more than there is room for.
     pub events: Vec<mor_batch_event>,
 }
@@ -48,7 +48,7 @@ pub(super) unsafe fn ask<V>(
     batch: *mut mor_batch,
     out: *mut V,
     name: &str,
-    value: impl FnOnce(&mut Batch<'static>) -> Result<V, Failure>,
+    value: impl FnOnce(&mut Batch) -> Result<V, Failure>,
 ) -> mor_status {
     let value = |content: &mut Content| value(&mut content.batch);
     // SAFETY: passed on.

@@ -40,6 +40,43 @@ pub unsafe extern "C" fn mor_session_prefill(
     })
 }
 
+/// Makes a session hold this text and nothing else, as a chat does each turn: of the beginning that it holds already
+/// nothing is run again, of the rest everything, and at least the last token, unless the session ends with it.
+///
+/// @param session   the session
+/// @param tokens    the whole text, at least one token
+/// @param count     how many
+/// @param out_kept  gets how many of the session's tokens stayed, or NULL
+/// @return as `mor_session_prefill`. The session is then as it was, or holds the common beginning, if the failure came
+///         when tokens ran: `MOR_ERROR_CANCELLED`, `MOR_ERROR_KV_FULL`, a device's
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mor_session_prefill_whole(
+    session: *mut mor_session,
+    tokens: *const u32,
+    count: usize,
+    out_kept: *mut usize,
+) -> mor_status {
+    boundary!(mor_status::MOR_ERROR_INTERNAL, {
+        let work = |session: &mut Session| {
+            let context = session.plan().params().context;
+            if count > context {
+                let needed = count;
+                return Err(Error::ContextFull { needed, context }.into());
+            }
+            // SAFETY: the caller's duty, see the manual.
+            let tokens = unsafe { slice(tokens, count, "tokens") }?;
+            let kept = session.prefill_whole(tokens)?;
+            if !out_kept.is_null() {
+                // SAFETY: as above.
+                unsafe { put(out_kept, kept) };
+            }
+            Ok(())
+        };
+        // SAFETY: as above.
+        unsafe { with(session, work) }
+    })
+}
+
 /// Runs one token after those so far and computes the logits of what follows it.
 ///
 /// @param session     the session

@@ -377,7 +377,7 @@ unsafe fn copy<T: Copy>(
     batch: *mut mor_batch,
     (buffer, capacity, what): (*mut T, usize, &str),
     out_count: *mut usize,
-    list: impl for<'a> FnOnce(&'a Batch<'static>) -> crate::Result<&'a [T]>,
+    list: impl for<'a> FnOnce(&'a Batch) -> crate::Result<&'a [T]>,
 ) -> mor_status {
     let work = |content: &mut Content| {
         check_out(out_count, "out_count")?;

@@ -31,7 +31,7 @@ struct SessionObject {
     turn: Turn,
     cancel: AtomicBool,
     last_error: LastError,
-    content: Session<'static>,
+    content: Session,
     /// The memory that all this stands in, unless it is the caller's.
     memory: Option<MmapMut>,
 }
@@ -47,7 +47,7 @@ unsafe impl Object for SessionObject {
 
 // SAFETY: fields of the object.
 unsafe impl Exclusive for SessionObject {
-    type Content = Session<'static>;
+    type Content = Session;
     fn turn(pointer: *mut Self) -> *const Turn {
         // SAFETY: computes a field's address.
         unsafe { &raw const (*pointer).turn }
@@ -56,7 +56,7 @@ unsafe impl Exclusive for SessionObject {
         // SAFETY: as above.
         unsafe { addr_of_mut!((*pointer).last_error) }
     }
-    fn content(pointer: *mut Self) -> *mut Session<'static> {
+    fn content(pointer: *mut Self) -> *mut Session {
         // SAFETY: as above.
         unsafe { addr_of_mut!((*pointer).content) }
     }
@@ -65,7 +65,7 @@ unsafe impl Exclusive for SessionObject {
 /// A call on the session behind a caller's pointer.
 pub(super) unsafe fn with(
     session: *mut mor_session,
-    work: impl FnOnce(&mut Session<'static>) -> Result<(), Failure>,
+    work: impl FnOnce(&mut Session) -> Result<(), Failure>,
 ) -> mor_status {
     // SAFETY: passed on.
     unsafe { call(session.cast::<SessionObject>(), work) }
@@ -78,7 +78,7 @@ pub(super) unsafe fn tell(
     name: &str,
     number: impl FnOnce(&mut Session) -> usize,
 ) -> mor_status {
-    let number = |session: &mut Session<'static>| Ok(number(session));
+    let number = |session: &mut Session| Ok(number(session));
     // SAFETY: passed on.
     unsafe { handle::tell(session.cast::<SessionObject>(), out, name, number) }
 }

@@ -184,14 +184,20 @@ fn check_metadata(metadata: &Metadata) -> Result<()> {
         }
         check_limit("the length of a metadata key", key.len(), MAX_KEY_BYTES)?;
         let string = |s: &str| {
-            let what = format_args!("the length of a string of {}", shown(key));
-            check_limit(what, s.len(), MAX_STRING_BYTES)
+            check_limit(
+                format_args!("the length of a string of {}", shown(key)),
+                s.len(),
+                MAX_STRING_BYTES,
+            )
         };
         match value {
             Value::String(s) => string(s)?,
             Value::Array(array) => {
-                let what = format_args!("the length of {}", shown(key));
-                check_limit(what, array.len(), MAX_ARRAY_LEN)?;
+                check_limit(
+                    format_args!("the length of {}", shown(key)),
+                    array.len(),
+                    MAX_ARRAY_LEN,
+                )?;
                 if let Array::String(strings) = array {
                     strings.iter().try_for_each(string)?;
                 }

@@ -147,6 +147,16 @@ native! {
         done(handle, mor_session_prefill(session(handle), tokens.as_ptr(), tokens.len()))
     }
 
+    fn Java_dev_mor_Native_prefillWhole(jni, handle: jlong, tokens: jintArray) -> jint {
+        let tokens = jni.ints(tokens)?;
+        let mut kept = 0;
+        let status =
+            mor_session_prefill_whole(session(handle), tokens.as_ptr(), tokens.len(), &mut kept);
+        done(handle, status)?;
+        // A context has far fewer than 2^31 tokens.
+        Ok(kept as jint)
+    }
+
     // `into` may be null: then only the token is run.
     fn Java_dev_mor_Native_step(jni, handle: jlong, token: jint, into: jfloatArray) {
         let mut logits = std::ptr::null();

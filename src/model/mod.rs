@@ -28,6 +28,14 @@ use weights::Finder;
 #[derive(Clone)]
 pub struct Model(Shared<Parts>);
 
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut all = f.debug_struct("Model");
+        all.field("hyperparameters", self.hyperparameters());
+        all.finish_non_exhaustive()
+    }
+}
+
 /// What the owners of a model share.
 struct Parts {
     /// The weights on a GPU. Goes before the storage, which it may use in place.

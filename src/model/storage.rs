@@ -218,7 +218,10 @@ pub(crate) fn anonymous(bytes: usize) -> Result<MmapMut> {
 
 /// The error of a lock that the system refused.
 fn refused(bytes: usize, source: std::io::Error) -> Error {
-    Error::Lock { bytes, source }
+    Error::Lock {
+        bytes,
+        system: source,
+    }
 }
 
 /// Reads a byte of every page.

@@ -85,6 +85,7 @@ static void every_session_call(mor_session *s, mor_status wanted, bool only_in_u
     uint32_t token = 0;
     mor_finish finish;
     STATUS(wanted, mor_session_prefill(s, tokens, 4));
+    STATUS(wanted, mor_session_prefill_whole(s, tokens, 4, NULL));
     STATUS(wanted, mor_session_step(s, 5, &logits));
     STATUS(wanted, mor_session_step(s, 5, NULL));
     STATUS(wanted, mor_session_logits(s, &logits, &size));
@@ -711,7 +712,13 @@ static void wrong_order_and_counts(mor_session *s)
     OK(mor_session_length(s, &size));
     CHECK(size == 0 && logits == NULL);
 
-    OK(mor_session_prefill(s, tokens, 4));
+    REFUSED(mor_session_prefill_whole(s, NULL, 4, &size));
+    REFUSED(mor_session_prefill_whole(s, tokens, 0, &size));
+    STATUS(MOR_ERROR_CONTEXT_FULL, mor_session_prefill_whole(s, tokens, SIZE_MAX, &size));
+    STATUS(MOR_ERROR_CONTEXT_FULL, mor_session_prefill_whole(s, tokens, CONTEXT + 1, NULL));
+    OK(mor_session_prefill_whole(s, tokens, 3, NULL));
+    OK(mor_session_prefill_whole(s, tokens, 4, &size));
+    CHECK(size == 3);
     REFUSED(mor_session_logits(s, NULL, &size));
     OK(mor_session_logits(s, &logits, NULL));
     REFUSED(mor_session_sample(s, NULL));

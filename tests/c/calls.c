@@ -382,6 +382,11 @@ static mor_status run_tokens(const char *verb, const char *const *args) {
     } else if (is(verb, "prefill")) {
         n = numbers(args[0], tokens);
         status = mor_session_prefill(session, tokens, n);
+    } else if (is(verb, "prefill_whole")) {
+        size_t kept;
+        n = numbers(args[0], tokens);
+        status = mor_session_prefill_whole(session, tokens, n, &kept);
+        if (status == MOR_OK) put("%zu", kept);
     } else if (is(verb, "step")) {
         status = mor_session_step(session, (uint32_t)atoi(args[0]), &logits);
     } else if (is(verb, "logits")) {

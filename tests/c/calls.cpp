@@ -364,6 +364,7 @@ struct objects {
             {"session", quiet([&] { session = mor::session::create(*model, session_params(a[0])); })},
             {"prompt", [&] { return prompt(a); }},
             {"prefill", quiet([&] { session->prefill(numbers(a[0])); })},
+            {"prefill_whole", [&] { return std::to_string(session->prefill_whole(numbers(a[0]))); }},
             {"step", [&] { return likeliest(session->step(number<std::uint32_t>(a[0]))); }},
             {"logits", [&] { return likeliest(session->logits()); }},
             {"sampler", quiet([&] { session->set_sampler(sampler(options(a[0]))); })},

@@ -27,12 +27,12 @@ pub struct Objects {
     file: PathBuf,
     threads: usize,
     model: Option<Model>,
-    session: Option<(Session<'static>, Canceller)>,
+    session: Option<(Session, Canceller)>,
     /// What the last generation called back with.
     pieces: Vec<(u32, u8)>,
     text: String,
     state: Vec<u8>,
-    batch: Option<Batch<'static>>,
+    batch: Option<Batch>,
     /// The sequence that each place of the table has.
     sequences: [Option<SequenceId>; 8],
 }
@@ -116,11 +116,11 @@ impl Objects {
         self.model.as_ref().expect("the table loads a model first")
     }
 
-    fn session(&mut self) -> &mut Session<'static> {
+    fn session(&mut self) -> &mut Session {
         &mut self.session.as_mut().expect("the table makes a session").0
     }
 
-    fn batch(&mut self) -> &mut Batch<'static> {
+    fn batch(&mut self) -> &mut Batch {
         self.batch.as_mut().expect("the table makes a batch first")
     }
 
@@ -231,6 +231,7 @@ impl Objects {
         let session = self.session();
         match verb {
             "prefill" => session.prefill(&numbers(args[0]))?,
+            "prefill_whole" => return Ok(session.prefill_whole(&numbers(args[0]))?.to_string()),
             "step" => return Ok(likeliest(session.step(number(args[0]))?)),
             "logits" => return Ok(likeliest(session.logits()?)),
             "sampler" => session.set_sampler(sampler(args[0]))?,

@@ -48,7 +48,7 @@ pub fn model(case: &str, ty: TensorType) -> Model {
 }
 
 /// A session with exact keys and values.
-pub fn session(model: &Model, batch: usize, threads: usize) -> Session<'static> {
+pub fn session(model: &Model, batch: usize, threads: usize) -> Session {
     let params = SessionParams {
         context: 128,
         batch,

@@ -271,6 +271,7 @@ private class Objects(val file: String, val root: File, val threads: Int) : Auto
         "plan" -> plan(a[0])
         "session" -> quiet { session = keep(Session(model, sessionParams(a[0]))) }
         "prefill" -> quiet { session.prefill(numbers(a[0])) }
+        "prefill_whole" -> session.prefillWhole(numbers(a[0])).toString()
         "prompt" -> encode(a[0], a[1]).let { session.prefill(it); it.size.toString() }
         "step" -> FloatArray(model.info.vocabSize).let { session.step(a[0].toInt(), it); likeliest(it) }
         "logits" -> likeliest(session.logits())

@@ -69,7 +69,7 @@ struct Chat<'a> {
     args: &'a ChatArgs,
     tokenizer: &'a Tokenizer,
     template: ChatTemplate,
-    session: Session<'static>,
+    session: Session,
     /// Who said what.
     turns: Vec<(&'static str, String)>,
     interrupt: Interrupt,

@@ -47,7 +47,7 @@ pub fn session(
     engine: &EngineArgs,
     default_kv: KvType,
     mut params: SessionParams,
-) -> Result<Session<'static>> {
+) -> Result<Session> {
     if let Some(threads) = engine.threads {
         params.threads = threads;
     }

@@ -136,7 +136,7 @@ fn report(
 
 /// The model that a model is compared with.
 struct Base {
-    session: Session<'static>,
+    session: Session,
     /// [tokens, vocab], of the tokens that were scored last
     logits: Vec<f32>,
     divergences: Divergences,

@@ -139,6 +139,18 @@ public actor Session {
         }
     }
 
+    /// Makes the session hold this text and nothing else, as a chat does each turn: of the beginning that it holds already
+    /// nothing is run again. Answers how many tokens stayed. After a failure while tokens ran, such as a cancel, the
+    /// session holds the common beginning.
+    @discardableResult
+    public func prefillWhole(_ tokens: [Token]) async throws -> Int {
+        try await cancellable {
+            var kept = 0
+            try handle.call { mor_session_prefill_whole($0, tokens, tokens.count, &kept) }
+            return kept
+        }
+    }
+
     /// Runs one token; answers the logits of what follows it, one for each token of the vocabulary.
     @discardableResult
     public func step(_ token: Token) async throws -> [Float] {

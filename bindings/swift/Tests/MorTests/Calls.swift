@@ -244,6 +244,7 @@ final class Calls {
         let session = try made(session)
         switch verb {
         case "prefill": try await session.prefill(numbers(args[0]))
+        case "prefill_whole": return String(try await session.prefillWhole(numbers(args[0])))
         case "prompt":
             let tokens = try made(loaded).1.encode(args[1], .init(rawValue: number(args[0])))
             try await session.prefill(tokens)

@@ -60,12 +60,7 @@ final class Conversation {
     func finished() async { await answer?.value }
 
     private func generate() async throws {
-        let prompt = try prompt()
-        // What the session has run already need not be run again.
-        let known = try await session.tokens
-        let common = zip(prompt.dropLast(), known).prefix { $0 == $1 }.count
-        try await session.rewind(to: common)
-        try await session.prefill(Array(prompt[common...]))
+        try await session.prefillWhole(prompt())
         for try await piece in session.generate(GenerateOptions(maxTokens: 256)) {
             turns[turns.count - 1].pieces.append(piece)
         }

@@ -51,6 +51,16 @@ public class Session @JvmOverloads constructor(
     public fun prefill(tokens: IntArray): Unit = handle.call { Native.prefill(it, tokens) }
 
     /**
+     * Makes the session hold this text and nothing else, as a chat does each turn: of the beginning that it holds already
+     * nothing is run again, of the rest everything, and at least the last token, unless the session ends with it. After a
+     * failure while tokens ran, such as [cancel], the session holds the common beginning.
+     *
+     * @param tokens the whole text, at least one token
+     * @return how many tokens stayed
+     */
+    public fun prefillWhole(tokens: IntArray): Int = handle.call { Native.prefillWhole(it, tokens) }
+
+    /**
      * Runs one token after those so far.
      *
      * @param into gets the logits of what follows it, one number for each token of the vocabulary;
