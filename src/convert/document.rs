@@ -66,6 +66,15 @@ impl Document {
         }
     }
 
+    /// The table under a key as a document of its own, if there is one.
+    pub(super) fn part(&self, key: &str) -> Option<Document> {
+        let value = self.get(key).filter(|value| value.is_object())?.clone();
+        Some(Document {
+            label: format!("{}: {key}", self.label),
+            value,
+        })
+    }
+
     pub(super) fn value(&self) -> &Value {
         &self.value
     }

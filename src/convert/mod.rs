@@ -27,7 +27,7 @@ mod tokenizer;
 mod tokenizer_json;
 mod torch;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use options::{
     Balancing, ConvertOptions, Gating, Kind, KvStrategy, Overrides, Progress, RouterFunction,
@@ -91,7 +91,7 @@ fn convert_checkpoint(
         input.parent().unwrap_or(input)
     };
     let source = Source::open(input, progress)?;
-    let documents = read_documents(folder, progress)?;
+    let documents = read_documents(folder, options.training.as_deref(), progress)?;
     let spec = Spec::resolve(&source, &documents, &options.overrides, progress)?;
     let layout = layout::plan(&source, &spec, progress)?;
     note_tying(&source, &documents.config, progress)?;
@@ -155,26 +155,69 @@ fn note_tying(source: &Source, config: &Document, progress: &mut dyn Progress) -
     Ok(())
 }
 
-fn read_documents(folder: &Path, progress: &mut dyn Progress) -> Result<Documents> {
-    let config = Document::json_beside(folder, "config.json")?.unwrap_or_else(|| {
-        progress.note("There is no config.json, so widths come from the tensors' shapes.");
-        Document::absent("config.json")
-    });
-    for name in ["mor.yaml", "mor.yml"] {
-        let path = folder.join(name);
-        if path.is_file() {
-            return Ok(Documents {
-                config,
-                training: Document::yaml(&path)?,
-            });
+fn read_documents(
+    folder: &Path,
+    training: Option<&Path>,
+    progress: &mut dyn Progress,
+) -> Result<Documents> {
+    let config = Document::json_beside(folder, "config.json")?;
+    let path = match training {
+        Some(path) => Some(path.to_path_buf()),
+        None => find_training(folder),
+    };
+    let training = match path {
+        Some(path) => {
+            if !folder.join("mor.yaml").eq(&path) {
+                let name = source::file_label(&path);
+                progress.note(&format!("The training run's configuration is '{name}'."));
+            }
+            Document::yaml(&path)?
+        }
+        None => {
+            progress.note("There is no mor.yaml, so the structure comes from the tensors' names and contents; --training-config names the training run's configuration (conf/pretrain/NAME.yaml).");
+            Document::absent("mor.yaml")
+        }
+    };
+    let config = match config {
+        Some(config) => config,
+        None => {
+            progress.note("There is no config.json, so widths come from the tensors' shapes.");
+            // What the run changed of its base model's, under the same names.
+            training
+                .part("model_config")
+                .unwrap_or(Document::absent("config.json"))
+        }
+    };
+    Ok(Documents { config, training })
+}
+
+/// Where the authors' scripts leave a run's configuration: nobody copies it to the weights, which lie in
+/// `results/pretrain/NAME` or a `checkpoint-N` in there, while it stays `conf/pretrain/NAME.yaml`.
+fn find_training(folder: &Path) -> Option<PathBuf> {
+    let whole = folder.canonicalize().ok()?;
+    let is_checkpoint = |name: &str| name.starts_with("checkpoint-");
+    let name_of = |path: &Path| path.file_name()?.to_str().map(str::to_string);
+    let run = match name_of(&whole).is_some_and(|name| is_checkpoint(&name)) {
+        true => whole.parent()?.to_path_buf(),
+        false => whole.clone(),
+    };
+    let mut candidates = Vec::new();
+    for place in [folder, &run] {
+        candidates.extend(["mor.yaml", "mor.yml"].map(|name| place.join(name)));
+    }
+    if let Some(name) = name_of(&run) {
+        let file = format!("{name}.yaml");
+        let stage = run.parent();
+        candidates.push(run.join(&file));
+        candidates.extend(stage.map(|stage| stage.join(&file)));
+        if let Some(results) = stage.and_then(Path::parent)
+            && name_of(results).as_deref() == Some("results")
+            && let (Some(stage), Some(project)) = (stage.and_then(name_of), results.parent())
+        {
+            candidates.push(project.join("conf").join(stage).join(&file));
         }
     }
-    progress
-        .note("There is no mor.yaml, so the structure comes from the tensors' names and contents.");
-    Ok(Documents {
-        config,
-        training: Document::absent("mor.yaml"),
-    })
+    candidates.into_iter().find(|path| path.is_file())
 }
 
 fn jobs<'s>(

@@ -47,7 +47,9 @@ pub(super) fn resolve(
         return Ok(None);
     }
     if training.bool("mor.rand_router")? == Some(true) {
-        progress.note("mor.rand_router is ignored: the model routes by its router's weights.");
+        return Err(Error::unsupported(
+            "a model that routes at random (mor.rand_router)",
+        ));
     }
     let section = format!("mor.{}", spec.kind.name());
     let function = function(spec.kind, training, &section, overrides, progress)?;
@@ -102,13 +104,20 @@ fn function(
     };
     let function = match named {
         Some(function) => function,
-        // A key that is there and null means no function at all; for token-choice, the authors'
-        // code then takes the softmax over the depths.
+        // A key that is there and null means no function at all. For token-choice the authors' code takes the softmax
+        // over the depths unless it says sigmoid.
         None if training.is_null(&key) && kind == Kind::Expert => RouterFunction::None,
-        None if training.is_null(&key) => RouterFunction::Softmax,
+        None if training.is_present() && kind == Kind::Token => RouterFunction::Softmax,
         None => {
-            progress.note("The router's function is not known; sigmoid is assumed.");
-            RouterFunction::Sigmoid
+            let assumed = match kind {
+                Kind::Token => RouterFunction::Softmax,
+                _ => RouterFunction::Sigmoid,
+            };
+            progress.note(&format!(
+                "The router's function is not known; {} is assumed.",
+                assumed.name()
+            ));
+            assumed
         }
     };
     let fits = match kind {
@@ -162,7 +171,11 @@ fn gating(
     if let Some(gating) = overrides.gating {
         return Ok(gating);
     }
-    if let Some(gating) = training.named(&key, Gating::parse, "weighted, none")? {
+    // The other of the two that the authors' configurations name: the weight is left out.
+    if training.str(&key)? == Some("additive") {
+        return Ok(Gating::None);
+    }
+    if let Some(gating) = training.named(&key, Gating::parse, "weighted, additive, none")? {
         return Ok(gating);
     }
     if training.is_null(&key) {

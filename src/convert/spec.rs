@@ -83,7 +83,7 @@ impl Spec {
             kv: KvStrategy::RecursionWise,
         };
         spec.router = router::resolve(source, &spec, training, overrides, progress)?;
-        spec.kv = kv_strategy(&spec, training, overrides, progress)?;
+        spec.kv = kv_strategy(&spec, documents, overrides, progress)?;
         Ok(spec)
     }
 
@@ -348,34 +348,43 @@ fn block_layers(layers: usize, sharing: Sharing, recursions: usize) -> Result<us
 
 fn kv_strategy(
     spec: &Spec,
-    training: &Document,
+    documents: &Documents,
     overrides: &Overrides,
     progress: &mut dyn Progress,
 ) -> Result<KvStrategy> {
     let routed = matches!(spec.kind, Kind::Expert | Kind::Token);
+    // The authors' trainer writes that to config.json too.
+    let said = |key: &str| match documents.training.bool(key)? {
+        Some(on) => Ok(Some(on)),
+        None => documents.config.bool(key),
+    };
     let named = match overrides.kv_sharing {
         Some(strategy) => Some(strategy),
-        None => training.bool("kv_sharing.enable")?.map(|on| {
-            if on {
-                KvStrategy::Shared
-            } else {
-                KvStrategy::RecursionWise
-            }
+        None => said("kv_sharing.enable")?.map(|on| match on {
+            true => KvStrategy::Shared,
+            false => KvStrategy::RecursionWise,
         }),
     };
     if !routed {
-        if named == Some(KvStrategy::Shared) {
-            progress.note("KV sharing is ignored: without a router every recursion keeps its own keys and values.");
-        }
-        return Ok(KvStrategy::RecursionWise);
+        return match named {
+            Some(KvStrategy::Shared) if spec.kind == Kind::Recursive => Err(Error::unsupported(
+                "a recursive model without a router whose recursions share keys and values (kv_sharing.enable); --kv-strategy recursion_wise converts it to one that does not",
+            )),
+            _ => Ok(KvStrategy::RecursionWise),
+        };
     }
-    if named == Some(KvStrategy::Shared) && training.bool("kv_sharing.update_cache")? == Some(true)
-    {
-        progress
-            .note("kv_sharing.update_cache is ignored: recursion 0 alone fills the shared cache.");
+    // In a block that runs first the new entries are those that stand there already.
+    let updates = named == Some(KvStrategy::Shared)
+        && spec.kind == Kind::Expert
+        && spec.sharing.is_middle()
+        && said("kv_sharing.update_cache")? == Some(true);
+    if updates && overrides.kv_sharing.is_none() {
+        return Err(Error::unsupported(
+            "a shared cache that later recursions update (kv_sharing.update_cache); --kv-strategy shared converts it to one that recursion 0 alone fills",
+        ));
     }
     Ok(named.unwrap_or_else(|| {
-        progress.note("Nothing says whether KV is shared, so each recursion is taken to have its own (recursion_wise).");
+        progress.note("Nothing says whether KV is shared, so each recursion is taken to have its own (recursion_wise); --kv-strategy says otherwise.");
         KvStrategy::RecursionWise
     }))
 }

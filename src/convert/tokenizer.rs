@@ -31,7 +31,7 @@ pub(super) fn insert(
 ) -> Result<()> {
     let own = folder.join("tokenizer.json");
     if asked.is_none() && !own.is_file() {
-        progress.note("There is no tokenizer, so the file can be evaluated by token ids only.");
+        progress.note("There is no tokenizer, so the file can be evaluated by token ids only; --tokenizer names one (the authors train with SmolLM's).");
         return Ok(());
     }
     replace(metadata, asked.unwrap_or(&own), vocab, config, progress)

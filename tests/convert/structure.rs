@@ -1,7 +1,8 @@
 //! What the converter finds out by itself, and what it says when it cannot.
 
-use mor::convert::{ConvertOptions, Kind, Sharing};
+use mor::convert::{ConvertOptions, Kind, KvStrategy, Sharing};
 use mor::quant::TensorType;
+use std::path::Path;
 
 use serde_json::json;
 
@@ -115,23 +116,142 @@ fn a_router_without_a_function_has_alpha_one() {
     assert_eq!(m.require_f32("mor.router.alpha").unwrap(), 1.0);
 }
 
+/// Keys and values that recursions share where the authors' code lets them, and mor does not run it: refused, unless
+/// the caller wants the other.
 #[test]
-fn kv_sharing_without_a_router_is_ignored_and_said() {
-    let copy = Copy::of("recursive_cycle");
+fn kv_sharing_that_is_not_run_is_refused() {
+    for (case, flag, instead) in [
+        ("recursive_cycle", "enable", KvStrategy::RecursionWise),
+        ("expert_middle_cycle", "update_cache", KvStrategy::Shared),
+    ] {
+        let copy = Copy::of(case);
+        for key in ["enable", "update_cache"] {
+            let copied = std::fs::read_to_string(copy.path().join("mor.yaml")).unwrap();
+            let off = format!("{key}: false");
+            let at = copied.find("kv_sharing:").unwrap();
+            let at = at + copied[at..].find(&off).unwrap();
+            let mut changed = copied.clone();
+            changed.replace_range(at..at + off.len(), &format!("{key}: true"));
+            std::fs::write(copy.path().join("mor.yaml"), changed).unwrap();
+            if key == flag {
+                break;
+            }
+        }
+        let error = copy.convert(&options(TensorType::F32)).unwrap_err();
+        assert!(error.contains(&format!("kv_sharing.{flag}")), "{error}");
+        let mut wanted = options(TensorType::F32);
+        wanted.overrides.kv_sharing = Some(instead);
+        let m = copy.convert(&wanted).unwrap().gguf().metadata;
+        assert_eq!(m.require_str("mor.kv.strategy").unwrap(), instead.name());
+    }
+}
+
+/// Whether keys and values are shared stands in config.json too, as the authors' trainer writes it.
+#[test]
+fn kv_sharing_is_read_from_config_json() {
+    let copy = Copy::of("expert_kv_shared").without("mor.yaml");
+    let told = copy.convert(&options(TensorType::F32)).unwrap();
+    assert!(told.notes.concat().contains("whether KV is shared"));
     copy.replace_in(
-        "mor.yaml",
-        "kv_sharing:\n  enable: false",
-        "kv_sharing:\n  enable: true",
+        "config.json",
+        "{",
+        "{\"kv_sharing\": {\"enable\": true, \"update_cache\": false},",
     );
-    let converted = copy.check("recursive_cycle", &options(TensorType::F32));
+    let m = copy
+        .check("expert_kv_shared", &options(TensorType::F32))
+        .gguf()
+        .metadata;
+    assert_eq!(m.require_str("mor.kv.strategy").unwrap(), "shared");
+}
+
+/// What the authors' code takes where its configuration is silent, and its other word for no weight.
+#[test]
+fn silence_means_what_it_means_to_the_authors() {
+    let copy = Copy::of("token_softmax");
+    copy.replace_in("mor.yaml", "    router_func: softmax\n    alpha: 1.0\n", "");
+    let m = copy
+        .convert(&options(TensorType::F32))
+        .unwrap()
+        .gguf()
+        .metadata;
+    assert_eq!(m.require_str("mor.router.function").unwrap(), "softmax");
+    assert_eq!(m.require_f32("mor.router.alpha").unwrap(), 1.0);
+    let without = Copy::of("token_softmax")
+        .without("mor.yaml")
+        .without("config.json");
+    let converted = without.convert(&narrow_heads()).unwrap();
     let m = converted.gguf().metadata;
-    assert_eq!(m.require_str("mor.kv.strategy").unwrap(), "recursion_wise");
+    assert_eq!(m.require_str("mor.router.function").unwrap(), "softmax");
+    assert!(converted.notes.concat().contains("softmax is assumed"));
+    let copy = Copy::of("expert_middle_cycle");
+    copy.replace_in("mor.yaml", "gating: weighted", "gating: additive");
+    let m = copy
+        .convert(&options(TensorType::F32))
+        .unwrap()
+        .gguf()
+        .metadata;
+    assert_eq!(m.require_str("mor.router.gating").unwrap(), "none");
+    copy.replace_in("mor.yaml", "rand_router: false", "rand_router: true");
+    assert!(copy.error().contains("at random"));
+}
+
+/// The configuration stays where the authors' scripts have it, named after the run.
+#[test]
+fn the_training_configuration_is_found_by_the_runs_name() {
+    let case = "expert_tanh";
+    let project = tempfile::tempdir().unwrap();
+    let run = project.path().join("results/pretrain/250401_tanh");
+    let checkpoint = run.join("checkpoint-100");
+    std::fs::create_dir_all(&checkpoint).unwrap();
+    let conf = project.path().join("conf/pretrain");
+    std::fs::create_dir_all(&conf).unwrap();
+    let yaml = case_folder(case).join("mor.yaml");
+    for folder in [&run, &checkpoint] {
+        for file in ["config.json", "model.safetensors"] {
+            std::fs::copy(case_folder(case).join(file), folder.join(file)).unwrap();
+        }
+    }
+    let function = |folder: &Path, options: &ConvertOptions| {
+        let converted = convert_folder(folder, options).unwrap();
+        let m = converted.gguf().metadata;
+        m.require_str("mor.router.function").unwrap().to_string()
+    };
+    let plain = options(TensorType::F32);
+    assert_eq!(function(&run, &plain), "sigmoid");
+    let named = ConvertOptions {
+        training: Some(yaml.clone()),
+        ..options(TensorType::F32)
+    };
+    assert_eq!(function(&run, &named), "tanh");
+    for place in [
+        conf.join("250401_tanh.yaml"),
+        run.parent().unwrap().join("250401_tanh.yaml"),
+        run.join("250401_tanh.yaml"),
+        run.join("mor.yml"),
+    ] {
+        std::fs::copy(&yaml, &place).unwrap();
+        for folder in [&run, &checkpoint] {
+            assert_eq!(function(folder, &plain), "tanh", "{}", place.display());
+        }
+        std::fs::remove_file(place).unwrap();
+    }
+    let absent = ConvertOptions {
+        training: Some(conf.join("no.yaml")),
+        ..options(TensorType::F32)
+    };
     assert!(
-        converted
-            .notes
-            .iter()
-            .any(|n| n.starts_with("KV sharing is ignored"))
+        convert_folder(&run, &absent)
+            .unwrap_err()
+            .contains("no.yaml")
     );
+    // Without config.json, what the run changed of its base model's stands in there too.
+    std::fs::remove_file(run.join("config.json")).unwrap();
+    let text = std::fs::read_to_string(&yaml).unwrap();
+    let more = format!("{text}\nmodel_config:\n  head_dim: 8\n  rope_theta: 777.0\n");
+    std::fs::write(run.join("mor.yaml"), more).unwrap();
+    let m = convert_folder(&run, &plain).unwrap().gguf().metadata;
+    assert_eq!(m.require_u32("mor.attention.key_length").unwrap(), 8);
+    assert_eq!(m.require_f32("mor.rope.freq_base").unwrap(), 777.0);
 }
 
 /// Writes every recursion's layers out, as some training scripts do.

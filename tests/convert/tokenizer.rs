@@ -85,9 +85,8 @@ fn the_checkpoints_own_tokenizer_json_is_found() {
 #[test]
 fn without_a_tokenizer_the_file_says_so() {
     let converted = convert_folder(&case_folder("vanilla"), &options(TensorType::F32)).unwrap();
-    assert!(converted.notes.contains(
-        &"There is no tokenizer, so the file can be evaluated by token ids only.".to_string()
-    ));
+    let told = "There is no tokenizer, so the file can be evaluated by token ids only";
+    assert!(converted.notes.iter().any(|note| note.starts_with(told)));
 }
 
 #[test]

@@ -334,6 +334,9 @@ pub struct ConvertArgs {
     /// tokenizer.json, or a GGUF file with the right vocabulary
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
+    /// The training run's configuration (YAML) [default: mor.yaml beside the checkpoint, or the run's conf/pretrain/NAME.yaml]
+    #[arg(long, value_name = "FILE")]
+    pub training_config: Option<PathBuf>,
     #[command(flatten)]
     pub overrides: OverrideArgs,
 }

@@ -9,12 +9,16 @@ use mor::convert::{ConvertOptions, convert as run};
 /// Makes a GGUF file.
 pub fn convert(args: &ConvertArgs) -> Result<()> {
     input::readable(&args.input)?;
-    if let Some(tokenizer) = &args.tokenizer {
-        input::readable(tokenizer)?;
+    for file in [&args.tokenizer, &args.training_config]
+        .into_iter()
+        .flatten()
+    {
+        input::readable(file)?;
     }
     let options = ConvertOptions {
         ty: args.ty,
         layout: args.layout.into(),
+        training: args.training_config.clone(),
         tokenizer: args.tokenizer.clone(),
         overrides: args.overrides.to_overrides(),
     };
