@@ -65,7 +65,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                     answered += 1;
                 }
                 // With too little memory sequences take turns; nothing is lost.
-                Event::Evicted(_) | Event::Resumed(_) | Event::Full(_) => {}
+                _ => {}
             }
         }
         let rate = f64::from(tokens) / start.elapsed().as_secs_f64();

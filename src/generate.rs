@@ -31,6 +31,7 @@ impl Default for GenerateParams<'_> {
 /// One token as it comes. Text that was held back may follow in a last one, which has the last token again: who
 /// wants the tokens has them from [`Session::tokens`].
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub struct Piece<'a> {
     /// The token.
     pub token: u32,
@@ -44,6 +45,7 @@ pub struct Piece<'a> {
 
 /// Why a generation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Finish {
     /// The model drew an end-of-generation token.
     End,

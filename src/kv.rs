@@ -18,6 +18,7 @@ pub const PAGE_TOKENS: usize = TILE_ROWS;
 
 /// How keys and values are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum KvType {
     /// 4 bytes a value: as computed, for exact comparisons.
     F32,

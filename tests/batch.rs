@@ -276,6 +276,7 @@ fn storm(case: &str, total: usize, pressure: Pressure) {
                     full += 1;
                 }
                 Event::Finished(id, _) => done.push(id),
+                other => panic!("{other:?}"),
             }
         }
         let mut ids: Vec<_> = jobs.keys().copied().collect();

@@ -428,6 +428,7 @@ fn told(event: &mor::batch::Event) -> mor_batch_event {
             finish: (*finish).into(),
             ..plain(sequence, mor_event_kind::MOR_EVENT_FINISHED)
         },
+        other => panic!("{other:?}"),
     }
 }
 

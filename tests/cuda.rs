@@ -1010,6 +1010,7 @@ fn a_tick_that_fails_loses_no_event() {
                             done += 1;
                             (id, Status::Finished(finish))
                         }
+                        other => panic!("{other:?}"),
                     };
                     told.insert(id, status);
                 }

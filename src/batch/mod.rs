@@ -89,6 +89,7 @@ pub enum Pressure {
 
 /// Why a sequence ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Finish {
     /// The model drew an end-of-generation token.
     End,
@@ -104,6 +105,7 @@ pub enum Finish {
 
 /// Where a sequence stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Status {
     /// Waits for pages of the KV pool, or for the first tick.
     Waiting,
@@ -118,6 +120,7 @@ pub enum Status {
 
 /// What a tick brought for a sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Event {
     /// A token was drawn.
     Token {
@@ -141,6 +144,7 @@ pub enum Event {
 
 /// What ran so far: the share of the work's places that were used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Counters {
     /// Ticks that ran anything.
     pub ticks: u64,

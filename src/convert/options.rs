@@ -209,6 +209,7 @@ impl Progress for Silent {}
 
 /// What a conversion wrote.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Summary {
     /// `general.architecture` of the output.
     pub architecture: String,

@@ -22,6 +22,7 @@ pub const MAX_CONTEXT: usize = 1 << 28;
 
 /// The family of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Architecture {
     /// A plain Llama file from anywhere: `N_r = 1`, no router.
     Llama,
@@ -173,6 +174,7 @@ pub enum KvStrategy {
 
 /// Sizes and rules of one model.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Hyperparameters {
     /// The family of the file.
     pub architecture: Architecture,

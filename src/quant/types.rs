@@ -3,6 +3,7 @@
 /// How the weights of a tensor are stored. The names are those of ggml and GGUF.
 #[allow(non_camel_case_types)] // Q4_K is the format's name; Q4K would be another one
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum TensorType {
     /// IEEE single precision.
     F32,

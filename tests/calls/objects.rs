@@ -301,6 +301,7 @@ impl Objects {
             Finish::ContextFull => "context_full",
             Finish::Callback => "callback",
             Finish::Cancelled => "cancelled",
+            other => panic!("{other:?}"),
         }
         .to_owned())
     }
@@ -360,6 +361,7 @@ impl Objects {
                 Event::Resumed(id) => format!("resumed:{}", place(id)),
                 Event::Full(id) => format!("full:{}", place(id)),
                 Event::Finished(id, why) => format!("finished:{}:{}", place(id), ended(why)),
+                other => panic!("{other:?}"),
             }));
             if verb == "tick" || self.batch().is_idle() {
                 return Ok(list(events));
@@ -383,6 +385,7 @@ impl Objects {
                     Status::Running => "running".to_owned(),
                     Status::Full => "full".to_owned(),
                     Status::Finished(why) => format!("finished:{}", ended(why)),
+                    other => panic!("{other:?}"),
                 });
             }
             other => panic!("no verb '{other}'"),
@@ -518,6 +521,7 @@ fn ended(why: batch::Finish) -> &'static str {
         batch::Finish::ContextFull => "context_full",
         batch::Finish::Stopped => "stopped",
         batch::Finish::Failed => "failed",
+        other => panic!("{other:?}"),
     }
 }
 

@@ -208,7 +208,7 @@ fn measure(
                     recursions += depths.iter().map(|d| u64::from(*d)).sum::<u64>();
                     batch.remove(sequence)?;
                 }
-                Event::Evicted(_) | Event::Resumed(_) | Event::Full(_) => {}
+                _ => {}
             }
         }
         drawn += drawn_now;
