@@ -7,7 +7,7 @@ use crate::plan::{ARENA_ALIGNMENT, Plan};
 use memmap2::MmapMut;
 
 /// The parts of a plan's memory.
-pub(crate) struct Ground {
+pub(crate) struct Prepared {
     /// Started.
     pub team: Team,
     /// To be carved; what changes with the model's work is empty.
@@ -15,7 +15,7 @@ pub(crate) struct Ground {
     pub locked: Option<Locked>,
 }
 
-impl Ground {
+impl Prepared {
     /// Makes `memory`, which may hold anything, ready for what `plan` was made for.
     pub fn prepare(model: &Model, plan: &Plan, memory: &'static mut [u8]) -> Result<Self> {
         model.check_file()?;
@@ -48,7 +48,7 @@ impl Ground {
                 *to = from;
             }
         }
-        Ok(Ground {
+        Ok(Prepared {
             team,
             arena,
             locked,

@@ -46,6 +46,9 @@ pub struct ChatTemplate {
 
 impl ChatTemplate {
     /// Reads the file's template, if it has one.
+    ///
+    /// # Errors
+    /// [`Error::Template`] where it is broken or too long, [`Error::Format`] where its key is no text.
     pub fn from_metadata(metadata: &Metadata, tokenizer: &Tokenizer) -> Result<Option<Self>> {
         let Some(source) = metadata.str(KEY)? else {
             return Ok(None);
@@ -58,6 +61,9 @@ impl ChatTemplate {
     }
 
     /// Makes a template of `source`; `bos_token` and `eos_token` are the names that it may use.
+    ///
+    /// # Errors
+    /// [`Error::Template`] where it is broken or too long.
     pub fn new(source: &str, bos_token: String, eos_token: String) -> Result<Self> {
         let environment = guard::compiling(source, || compile(source))?;
         Ok(ChatTemplate {
@@ -69,6 +75,9 @@ impl ChatTemplate {
 
     /// Writes a conversation as the model's text. With `add_generation_prompt` it ends where the
     /// assistant is to speak. The text names control tokens: encode it with `parse_special`.
+    ///
+    /// # Errors
+    /// [`Error::Template`] where it fails, refuses the conversation or works too much; [`Error::Thread`].
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let fuel = fuel(messages);
         guard::rendering(fuel, || {

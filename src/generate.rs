@@ -73,6 +73,10 @@ impl Session {
     /// token that `each` sees has been run and is part of the session; an end-of-generation token
     /// is neither run nor shown. Where the context is full, or a cancel or an error comes, the token that
     /// would have been next is drawn again by the next call, and text that was held back is shown.
+    ///
+    /// # Errors
+    /// [`Error::NotReady`] without a prompt, [`Error::Tokenizer`] where the model has none, [`Error::InvalidArgument`] for a
+    /// stop string that is too long; else as [`Session::step`]. The tokens before a failure stay.
     pub fn generate(
         &mut self,
         params: &GenerateParams,

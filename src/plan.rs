@@ -148,6 +148,10 @@ pub(crate) struct Row {
 
 impl Plan {
     /// Plans a session of `model`. Takes no memory.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for sizes that nobody can have, [`Error::Unsupported`] for what this system or the model
+    /// cannot do, [`Error::Device`] where a GPU has not the memory.
     pub fn new(model: &Model, params: &SessionParams) -> Result<Self> {
         // All rows of a pass are done before the next pass begins.
         Self::with_stays(model, params, 1)
@@ -155,6 +159,9 @@ impl Plan {
 
     /// Plans a [`Batch`](crate::Batch) of `params.sequences` sequences, whose tick runs the shared block
     /// for up to `params.batch` rows. Takes no memory.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
     pub fn batch(model: &Model, params: &SessionParams) -> Result<Self> {
         let h = model.hyperparameters();
         // A row that has left waits for those before it, which take all recursions at most.
@@ -207,6 +214,9 @@ impl Plan {
 
     /// Pages of the KV pool ([`SessionParams::kv_pages`]) that `params.sequences` sequences take when
     /// their contexts are full and a token runs `mean_depth` recursions on average.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for sizes and depths that nobody can have.
     pub fn pages_for(model: &Model, params: &SessionParams, mean_depth: f64) -> Result<usize> {
         let h = model.hyperparameters();
         let most = h.recursions as f64;

@@ -88,6 +88,9 @@ pub struct Sampler {
 
 impl Sampler {
     /// A sampler at the start of its random sequence.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for numbers that are out of their range.
     pub fn new(params: SamplerParams) -> Result<Self> {
         params.check()?;
         let state = params.seed;

@@ -1,6 +1,6 @@
 //! A session: one sequence, its memory, and the calls that move it on.
 
-use crate::arena::{Ground, Locked, own_memory};
+use crate::arena::{Locked, Prepared, own_memory};
 use crate::cpu::{self, Clock, Pace, Settings, simd::Level, team::Team};
 #[cfg(feature = "cuda")]
 use crate::cuda::{self, Gpu};
@@ -128,11 +128,18 @@ impl CancelFlag {
 
 impl Session {
     /// Plans a session and takes its memory.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] and [`Error::Unsupported`] as of [`Plan::new`]; [`Error::OutOfMemory`], [`Error::Thread`],
+    /// [`Error::Lock`], [`Error::Device`] where the system refuses what was planned; [`Error::FileChanged`].
     pub fn new(model: &Model, params: &SessionParams) -> Result<Self> {
         Self::with_plan(model, Plan::new(model, params)?)
     }
 
     /// Takes the memory of a plan that was made for the same model.
+    ///
+    /// # Errors
+    /// As [`Session::new`].
     pub fn with_plan(model: &Model, plan: Plan) -> Result<Self> {
         // SAFETY: the map is moved into the session, which drops it after all that lies in it.
         let (memory, bytes) = unsafe { own_memory(&plan) }?;
@@ -147,6 +154,9 @@ impl Session {
     ///
     /// The memory is a static, or leaked: helper threads wait in it until the session is dropped, which safe code may
     /// forget to do.
+    ///
+    /// # Errors
+    /// As [`Session::new`], and [`Error::BufferTooSmall`].
     pub fn new_in(
         model: &Model,
         params: &SessionParams,
@@ -156,6 +166,9 @@ impl Session {
     }
 
     /// As [`Session::new_in`], with a plan that was made for the same model.
+    ///
+    /// # Errors
+    /// As [`Session::new_in`].
     pub fn with_plan_in(model: &Model, plan: Plan, memory: &'static mut [u8]) -> Result<Self> {
         if plan.params().sequences != 1 {
             return Err(Error::argument(
@@ -165,11 +178,11 @@ impl Session {
         if plan != Plan::new(model, plan.params())? {
             return Err(Error::argument("the plan was made for another model"));
         }
-        let Ground {
+        let Prepared {
             team,
             arena,
             locked,
-        } = Ground::prepare(model, &plan, memory)?;
+        } = Prepared::prepare(model, &plan, memory)?;
         let engine = match model.is_on_gpu() {
             #[cfg(feature = "cuda")]
             true => Engine::Cuda(Gpu::new(model, &plan, cuda::Kind::Session)?),
@@ -247,6 +260,9 @@ impl Session {
     }
 
     /// What cancels this session's calls from other threads.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
     pub fn canceller(&mut self) -> Result<Canceller> {
         if let CancelFlag::Shared(canceller) = &self.cancel {
             return Ok(canceller.clone());
@@ -269,6 +285,9 @@ impl Session {
 
     /// How [`Session::sample`] and [`Session::generate`] draw tokens from now on; the random
     /// sequence begins at its seed.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for numbers that are out of their range.
     pub fn set_sampler(&mut self, params: SamplerParams) -> Result<()> {
         self.sampler = Sampler::new(params)?;
         #[cfg(feature = "cuda")]
@@ -290,11 +309,17 @@ impl Session {
     /// The cut of threshold routing: a token goes on while the sigmoid of its score (the score itself, where the
     /// router has neither a function nor an auxiliary router) is at least this. Higher is faster and coarser; 0 sends
     /// every token through all recursions, 1 through none.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] unless it is from 0 to 1.
     pub fn set_cut(&mut self, cut: f32) -> Result<()> {
         self.settings.set_cut(cut)
     }
 
     /// The most recursions that tokens take from now on, 1 to N_r.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for another number.
     pub fn set_depth_limit(&mut self, limit: usize) -> Result<()> {
         self.settings.set_depth_limit(&self.model, limit)
     }
@@ -307,6 +332,10 @@ impl Session {
 
     /// Runs `tokens` after those so far, in chunks of the planned batch. On an error the session
     /// is as it was before.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] without tokens and for one outside the vocabulary; [`Error::ContextFull`],
+    /// [`Error::KvFull`], [`Error::Cancelled`], [`Error::NotFinite`], [`Error::FileChanged`], [`Error::Device`].
     pub fn prefill(&mut self, tokens: &[u32]) -> Result<()> {
         self.run(tokens, |_, _, _| Ok(()))
     }
@@ -315,6 +344,9 @@ impl Session {
     /// of the rest everything, and at least the last token, unless the session ends with it. What a chat calls each turn.
     /// Returns how many tokens stayed. On an error the session is as it was, or holds the common beginning, if that
     /// came when tokens ran (a cancel, a full KV cache).
+    ///
+    /// # Errors
+    /// As [`Session::prefill`].
     pub fn prefill_whole(&mut self, tokens: &[u32]) -> Result<usize> {
         let pairs = self.tokens().iter().zip(tokens);
         let same = pairs.take_while(|(a, b)| a == b).count();
@@ -333,6 +365,9 @@ impl Session {
     }
 
     /// Runs one token and returns the logits `[vocab]` of what follows it.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`].
     pub fn step(&mut self, token: u32) -> Result<&[f32]> {
         let model = self.model.clone();
         // Within the run, so that where there are no logits the token did not run.
@@ -344,6 +379,10 @@ impl Session {
     }
 
     /// The logits `[vocab]` after the last token.
+    ///
+    /// # Errors
+    /// [`Error::NotReady`] before the first token and after a rewind; [`Error::NotFinite`], [`Error::FileChanged`],
+    /// [`Error::Device`].
     pub fn logits(&mut self) -> Result<&[f32]> {
         self.compute_logits()?;
         Ok(self.known_logits())
@@ -380,6 +419,9 @@ impl Session {
 
     /// Runs `tokens` and calls `each(index, logits)` for every one of them, in order: the logits
     /// `[vocab]` of what follows `tokens[index]`.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`], and what `each` answers.
     pub fn score(
         &mut self,
         tokens: &[u32],
@@ -404,6 +446,9 @@ impl Session {
 
     /// Draws a token from the logits after the last one. It is not run: pass it to
     /// [`Session::step`] or [`Session::prefill`].
+    ///
+    /// # Errors
+    /// As [`Session::logits`].
     pub fn sample(&mut self) -> Result<u32> {
         #[cfg(feature = "cuda")]
         if let (Engine::Cuda(gpu), true) = (&mut self.engine, self.last == Last::Row)
@@ -419,6 +464,9 @@ impl Session {
     }
 
     /// Forgets all tokens from `length` on; their pages are free again.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] where there are fewer tokens.
     pub fn rewind(&mut self, length: usize) -> Result<()> {
         if length > self.length {
             return Err(Error::argument(format_args!(

@@ -11,7 +11,7 @@ mod books;
 mod device;
 mod pressure;
 
-use crate::arena::{Ground, Locked, own_memory};
+use crate::arena::{Locked, Prepared, own_memory};
 use crate::cpu::{Pass, Settings, simd::Level, team::Team};
 #[cfg(feature = "cuda")]
 use crate::cuda::{self, Gpu};
@@ -208,6 +208,9 @@ impl std::fmt::Debug for Batch {
 
 impl Batch {
     /// Plans a batch ([`Plan::batch`]) and takes its memory.
+    ///
+    /// # Errors
+    /// As [`Session::new`](crate::Session::new).
     pub fn new(model: &Model, params: &SessionParams) -> Result<Self> {
         let plan = Plan::batch(model, params)?;
         // SAFETY: the map is moved into the batch, which drops it after all that lies in it.
@@ -220,6 +223,9 @@ impl Batch {
     /// A batch in memory of the caller, of at least [`Plan::bytes`] bytes and aligned to
     /// [`ARENA_ALIGNMENT`](crate::plan::ARENA_ALIGNMENT); [`Plan::heap_bytes`] more are allocated. As for
     /// [`Session::new_in`](crate::Session::new_in) the memory is a static, or leaked.
+    ///
+    /// # Errors
+    /// As [`Session::new_in`](crate::Session::new_in).
     pub fn new_in(
         model: &Model,
         params: &SessionParams,
@@ -229,11 +235,11 @@ impl Batch {
     }
 
     fn with_plan_in(model: &Model, plan: Plan, memory: &'static mut [u8]) -> Result<Self> {
-        let Ground {
+        let Prepared {
             team,
             arena,
             locked,
-        } = Ground::prepare(model, &plan, memory)?;
+        } = Prepared::prepare(model, &plan, memory)?;
         let places = plan.params().sequences;
         let mut settings = reserved(places)?;
         settings.resize(places, Settings::of(model));
@@ -421,6 +427,9 @@ impl Batch {
     }
 
     /// Ends a sequence; its tokens stay.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] where there is no such sequence, as of all calls that take one.
     pub fn stop(&mut self, sequence: SequenceId) -> Result<()> {
         let place = self.books.find(sequence)?;
         if !matches!(self.books.sequences[place].state, State::Finished(_)) {
@@ -431,6 +440,9 @@ impl Batch {
     }
 
     /// Forgets a sequence, in whatever state: its place and its pages are free.
+    ///
+    /// # Errors
+    /// As [`Batch::stop`].
     pub fn remove(&mut self, sequence: SequenceId) -> Result<()> {
         let place = self.books.find(sequence)?;
         self.with_pass(|books, pass, _| books.set_back(pass, place, true));
@@ -439,6 +451,9 @@ impl Batch {
     }
 
     /// Lets a sequence that stands still because the KV pool was full try again.
+    ///
+    /// # Errors
+    /// As [`Batch::stop`].
     pub fn resume(&mut self, sequence: SequenceId) -> Result<()> {
         let place = self.books.find(sequence)?;
         let state = &mut self.books.sequences[place].state;
@@ -480,6 +495,9 @@ impl Batch {
     }
 
     /// Where a sequence stands.
+    ///
+    /// # Errors
+    /// As [`Batch::stop`].
     pub fn status(&self, sequence: SequenceId) -> Result<Status> {
         let place = self.books.find(sequence)?;
         Ok(match self.books.sequences[place].state {
@@ -491,12 +509,18 @@ impl Batch {
     }
 
     /// Why a sequence failed, if it did.
+    ///
+    /// # Errors
+    /// As [`Batch::stop`].
     pub fn failure(&self, sequence: SequenceId) -> Result<Option<&Error>> {
         let place = self.books.find(sequence)?;
         Ok(self.books.sequences[place].failure.as_ref())
     }
 
     /// A sequence's tokens so far, its prompt among them.
+    ///
+    /// # Errors
+    /// As [`Batch::stop`].
     pub fn tokens(&self, sequence: SequenceId) -> Result<&[u32]> {
         let place = self.books.find(sequence)?;
         let all = self.plan.tokens(self.arena);
@@ -506,6 +530,9 @@ impl Batch {
 
     /// Recursions that each token of a sequence ran; those that did not pass all layers yet, the last
     /// that was drawn among them, are left out.
+    ///
+    /// # Errors
+    /// As [`Batch::stop`].
     pub fn depths(&self, sequence: SequenceId) -> Result<&[u8]> {
         let place = self.books.find(sequence)?;
         let all = self.plan.depths(self.arena);

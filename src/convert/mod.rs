@@ -52,6 +52,10 @@ use crate::quant::TensorType;
 /// `output`, which appears whole and verified or not at all.
 ///
 /// The input is mapped: a program that truncates it meanwhile faults this one.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::Convert`] and [`Error::Unsupported`] with the reason, [`Error::Format`] of a GGUF file. The output
+/// is then as it was.
 pub fn convert(
     input: &Path,
     output: &Path,

@@ -15,6 +15,9 @@ impl CpuSet {
     pub const LIMIT: usize = 1024;
 
     /// Adds a CPU.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a number that no CPU has.
     pub fn insert(&mut self, cpu: usize) -> Result<()> {
         let Some(word) = self.bits.get_mut(cpu / 64) else {
             return Err(Error::argument(format_args!(

@@ -214,6 +214,9 @@ pub struct Hyperparameters {
 
 impl Hyperparameters {
     /// Reads and checks them.
+    ///
+    /// # Errors
+    /// [`Error::Format`] and [`Error::Unsupported`], which name the key.
     pub fn from_metadata(metadata: &Metadata) -> Result<Self> {
         let keys = Keys::of(metadata)?;
         let heads = keys.size("attention.head_count", MAX_WIDTH)?;

@@ -67,11 +67,19 @@ struct Parts {
 impl Model {
     /// Maps the GGUF file at `path` read-only and checks all that is needed to run it. No weight
     /// is read or copied. See [`LoadParams`] for other ways.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the system refuses the file, [`Error::Format`] where it is damaged, [`Error::Unsupported`] where it
+    /// is of a kind that is not run, [`Error::OutOfMemory`]. A file that another program truncates later ends the process
+    /// when a page of it is missed: [`LoadParams::copy`] rules that out.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Self::open_with(path, &LoadParams::default())
     }
 
     /// As [`Model::open`], with parameters.
+    ///
+    /// # Errors
+    /// As [`Model::open`]; [`Error::Lock`] and [`Error::Device`] for what the parameters ask.
     pub fn open_with(path: impl AsRef<Path>, params: &LoadParams) -> Result<Self> {
         let path = path.as_ref();
         let file = storage::open(path)?;
@@ -80,6 +88,9 @@ impl Model {
 
     /// A model that begins `offset` bytes into an open file and is `bytes` long (`None`: all that
     /// follows), as Android's asset manager describes one.
+    ///
+    /// # Errors
+    /// As [`Model::open_with`], and [`Error::InvalidArgument`] for a part that is not in the file.
     pub fn from_file(
         file: File,
         offset: u64,
@@ -92,21 +103,33 @@ impl Model {
     }
 
     /// A model that is part of the program.
+    ///
+    /// # Errors
+    /// As [`Model::open`], but for [`Error::Io`].
     pub fn from_static(bytes: &'static [u8]) -> Result<Self> {
         Self::from_static_on(bytes, Device::Cpu)
     }
 
     /// A model that is part of the program, to run on a device.
+    ///
+    /// # Errors
+    /// As [`Model::from_static`], and [`Error::Device`].
     pub fn from_static_on(bytes: &'static [u8], device: Device) -> Result<Self> {
         Self::from_storage(Storage::Static(bytes), device)
     }
 
     /// A model in memory.
+    ///
+    /// # Errors
+    /// As [`Model::from_static`].
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
         Self::from_bytes_on(bytes, Device::Cpu)
     }
 
     /// A model in memory, to run on a device.
+    ///
+    /// # Errors
+    /// As [`Model::from_static_on`].
     pub fn from_bytes_on(bytes: Vec<u8>, device: Device) -> Result<Self> {
         Self::from_storage(Storage::Owned(bytes), device)
     }

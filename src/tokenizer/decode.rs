@@ -30,6 +30,9 @@ impl Tokenizer {
 
     /// The text of some tokens. What is no valid text becomes U+FFFD, and the space that
     /// SentencePiece puts before a text is taken away again.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a token outside the vocabulary, [`Error::OutOfMemory`].
     pub fn decode(&self, ids: &[u32], special: bool) -> Result<String> {
         let mut text = String::new();
         self.decode_with(ids, special, |more| {

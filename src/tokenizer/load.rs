@@ -33,6 +33,9 @@ type Names<'a> = HashMap<&'a str, u32>;
 
 impl Tokenizer {
     /// Reads the `tokenizer.ggml.*` keys of a file.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] where they are missing, damaged or of a kind that is not known; [`Error::OutOfMemory`].
     pub fn from_metadata(metadata: &Metadata) -> Result<Tokenizer> {
         let model = metadata.str(MODEL)?.ok_or_else(|| {
             Error::tokenizer(format_args!("the file has none (it lacks {MODEL})"))

@@ -54,6 +54,9 @@ pub struct EncodeScratch {
 
 impl EncodeScratch {
     /// Memory for pieces of up to `max_piece_bytes` bytes.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory), [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a size that nobody can have.
     pub fn new(max_piece_bytes: usize) -> Result<Self> {
         let bytes = Self::bytes(max_piece_bytes)?;
         let mut scratch = EncodeScratch {
@@ -82,6 +85,9 @@ impl EncodeScratch {
     }
 
     /// The bytes that [`EncodeScratch::new`] takes for pieces of up to `max_piece_bytes` bytes.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a size that nobody can have.
     pub fn bytes(max_piece_bytes: usize) -> Result<usize> {
         // One slot more than bytes: SentencePiece puts a space before the text.
         const SLOT: usize = size_of::<Symbol>() + size_of::<u32>() + 1;

@@ -133,6 +133,9 @@ impl Tokenizer {
     }
 
     /// The tokens of a text.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] for a text that the vocabulary cannot spell, [`Error::OutOfMemory`].
     pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<u32>> {
         let mut scratch = EncodeScratch::new(text.len())?;
         let mut ids = Vec::new();
@@ -145,6 +148,9 @@ impl Tokenizer {
     /// Writes the tokens of a text to `out` and returns their number. Allocates nothing: a text
     /// with a longer piece than the scratch memory was made for is an error, and so are more tokens
     /// than `out` holds ([`Error::BufferTooSmall`]; [`Tokenizer::max_tokens`] are always enough).
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] and [`Error::InvalidArgument`] for such texts, [`Error::BufferTooSmall`].
     pub fn encode_into(
         &self,
         text: &str,
@@ -224,6 +230,9 @@ impl Tokenizer {
 
     /// The bytes that a token adds to a text; they need not be whole characters. Control tokens and
     /// the like have none unless `special` asks for their names.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a token outside the vocabulary.
     pub fn token_bytes(&self, id: u32, special: bool) -> Result<&[u8]> {
         self.check(id)?;
         Ok(match self.vocabulary.kind(id) {
