@@ -1530,14 +1530,15 @@ enum mor_status mor_session_prefill(struct mor_session *session,
 
 /**
  * Makes a session hold this text and nothing else, as a chat does each turn: of the beginning that it holds already
- * nothing is run again, of the rest everything, and at least the last token, unless the session ends with it.
+ * nothing is run again, of the rest everything, and at least the last token, unless its logits are there. (With capacity
+ * routing, which looks at a text as a whole, all is run again.)
  *
  * @param session   the session
  * @param tokens    the whole text, at least one token
  * @param count     how many
  * @param out_kept  gets how many of the session's tokens stayed, or NULL
- * @return as `mor_session_prefill`. The session is then as it was, or holds the common beginning, if the failure came
- *         when tokens ran: `MOR_ERROR_CANCELLED`, `MOR_ERROR_KV_FULL`, a device's
+ * @return as `mor_session_prefill`. After `MOR_ERROR_INVALID_ARGUMENT` and `MOR_ERROR_CONTEXT_FULL` the session is as it
+ *         was; after a failure that came when tokens ran it holds the common beginning, as after a rewind
  */
 enum mor_status mor_session_prefill_whole(struct mor_session *session,
                                           const uint32_t *tokens,

@@ -1,7 +1,7 @@
 //! Chat templates: a conversation written as the text that the model was trained on.
 //!
 //! A template is a Jinja program from the model's file, so it is not trusted: its work and its depth
-//! are bounded, it sees nothing but the conversation, and its failures are errors.
+//! are bounded, it sees nothing but the conversation and the date, and its failures are errors.
 
 #[cfg(unix)]
 mod clock;
@@ -147,13 +147,12 @@ fn is_iterable(value: &Value) -> bool {
 
 /// As in Jinja2: what has a length and items.
 fn is_sequence(value: &Value) -> bool {
-    let kinds = [
-        ValueKind::Undefined,
-        ValueKind::String,
-        ValueKind::Seq,
-        ValueKind::Map,
-    ];
-    kinds.contains(&value.kind())
+    match value.kind() {
+        ValueKind::Undefined | ValueKind::String | ValueKind::Seq | ValueKind::Map => true,
+        // A part of a list, or a range, but not what comes one by one.
+        ValueKind::Iterable => value.len().is_some(),
+        _ => false,
+    }
 }
 
 /// Ends of lines as Jinja2 has them, and `{% generation %}`, with which transformers mark what is trained on, as a

@@ -75,7 +75,7 @@ impl Session {
     /// would have been next is drawn again by the next call, and text that was held back is shown.
     ///
     /// # Errors
-    /// [`Error::NotReady`] without a prompt, [`Error::Tokenizer`] where the model has none, [`Error::InvalidArgument`] for a
+    /// [`Error::NotReady`] without a prompt and after a rewind, [`Error::Tokenizer`] where the model has none, [`Error::InvalidArgument`] for a
     /// stop string that is too long; else as [`Session::step`]. The tokens before a failure stay.
     pub fn generate(
         &mut self,

@@ -20,7 +20,7 @@
 //! ```
 //!
 //! A [`Session`] runs one sequence, a [`Batch`] many in one pass over the weights. Memory is planned by a [`Plan`]
-//! and taken when they are made; no call after that takes any.
+//! and taken when they are made; running tokens takes no more.
 #![warn(missing_docs)]
 
 mod arena;

@@ -341,22 +341,26 @@ impl Session {
     }
 
     /// Makes the session hold this text and nothing else: of the beginning that it holds already nothing is run again,
-    /// of the rest everything, and at least the last token, unless the session ends with it. What a chat calls each turn.
-    /// Returns how many tokens stayed. On an error the session is as it was, or holds the common beginning, if that
-    /// came when tokens ran (a cancel, a full KV cache).
+    /// of the rest everything, and at least the last token, unless its logits are there. What a chat calls each turn.
+    /// (Capacity routing looks at a text as a whole, so with it all is run again.) Returns how many tokens stayed.
+    ///
+    /// What can be seen before, such as a token outside the vocabulary, is an error that changes nothing. After one that
+    /// came when tokens ran, such as a cancel, the session holds the common beginning, as after a rewind.
     ///
     /// # Errors
     /// As [`Session::prefill`].
     pub fn prefill_whole(&mut self, tokens: &[u32]) -> Result<usize> {
         let pairs = self.tokens().iter().zip(tokens);
         let same = pairs.take_while(|(a, b)| a == b).count();
-        if same == tokens.len() && same == self.length && same > 0 {
-            return Ok(same);
-        }
         let kept = match self.routing {
-            Routing::Threshold => same.min(tokens.len().saturating_sub(1)),
-            // It looks at the whole text at once.
             Routing::Capacity => 0,
+            Routing::Threshold => {
+                let is_whole = same == tokens.len() && same == self.length;
+                if is_whole && self.last != Last::Nothing {
+                    return Ok(same);
+                }
+                same.min(tokens.len().saturating_sub(1))
+            }
         };
         self.check(kept, &tokens[kept..])?;
         self.rewind(kept)?;

@@ -101,6 +101,15 @@ fn rewinding_and_going_on_changes_no_bit() {
                 "{case}: back to {back}"
             );
             assert_eq!(session.prefill_whole(tokens).unwrap(), tokens.len());
+            // After a rewind there are no logits, though the text is the same.
+            session.rewind(tokens.len() - 1).unwrap();
+            let shorter = &tokens[..tokens.len() - 1];
+            assert_eq!(session.prefill_whole(shorter).unwrap(), shorter.len() - 1);
+            assert!(
+                to_bits(session.logits().unwrap()) == whole[shorter.len() - 1],
+                "{case}"
+            );
+            session.prefill_whole(tokens).unwrap();
             let part = &tokens[..(back + 1).min(tokens.len() - 1)];
             assert_eq!(session.prefill_whole(part).unwrap(), part.len() - 1);
             assert!(

@@ -16,6 +16,8 @@ const MAX_BYTES: u64 = 256 << 20;
 pub(super) struct Document {
     label: String,
     value: Value,
+    /// Whether it only says where a model differs from another.
+    partial: bool,
 }
 
 impl Document {
@@ -24,6 +26,7 @@ impl Document {
         Document {
             label: label.to_string(),
             value: Value::Null,
+            partial: false,
         }
     }
 
@@ -37,6 +40,7 @@ impl Document {
         Ok(Document {
             label: file_label(path),
             value,
+            partial: false,
         })
     }
 
@@ -53,6 +57,7 @@ impl Document {
         Ok(Document {
             label: label.to_string(),
             value,
+            partial: false,
         })
     }
 
@@ -66,12 +71,13 @@ impl Document {
         }
     }
 
-    /// The table under a key as a document of its own, if there is one.
+    /// The table under a key as a document of its own, if there is one, which says only in what a model differs.
     pub(super) fn part(&self, key: &str) -> Option<Document> {
         let value = self.get(key).filter(|value| value.is_object())?.clone();
         Some(Document {
             label: format!("{}: {key}", self.label),
             value,
+            partial: true,
         })
     }
 
@@ -83,8 +89,9 @@ impl Document {
         &self.label
     }
 
+    /// Whether it is there, whole.
     pub(super) fn is_present(&self) -> bool {
-        !self.value.is_null()
+        !self.value.is_null() && !self.partial
     }
 
     /// The value under a dotted key; `null` counts as absent.

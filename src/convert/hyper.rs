@@ -90,10 +90,17 @@ pub(super) fn resolve(
     shape.check()?;
     shape.rope_scaling = rope.scaling(shape.head_dim, shape.rope_theta)?;
     if let Some(window) = attention_window(config)?.filter(|window| *window < shape.context) {
+        let then = match overrides.context_length {
+            Some(_) => "what comes after those may make no sense",
+            None => "the context length is set to that",
+        };
         progress.note(&format!(
-            "Attention is to the last {window} tokens, which mor does not limit: the context length is set to that."
+            "Attention is to the last {window} tokens, which mor does not limit: {then}."
         ));
-        shape.context = window;
+        shape.context = match overrides.context_length {
+            Some(_) => shape.context,
+            None => window,
+        };
     }
     Ok(shape)
 }
@@ -199,7 +206,11 @@ impl Heads {
             // A Llama configuration that names no key and value heads has one for each query head.
             kv: match (kv, query) {
                 (Some(n), _) => n,
-                (None, Some(n)) if config.get("num_attention_heads").is_some() => n,
+                (None, Some(n))
+                    if config.is_present() && config.get("num_attention_heads").is_some() =>
+                {
+                    n
+                }
                 _ => count(k_rows, "k_proj")?,
             },
             dim,

@@ -92,7 +92,10 @@ fn convert_checkpoint(
     let folder = if input.is_dir() {
         input
     } else {
-        input.parent().unwrap_or(input)
+        match input.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        }
     };
     let source = Source::open(input, progress)?;
     let documents = read_documents(folder, options.training.as_deref(), progress)?;
@@ -165,17 +168,19 @@ fn read_documents(
     progress: &mut dyn Progress,
 ) -> Result<Documents> {
     let config = Document::json_beside(folder, "config.json")?;
-    let path = match training {
-        Some(path) => Some(path.to_path_buf()),
-        None => find_training(folder),
+    let training = match training {
+        Some(path) => Some((path.to_path_buf(), Document::yaml(path)?)),
+        None => find_training(folder)?,
     };
-    let training = match path {
-        Some(path) => {
-            if !folder.join("mor.yaml").eq(&path) {
-                let name = source::file_label(&path);
-                progress.note(&format!("The training run's configuration is '{name}'."));
+    let training = match training {
+        Some((path, document)) => {
+            if path != folder.join("mor.yaml") {
+                progress.note(&format!(
+                    "The training run's configuration is '{}'.",
+                    document.label()
+                ));
             }
-            Document::yaml(&path)?
+            document
         }
         None => {
             progress.note("There is no mor.yaml, so the structure comes from the tensors' names and contents; --training-config names the training run's configuration (conf/pretrain/NAME.yaml).");
@@ -195,33 +200,44 @@ fn read_documents(
     Ok(Documents { config, training })
 }
 
-/// Where the authors' scripts leave a run's configuration: nobody copies it to the weights, which lie in
-/// `results/pretrain/NAME` or a `checkpoint-N` in there, while it stays `conf/pretrain/NAME.yaml`.
-fn find_training(folder: &Path) -> Option<PathBuf> {
-    let whole = folder.canonicalize().ok()?;
-    let is_checkpoint = |name: &str| name.starts_with("checkpoint-");
-    let name_of = |path: &Path| path.file_name()?.to_str().map(str::to_string);
-    let run = match name_of(&whole).is_some_and(|name| is_checkpoint(&name)) {
-        true => whole.parent()?.to_path_buf(),
-        false => whole.clone(),
-    };
-    let mut candidates = Vec::new();
-    for place in [folder, &run] {
-        candidates.extend(["mor.yaml", "mor.yml"].map(|name| place.join(name)));
-    }
-    if let Some(name) = name_of(&run) {
-        let file = format!("{name}.yaml");
-        let stage = run.parent();
-        candidates.push(run.join(&file));
-        candidates.extend(stage.map(|stage| stage.join(&file)));
-        if let Some(results) = stage.and_then(Path::parent)
-            && name_of(results).as_deref() == Some("results")
-            && let (Some(stage), Some(project)) = (stage.and_then(name_of), results.parent())
-        {
-            candidates.push(project.join("conf").join(stage).join(&file));
+/// The run's configuration as `mor.yaml`, or where the authors' scripts leave it, which copy it nowhere: weights lie in
+/// `results/pretrain/NAME`, in a `checkpoint-N` in there, or in `checkpoints/NAME`, of a project in which it is
+/// `conf/pretrain/NAME.yaml`.
+fn find_training(folder: &Path) -> Result<Option<(PathBuf, Document)>> {
+    // As it is called, and, where links lead elsewhere, as it is.
+    let called = std::path::absolute(folder).unwrap_or_else(|_| folder.into());
+    let mut places = vec![called];
+    places.extend(folder.canonicalize());
+    let mut by_name = Vec::new();
+    for place in &places {
+        let name_of = |path: &Path| path.file_name()?.to_str().map(str::to_string);
+        let is_checkpoint = name_of(place).is_some_and(|name| name.starts_with("checkpoint-"));
+        let run = match place.parent() {
+            Some(parent) if is_checkpoint => parent,
+            _ => place,
+        };
+        for folder in [folder, run] {
+            for file in ["mor.yaml", "mor.yml"] {
+                let path = folder.join(file);
+                if path.is_file() {
+                    return Document::yaml(&path).map(|document| Some((path, document)));
+                }
+            }
         }
+        let Some(file) = name_of(run).map(|name| format!("{name}.yaml")) else {
+            continue;
+        };
+        by_name.push(run.join(&file));
+        by_name.extend(run.parent().map(|beside| beside.join(&file)));
+        let above = run.ancestors().skip(1).take(3);
+        by_name.extend(above.map(|project| project.join("conf/pretrain").join(&file)));
     }
-    candidates.into_iter().find(|path| path.is_file())
+    // Another program's file may have that name too.
+    Ok(by_name.into_iter().find_map(|path| {
+        let document = Document::yaml(&path).ok()?;
+        let is_ours = document.get("mor").is_some() || document.get("recursive").is_some();
+        is_ours.then_some((path, document))
+    }))
 }
 
 fn jobs<'s>(

@@ -179,7 +179,7 @@ pub struct ConvertOptions {
     /// Where the tokenizer is: a `tokenizer.json` or a GGUF file. Without it, the checkpoint's own.
     pub tokenizer: Option<PathBuf>,
     /// The training run's configuration (YAML). Without it, `mor.yaml` beside the checkpoint, or what the authors' scripts
-    /// name after the run: `NAME.yaml` beside it, or `conf/pretrain/NAME.yaml` for `results/pretrain/NAME`.
+    /// name after the run: `NAME.yaml` in or beside the folder NAME, or `conf/pretrain/NAME.yaml` in a project around it.
     pub training: Option<PathBuf>,
     /// What the caller knows better than the checkpoint.
     pub overrides: Overrides,

@@ -367,8 +367,8 @@ fn kv_strategy(
     };
     if !routed {
         return match named {
-            Some(KvStrategy::Shared) if spec.kind == Kind::Recursive => Err(Error::unsupported(
-                "a recursive model without a router whose recursions share keys and values (kv_sharing.enable); --kv-strategy recursion_wise converts it to one that does not",
+            Some(KvStrategy::Shared) => Err(Error::unsupported(
+                "a model without a router whose recursions share keys and values (kv_sharing.enable); --kv-strategy recursion_wise converts it to one that does not",
             )),
             _ => Ok(KvStrategy::RecursionWise),
         };

@@ -34,8 +34,12 @@ pub(super) fn insert(
     check_normalizer(&document, progress)?;
     let pre = pre_tokenizer(&document, progress)?;
     // As llama.cpp has it, that is a matter of how words are cut.
-    let ignores = document.get("model.ignore_merges").and_then(Json::as_bool);
-    if ignores.unwrap_or(false) != (pre == "llama-bpe") {
+    let ignores = document.get("model.ignore_merges").and_then(Json::as_bool) == Some(true);
+    let pre = match pre {
+        "llama-bpe" if !ignores => "smaug-bpe",
+        pre => pre,
+    };
+    if ignores && pre != "llama-bpe" {
         progress.note(
             "The tokenizer's ignore_merges is not followed: words that are tokens may be cut otherwise.",
         );
@@ -386,7 +390,9 @@ fn around_texts(document: &Document) -> Result<Around> {
             }
             _ => None,
         };
-        around = found.ok_or_else(|| {
+        // One after another would add up.
+        let first = around.before.is_none() && around.after.is_none();
+        around = found.filter(|_| first).ok_or_else(|| {
             let how = format!(
                 "does more to a text than to put a token before it and one after it ({})",
                 kind(step)

@@ -220,7 +220,13 @@ fn ends(metadata: &Metadata, names: &Names, kinds: &[Kind]) -> Result<Vec<u32>> 
             parts.is_some_and(|(left, right)| name.strip_prefix(left) == Some(right))
         })
     };
-    let is_end = |&(name, id): &(&str, u32)| kinds[id as usize] != Kind::Normal || !is_merged(name);
+    let mut roles = [None; 3];
+    for (role, key) in roles.iter_mut().zip([EOS, EOT, EOM]) {
+        *role = metadata.u32(key)?;
+    }
+    let is_end = |&(name, id): &(&str, u32)| {
+        kinds[id as usize] != Kind::Normal || roles.contains(&Some(id)) || !is_merged(name)
+    };
     try_collect(special::ends(names).filter(is_end).map(|(_, id)| Ok(id)))
 }
 
@@ -235,7 +241,7 @@ fn special_ids(
     let named = |key| token(metadata, key, tokens);
     let bos = named(BOS)?.or(defaults.bos);
     let eos = named(EOS)?.or(defaults.eos);
-    let eot = named(EOT)?.or_else(|| special::end_of_turn(names));
+    let eot = named(EOT)?.or_else(|| special::end_of_turn(names).filter(|id| ends.contains(id)));
     let add_bos = metadata.bool(ADD_BOS)?.unwrap_or(defaults.add_bos);
     let add_eos = metadata.bool(ADD_EOS)?.unwrap_or(false);
     for (wanted, id, key) in [(add_bos, bos, BOS), (add_eos, eos, EOS)] {
@@ -347,7 +353,10 @@ mod tests {
         assert!(Tokenizer::from_metadata(&metadata).unwrap().is_end(6));
         metadata.insert(TYPES, Value::Array(Array::I32(vec![1; 7])));
         metadata.insert(EOS, Value::U32(6));
-        assert!(Tokenizer::from_metadata(&metadata).unwrap().is_end(6));
+        let end = Tokenizer::from_metadata(&metadata).unwrap();
+        assert!(end.is_end(6));
+        assert_eq!(end.encode("s</s>", how).unwrap(), [2, 6]);
+        assert_eq!(end.decode(&[2, 6], false).unwrap(), "s");
         metadata.remove(EOS);
         metadata.insert(MERGES, strings(&["< /", "s >"]));
         assert!(Tokenizer::from_metadata(&metadata).unwrap().is_end(6));

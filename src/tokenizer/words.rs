@@ -43,7 +43,7 @@ impl PreTokenizer {
                 Ok(Self::Qwen2)
             }
             Some(other) => Err(Error::tokenizer(format_args!(
-                "the file's pre-tokenizer '{}' is not supported; supported are default, gpt-2, smollm, llama-bpe and qwen2",
+                "the file's pre-tokenizer '{}' is not supported; supported are default, gpt-2, smollm, llama-bpe, smaug-bpe, qwen2, and those of other models that are cut in the same way",
                 super::excerpt(other)
             ))),
         }

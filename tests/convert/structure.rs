@@ -122,6 +122,7 @@ fn a_router_without_a_function_has_alpha_one() {
 fn kv_sharing_that_is_not_run_is_refused() {
     for (case, flag, instead) in [
         ("recursive_cycle", "enable", KvStrategy::RecursionWise),
+        ("vanilla", "enable", KvStrategy::RecursionWise),
         ("expert_middle_cycle", "update_cache", KvStrategy::Shared),
     ] {
         let copy = Copy::of(case);
@@ -235,6 +236,28 @@ fn the_training_configuration_is_found_by_the_runs_name() {
         }
         std::fs::remove_file(place).unwrap();
     }
+    // A file of that name which is something else, or nothing sound.
+    for text in ["name: 250401_tanh\nbackend: llama\n", "a: [\n"] {
+        std::fs::write(run.join("250401_tanh.yaml"), text).unwrap();
+        assert_eq!(function(&run, &plain), "sigmoid");
+        std::fs::copy(&yaml, conf.join("250401_tanh.yaml")).unwrap();
+        assert_eq!(function(&run, &plain), "tanh");
+        std::fs::remove_file(conf.join("250401_tanh.yaml")).unwrap();
+    }
+    std::fs::remove_file(run.join("250401_tanh.yaml")).unwrap();
+    // Results that lie elsewhere, as the authors' scripts link them.
+    #[cfg(unix)]
+    {
+        let other = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(project.path().join("results"), other.path().join("results"))
+            .unwrap();
+        std::fs::create_dir_all(other.path().join("conf/pretrain")).unwrap();
+        std::fs::copy(&yaml, other.path().join("conf/pretrain/250401_tanh.yaml")).unwrap();
+        assert_eq!(
+            function(&other.path().join("results/pretrain/250401_tanh"), &plain),
+            "tanh"
+        );
+    }
     let absent = ConvertOptions {
         training: Some(conf.join("no.yaml")),
         ..options(TensorType::F32)
@@ -252,6 +275,14 @@ fn the_training_configuration_is_found_by_the_runs_name() {
     let m = convert_folder(&run, &plain).unwrap().gguf().metadata;
     assert_eq!(m.require_u32("mor.attention.key_length").unwrap(), 8);
     assert_eq!(m.require_f32("mor.rope.freq_base").unwrap(), 777.0);
+    // It says only in what the model differs.
+    let eps = m
+        .require_f32("mor.attention.layer_norm_rms_epsilon")
+        .unwrap();
+    assert_eq!(
+        (eps, m.require_u32("mor.attention.head_count_kv").unwrap()),
+        (1e-5, 2)
+    );
 }
 
 /// Writes every recursion's layers out, as some training scripts do.
@@ -898,6 +929,19 @@ fn windows_of_attention_limit_the_context() {
             context == 64
         );
     }
+    let mut longer = options(TensorType::F32);
+    longer.overrides.context_length = Some(200);
+    let asked = with_config(json!({"sliding_window": 64}))
+        .convert(&longer)
+        .unwrap();
+    assert_eq!(
+        asked
+            .gguf()
+            .metadata
+            .require_u32("mor.context_length")
+            .unwrap(),
+        200
+    );
     let silent = with_config(json!({"rms_norm_eps": null}))
         .convert(&options(TensorType::F32))
         .unwrap();

@@ -228,13 +228,24 @@ fn every_known_way_of_cutting_words_is_recognized() {
         let tokens = wanted.require_strings("tokenizer.ggml.tokens").unwrap();
         let copy = model_with_rows(tokens.len());
         for pairs in [false, true] {
-            std::fs::write(&file, as_json(&wanted, way.clone(), pairs).to_string()).unwrap();
-            let m = copy
-                .convert(&with_tokenizer(&file))
-                .unwrap()
-                .gguf()
-                .metadata;
+            let mut document = as_json(&wanted, way.clone(), pairs);
+            document["model"]["ignore_merges"] = json!(pre == "llama-bpe");
+            let convert = |document: &Value| {
+                std::fs::write(&file, document.to_string()).unwrap();
+                let converted = copy.convert(&with_tokenizer(&file)).unwrap();
+                (converted.gguf().metadata, converted.notes.concat())
+            };
+            let (m, notes) = convert(&document);
             assert_eq!(m.require_str("tokenizer.ggml.pre").unwrap(), pre);
+            assert!(!notes.contains("ignore_merges"), "{notes}");
+            // Whether words that are tokens are merged goes with the way that they are cut.
+            document["model"]["ignore_merges"] = json!(pre != "llama-bpe");
+            let (other, notes) = convert(&document);
+            let other = other.require_str("tokenizer.ggml.pre").unwrap().to_string();
+            match pre {
+                "llama-bpe" => assert_eq!(other, "smaug-bpe"),
+                _ => assert!(other == pre && notes.contains("ignore_merges is not followed")),
+            }
             assert_eq!(m.bool("tokenizer.ggml.add_bos_token").unwrap(), Some(true));
             assert_eq!(m.require_strings("tokenizer.ggml.tokens").unwrap(), tokens);
             for key in ["tokenizer.ggml.merges", "tokenizer.ggml.model"] {
@@ -305,6 +316,10 @@ fn tokens_around_a_text_are_those_of_the_post_processor() {
             "a token before it and one after it (TemplateProcessing)",
         ),
         (around(&[(name(3), 1 << 40)], &[]), "not the bos_token"),
+        (
+            list(json!([around(&[token(3)], &[]), around(&[], &[token(4)])])),
+            "a token before it and one after it (TemplateProcessing)",
+        ),
         (
             json!({"type": "Prefix"}),
             "a token before it and one after it (Prefix)",

@@ -12,6 +12,7 @@ these sources: a driver of our own, before NVIDIA's, loads other kernels in plac
 
 import argparse
 import collections
+import ctypes
 import functools
 import os
 import pathlib
@@ -24,8 +25,6 @@ import sys
 HERE = pathlib.Path(__file__).resolve().parent
 REPOSITORY = HERE.parent.parent
 RECORD = struct.Struct("<4I6Q")
-# Of launches of a kernel, in order of time: the last so many are looked at.
-LAUNCHES = 400
 
 
 def build(folder):
@@ -42,6 +41,10 @@ def build(folder):
     options = (f"--gpu-architecture={image.architecture}", *images.OPTIONS, *images.SOURCES[image.source])
     headers = {name: text for name, text in sources.items() if name != image.source}
     ptx = tools.compile(image.source, sources[image.source], headers, (*options, "--define-macro=MOR_TIMELINE"))
+    # NVRTC keeps variables to the module, and the driver tells of those alone that are visible.
+    ptx, count = re.subn(r"^\.global (.*\bmor_records)", r".visible .global \1", ptx, flags=re.MULTILINE)
+    if count != 2:
+        sys.exit("timeline.py: NVRTC no longer writes the records' variables as it did")
     cubin, _ = tools.assemble(ptx, image.device)
     (folder / image.name).write_bytes(cubin)
     # The driver that stands before the other needs a library of its name when it is linked.
@@ -58,11 +61,13 @@ def build(folder):
 def driver_of_this_machine():
     if named := os.environ.get("MOR_CUDA_DRIVER"):
         return pathlib.Path(named)
-    cache = subprocess.run(["ldconfig", "-p"], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"libcuda\.so\.1 .*x86-64.* => (\S+)", cache) or re.search(r"libcuda\.so\.1 .* => (\S+)", cache)
-    if not found:
-        sys.exit("timeline.py: this machine has no NVIDIA driver (libcuda.so.1); MOR_CUDA_DRIVER names one")
-    return pathlib.Path(found[1])
+    # Wherever the loader finds it.
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        sys.exit(f"timeline.py: this machine has no NVIDIA driver; MOR_CUDA_DRIVER names one ({error})")
+    maps = pathlib.Path("/proc/self/maps").read_text()
+    return pathlib.Path(re.search(r"\S*/libcuda\.so\S*", maps)[0])
 
 
 def run(folder, command):
@@ -176,7 +181,7 @@ def launches(records):
     for kernel, blocks in shapes:
         lists = [of_block.get((kernel, blocks, block), []) for block in range(blocks)]
         # The oldest records may be gone, for some blocks more than for others.
-        for back in range(1, min(LAUNCHES, min(map(len, lists))) + 1):
+        for back in range(1, min(map(len, lists)) + 1):
             found.append(Launch([records[-back] for records in lists]))
     return sorted(found, key=lambda launch: launch.ended)
 

@@ -106,6 +106,7 @@ n={{ ns.n }} last={{ ns.last }} text={{ ns.text }}
     "{% else %}\n  {% generation %}\n  [{{ m.content }}]\n  {% endgeneration %}\n{% endif %}\n{% endfor %}\r\n{{ 'generation' }} {% if true %}\r\nx{% endif %}",
     "tests": "{% for x in [none, 1, 'a', '', [], [1], {}, {'b': 1}, true, missing] %}{{ x is iterable }} {{ x is sequence }} "
     "{{ x is mapping }} {{ x is string }} {{ x is number }} {{ x is none }} {{ x is defined }}\n{% endfor %}"
+    "{{ messages[1:] is sequence }} {{ range(3) is sequence }}"
     "{{ {'name': 'f', 'arguments': {'z': 1, 'a': 2}} | tojson }}{% for k in {'q': 1, 'b': 2} %}{{ k }}{% endfor %}",
     "methods": "{% for m in messages %}{{ m.content.lstrip().startswith(('Hi', 'W')) and 1 or 0 }}"
     "{{ m['role'].title() }}{{ m.get('name', 'nobody') }}{{ m.content[:5] }}{{ m.content[-3:] }}"

@@ -83,6 +83,7 @@ impl<'a> Chat<'a> {
             ..Default::default()
         };
         let mut session = input::session(model, &args.engine, KvType::F16, params)?;
+        input::tell_of_context(&session);
         session.set_sampler(sampler(&args.sampling))?;
         let interrupt = Interrupt::new(session.canceller()?)?;
         let template = template(model, tokenizer)?;

@@ -41,6 +41,17 @@ pub fn context(model: &Model, context: Option<usize>) -> Result<usize> {
     }
 }
 
+/// Tells where a session is planned for more tokens than its model was trained for.
+pub fn tell_of_context(session: &Session) {
+    let trained = session.model().hyperparameters().context_length;
+    let context = session.plan().params().context;
+    if context > trained {
+        tell(format_args!(
+            "mor: the context of {context} tokens is longer than the {trained} that the model was trained for; what comes after those may make no sense"
+        ));
+    }
+}
+
 /// A session as the arguments want it.
 pub fn session(
     model: &Model,
@@ -58,13 +69,6 @@ pub fn session(
     }
     if let Some(limit) = engine.max_depth {
         session.set_depth_limit(limit)?;
-    }
-    let trained = model.hyperparameters().context_length;
-    let context = session.plan().params().context;
-    if context > trained {
-        tell(format_args!(
-            "mor: the context of {context} tokens is longer than the {trained} that the model was trained for; what comes after those may make no sense"
-        ));
     }
     Ok(session)
 }

@@ -51,6 +51,7 @@ pub fn perplexity(args: &PerplexityArgs) -> Result<()> {
         None => None,
     };
     let mut session = input::session(&model, &args.engine, KvType::F16, params)?;
+    input::tell_of_context(&session);
     let (mut sum, mut count) = (0.0f64, 0usize);
     let batch = session.plan().params().batch;
     let windows = tokens.chunks_exact(context);

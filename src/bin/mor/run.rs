@@ -23,6 +23,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
         ..Default::default()
     };
     let mut session = input::session(&model, &args.engine, KvType::F16, params)?;
+    input::tell_of_context(&session);
     session.set_sampler(sampler(&args.sampling))?;
     let options = EncodeOptions {
         add_special: true,

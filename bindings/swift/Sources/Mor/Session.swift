@@ -140,8 +140,8 @@ public actor Session {
     }
 
     /// Makes the session hold this text and nothing else, as a chat does each turn: of the beginning that it holds already
-    /// nothing is run again. Answers how many tokens stayed. After a failure while tokens ran, such as a cancel, the
-    /// session holds the common beginning.
+    /// nothing is run again (but with capacity routing everything). Answers how many tokens stayed. After a failure while
+    /// tokens ran, such as a cancel, the session holds the common beginning, as after a rewind.
     @discardableResult
     public func prefillWhole(_ tokens: [Token]) async throws -> Int {
         try await cancellable {

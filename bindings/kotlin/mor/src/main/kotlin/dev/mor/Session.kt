@@ -52,8 +52,9 @@ public class Session @JvmOverloads constructor(
 
     /**
      * Makes the session hold this text and nothing else, as a chat does each turn: of the beginning that it holds already
-     * nothing is run again, of the rest everything, and at least the last token, unless the session ends with it. After a
-     * failure while tokens ran, such as [cancel], the session holds the common beginning.
+     * nothing is run again (but with capacity routing everything), of the rest everything, and at least the last token,
+     * unless its logits are there. After a failure while tokens ran, such as [cancel], the session holds the common
+     * beginning, as after a rewind.
      *
      * @param tokens the whole text, at least one token
      * @return how many tokens stayed
