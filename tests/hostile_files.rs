@@ -168,6 +168,10 @@ fn encoded_weights_that_are_not_numbers() {
     }
 }
 
+fn texts(all: &[&str]) -> Value {
+    Value::Array(Array::String(all.iter().collect()))
+}
+
 fn text(s: &str) -> Value {
     Value::String(s.into())
 }
@@ -372,6 +376,39 @@ fn tensors_that_nothing_uses() {
         run(extra(&llama, name).bytes(), &[1, 2]).unwrap();
     }
     // Fewer blocks than are stored; the same of recursions.
+    // Where tokens were added the key of a Llama file may be stale; the list is not.
+    let mut stale = llama.clone();
+    let names: Vec<String> = (0..96).map(|i| format!("t{i}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    stale.metadata.insert("llama.vocab_size", 90u32);
+    assert!(run(stale.bytes(), &[1, 2]).is_err());
+    stale
+        .metadata
+        .insert("tokenizer.ggml.tokens", texts(&names));
+    run(stale.bytes(), &[1, 2]).unwrap();
+    // A scaling that is none is none, and the older key's factor goes with the newer one's word.
+    let scores = |changes: &[(&str, Value)]| {
+        let mut draft = llama.clone();
+        for (key, value) in changes {
+            draft.metadata.insert(*key, value.clone());
+        }
+        let model = mor::Model::from_bytes(draft.bytes()).unwrap();
+        let mut session = mor::Session::new(&model, &Default::default()).unwrap();
+        session.prefill(&[1, 2, 3]).unwrap();
+        session.logits().unwrap().to_vec()
+    };
+    let factor = |key| (key, Value::F32(4.0));
+    let kind = |word: &str| ("llama.rope.scaling.type", Value::String(word.into()));
+    let older = "llama.rope.scale_linear";
+    let plain = scores(&[]);
+    let scaled = scores(&[factor(older)]);
+    assert_ne!(plain, scaled);
+    assert_eq!(scores(&[factor(older), kind("none")]), plain);
+    assert_eq!(scores(&[factor(older), kind("linear")]), scaled);
+    assert_eq!(
+        scores(&[factor("llama.rope.scaling.factor"), kind("linear")]),
+        scaled
+    );
     let mut fewer = llama.clone();
     fewer.metadata.insert("llama.block_count", 1u32);
     assert_says(&refusal(fewer.bytes(), "blocks"), "blk.1.", "blocks");
@@ -392,10 +429,6 @@ fn keys_that_would_change_the_result() {
     let whole = |n: u32| Value::U32(n);
     let real = Value::F32;
     let text = |s: &str| Value::String(s.into());
-    let texts = |all: &[&str]| {
-        let all = all.iter().map(|s| s.to_string()).collect();
-        Value::Array(Array::String(all))
-    };
     let head = 8f32;
     for (key, value, phrase) in [
         ("mor.attention.sliding_window", whole(4096), "4096"),

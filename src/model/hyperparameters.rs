@@ -400,14 +400,23 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// `<arch>.vocab_size`, or the length of the token list.
+    /// `mor.vocab_size`, or the length of the token list. In Llama files the list comes first, for there the key
+    /// informs only, and is stale where tokens were added.
     fn vocab_size(&self) -> Result<usize> {
-        if let Some(size @ 1..) = self.optional_size("vocab_size", MAX_VOCAB)? {
-            return Ok(size);
-        }
-        match self.metadata.strings("tokenizer.ggml.tokens")? {
-            Some(tokens) if !tokens.is_empty() && tokens.len() <= MAX_VOCAB => Ok(tokens.len()),
-            _ => Err(Error::format(format_args!(
+        let named = self
+            .optional_size("vocab_size", MAX_VOCAB)?
+            .filter(|size| *size > 0);
+        let tokens = self.metadata.strings("tokenizer.ggml.tokens")?;
+        let listed = tokens
+            .map(|tokens| tokens.len())
+            .filter(|count| (1..=MAX_VOCAB).contains(count));
+        let size = match self.architecture {
+            Architecture::Llama => listed.or(named),
+            Architecture::Mor => named.or(listed),
+        };
+        match size {
+            Some(size) => Ok(size),
+            None => Err(Error::format(format_args!(
                 "neither {} nor a token list says how large the vocabulary is",
                 self.key("vocab_size")
             ))),
