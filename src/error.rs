@@ -163,10 +163,10 @@ impl Error {
         Error::Convert(Text::new(what))
     }
     /// An [`Error::Io`] about `path`.
-    pub fn io(path: impl AsRef<Path>, source: io::Error) -> Self {
+    pub fn io(path: impl AsRef<Path>, system: io::Error) -> Self {
         Error::Io {
             path: Text::new(path.as_ref().display()),
-            system: source,
+            system,
         }
     }
 }

@@ -116,13 +116,7 @@ impl Session {
             };
             let depth = self.depths().last().copied().unwrap_or(0);
             last = Some((token, depth));
-            // A model may have more rows than its tokenizer has tokens; those are no text.
-            let known = (token as usize) < tokenizer.vocab_size();
-            let bytes = if known {
-                tokenizer.token_bytes(token, false)?
-            } else {
-                &[]
-            };
+            let bytes = tokenizer.drawn_bytes(token, false);
             let (room, shown) = self.text_room();
             held.forget_given(room);
             stream.push(bytes, |more| held.append(room, more));

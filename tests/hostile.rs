@@ -232,8 +232,16 @@ fn values_of_the_command_line() {
     eval(&["--max-depth", "0"], "depth limit is 0");
     eval(&["-t", "100000"], "threads");
     // The library's 0 is its default.
-    for option in ["--batch", "--threads"] {
-        let (code, text) = mor(&["plan", &model, option, "0"]);
+    for (command, option) in [
+        (&["plan", &model][..], "--batch"),
+        (&["plan", &model], "--threads"),
+        (
+            &["eval", &model, "--tokens", &tokens, "-o", &out],
+            "--threads",
+        ),
+        (&["run", &model, "-p", "", "-n", "1"], "--threads"),
+    ] {
+        let (code, text) = mor(&[command, &[option, "0"]].concat());
         assert!(code == 2 && text.contains(option), "{code}, {text}");
     }
     eval(&["--kv", "q8_0"], "no multiple of 32");

@@ -213,6 +213,19 @@ inline result<void> succeed() noexcept { return {}; }
 inline bool is_cut(std::string_view text) noexcept { return text.find('\0') != text.npos; }
 inline constexpr const char *cut = "a text has a zero byte inside";
 
+/// A text of a function that says how long it is when its buffer is too small.
+template <class Write>
+mor_status two_calls(std::string &text, Write &&write) {
+    std::size_t bytes = 0;
+    mor_status status = write(nullptr, 0, &bytes);
+    if (status == MOR_ERROR_BUFFER_TOO_SMALL) {
+        // The library's zero byte takes the place of the string's own.
+        text.resize(bytes);
+        status = write(text.data(), bytes + 1, &bytes);
+    }
+    return status;
+}
+
 /// A struct that says its own size, to be filled in by the library.
 template <class T>
 T sized() noexcept {
@@ -397,13 +410,9 @@ public:
     outcome<std::string> metadata(std::string_view key) const {
         if (detail::is_cut(key)) return detail::fail<std::string>(MOR_ERROR_INVALID_ARGUMENT, detail::cut);
         std::string name(key), value;
-        std::size_t bytes = 0;
-        mor_status status = mor_model_metadata(get(), name.c_str(), nullptr, 0, &bytes);
-        if (status == MOR_ERROR_BUFFER_TOO_SMALL) {
-            // The library's zero byte takes the place of the string's own.
-            value.resize(bytes);
-            status = mor_model_metadata(get(), name.c_str(), value.data(), bytes + 1, &bytes);
-        }
+        mor_status status = detail::two_calls(value, [&](char *buffer, std::size_t capacity, std::size_t *bytes) {
+            return mor_model_metadata(get(), name.c_str(), buffer, capacity, bytes);
+        });
         if (status != MOR_OK) return detail::fail<std::string>(status, nullptr);
         return value;
     }
@@ -579,16 +588,10 @@ public:
     }
 
 private:
-    /// A text of a function that says how long it is when its buffer is too small.
     template <class Write>
     outcome<std::string> two_calls(Write &&write) const {
         std::string text;
-        std::size_t bytes = 0;
-        mor_status status = write(nullptr, 0, &bytes);
-        if (status == MOR_ERROR_BUFFER_TOO_SMALL) {
-            text.resize(bytes);
-            status = write(text.data(), bytes + 1, &bytes);
-        }
+        mor_status status = detail::two_calls(text, write);
         if (status != MOR_OK) return fail<std::string>(status);
         return text;
     }

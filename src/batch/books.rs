@@ -320,6 +320,24 @@ impl Books {
     /// last done token: own last layers attend to all tokens before. They come to the front of
     /// `left`, by sequence and position; returns how many they are.
     fn find_ready(&mut self, pass: &mut Pass) -> usize {
+        let mut next = (u32::MAX, 0);
+        self.bring_forward(pass, |sequences, _, (sequence, position)| {
+            if next.0 != sequence {
+                next = (sequence, sequences[sequence as usize].done as u32);
+            }
+            let follows = position == next.1;
+            next.1 += u32::from(follows);
+            follows
+        })
+    }
+
+    /// Brings those slots of `left` to its front for which `is_ready(sequences, slot, (sequence, position))` holds, by
+    /// sequence and position, and the others behind them; returns how many they are.
+    pub(super) fn bring_forward(
+        &mut self,
+        pass: &mut Pass,
+        mut is_ready: impl FnMut(&[Sequence], u32, (u32, u32)) -> bool,
+    ) -> usize {
         let b = &mut *pass.buffers;
         let rows = &*b.rows;
         let key = |slot: u32| {
@@ -329,15 +347,9 @@ impl Books {
         sort_by(&mut b.left[..pass.left], &|x, y| key(x).cmp(&key(y)));
         self.waiting.clear();
         let mut ready = 0;
-        let mut next = (u32::MAX, 0);
         for i in 0..pass.left {
             let slot = b.left[i];
-            let (sequence, position) = key(slot);
-            if next.0 != sequence {
-                next = (sequence, self.sequences[sequence as usize].done as u32);
-            }
-            if position == next.1 {
-                next.1 += 1;
+            if is_ready(&self.sequences, slot, key(slot)) {
                 b.left[ready] = slot;
                 ready += 1;
             } else {

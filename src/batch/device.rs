@@ -7,7 +7,6 @@ use crate::cuda::{self, Gpu, NewRow, Whereabouts};
 use crate::error::Result;
 use crate::kv::KvCache;
 use crate::model::{Keys, KvStrategy, LayerRun, Model, RouterKind};
-use crate::order::sort_by;
 use crate::routing::Routing;
 
 impl Books {
@@ -128,26 +127,9 @@ impl Books {
         pass.keep(0, |pass, c| {
             gpu.whereabouts(pass.buffers.active[c]) == Whereabouts::InRecursions
         });
-        let b = &mut *pass.buffers;
-        let rows = &*b.rows;
-        let key = |slot: u32| {
-            let row = rows[slot as usize];
-            (row.sequence, row.position)
-        };
-        sort_by(&mut b.left[..pass.left], &|x, y| key(x).cmp(&key(y)));
-        self.waiting.clear();
-        let mut ready = 0;
-        for i in 0..pass.left {
-            let slot = b.left[i];
-            if gpu.whereabouts(slot) == Whereabouts::Done {
-                b.left[ready] = slot;
-                ready += 1;
-            } else {
-                self.waiting.push(slot);
-            }
-        }
-        b.left[ready..pass.left].copy_from_slice(&self.waiting);
-        ready
+        self.bring_forward(pass, |_, slot, _| {
+            gpu.whereabouts(slot) == Whereabouts::Done
+        })
     }
 
     /// Rows `left[..ready]` have passed all layers, and what follows the last tokens was drawn.

@@ -92,15 +92,14 @@ pub(super) fn resolve(
     if let Some(window) = attention_window(config)?.filter(|window| *window < shape.context) {
         let then = match overrides.context_length {
             Some(_) => "what comes after those may make no sense",
-            None => "the context length is set to that",
+            None => {
+                shape.context = window;
+                "the context length is set to that"
+            }
         };
         progress.note(&format!(
             "Attention is to the last {window} tokens, which mor does not limit: {then}."
         ));
-        shape.context = match overrides.context_length {
-            Some(_) => shape.context,
-            None => window,
-        };
     }
     Ok(shape)
 }
@@ -262,14 +261,13 @@ fn refuse_other_models(config: &Document) -> Result<()> {
         )));
     }
     let model = config.str("model_type")?.unwrap_or("llama");
-    let known = ["llama", "mistral", "qwen2"].contains(&model) || model.contains("mor");
-    match known || model.contains("llama") {
-        true => Ok(()),
-        false => Err(Error::unsupported(format_args!(
-            "a model of type '{model}'; if it computes as Llama does, say \"model_type\": \"llama\" in '{}'",
-            config.label()
-        ))),
+    if ["mistral", "qwen2"].contains(&model) || model.contains("llama") || model.contains("mor") {
+        return Ok(());
     }
+    Err(Error::unsupported(format_args!(
+        "a model of type '{model}'; if it computes as Llama does, say \"model_type\": \"llama\" in '{}'",
+        config.label()
+    )))
 }
 
 /// Rows and columns of a matrix.

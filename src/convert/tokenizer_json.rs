@@ -109,7 +109,7 @@ fn check_normalizer(document: &Document, progress: &mut dyn Progress) -> Result<
 /// What the component `key` does: nothing, one thing, or the `list` of a sequence.
 fn steps_of<'a>(document: &'a Document, key: &str, list: &str) -> Vec<&'a Json> {
     match document.get(key) {
-        None | Some(Json::Null) => Vec::new(),
+        None => Vec::new(),
         Some(root) => match root.get(list).and_then(Json::as_array) {
             Some(list) => list.iter().collect(),
             None => vec![root],

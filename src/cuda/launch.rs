@@ -279,10 +279,9 @@ impl Program {
         Ok(program)
     }
 
-    /// A new condition, false at each start; none where the driver has no conditional nodes.
+    /// A new condition, false at each start, for a driver that has conditional nodes.
     pub fn condition(&mut self) -> Result<Condition> {
-        let create = self.device.functions.cuGraphConditionalHandleCreate;
-        let (Some(create), true) = (create, self.device.has_conditionals()) else {
+        let Some(create) = self.device.functions.cuGraphConditionalHandleCreate else {
             return Ok(Condition::default());
         };
         /// CU_GRAPH_COND_ASSIGN_DEFAULT: set to the default at each start.

@@ -376,11 +376,8 @@ pub unsafe extern "C" fn mor_tokenizer_decode_next(
     boundary!(mor_status::MOR_ERROR_INTERNAL, {
         let work = |content: &mut Content| {
             check_flags(flags, MOR_DECODE_SPECIAL)?;
-            let tokenizer = content.tokenizer()?;
-            let bytes = match (token as usize) < tokenizer.vocab_size() {
-                true => tokenizer.token_bytes(token, flags & MOR_DECODE_SPECIAL != 0)?,
-                false => &[],
-            };
+            let special = flags & MOR_DECODE_SPECIAL != 0;
+            let bytes = content.tokenizer()?.drawn_bytes(token, special);
             // SAFETY: the caller's duty, see the manual.
             unsafe {
                 go_on(stream, buffer, capacity, out_bytes, |text, each| {

@@ -32,8 +32,9 @@ fn done(handle: jlong, status: mor_status) -> Result<()> {
     }
 }
 
-/// A stream of which these bytes are pending; too many of them are the library's to refuse.
-fn stream(pending: &[u8]) -> mor_decode_stream {
+/// A stream of which these bytes are pending; too many of them are the library's to refuse. A call for which the buffer
+/// is too small leaves it as it is.
+fn stream(pending: &[u8]) -> Cell<mor_decode_stream> {
     let mut stream = mor_decode_stream {
         pending: [0; 4],
         pending_count: pending.len() as u32,
@@ -41,7 +42,7 @@ fn stream(pending: &[u8]) -> mor_decode_stream {
     for (to, from) in stream.pending.iter_mut().zip(pending) {
         *to = *from;
     }
-    stream
+    Cell::new(stream)
 }
 
 fn defaults() -> mor_tokenizer_params {
@@ -132,22 +133,18 @@ native! {
     fn Java_dev_mor_Native_decodeNext(
         jni, handle: jlong, pending: jbyteArray, token: jint, special: jboolean
     ) -> jbyteArray {
-        let before = stream(&jni.bytes(pending)?);
+        let stream = stream(&jni.bytes(pending)?);
         let flags = if special { MOR_DECODE_SPECIAL } else { 0 };
-        let after = Cell::new(before);
         let text = two_calls(
             |buffer, capacity, bytes| {
-                let mut stream = before;
-                let tokenizer = tokenizer(handle);
-                let status = mor_tokenizer_decode_next(
-                    tokenizer, &mut stream, token as u32, flags, buffer, capacity, bytes,
-                );
-                after.set(stream);
-                status
+                let (tokenizer, stream) = (tokenizer(handle), stream.as_ptr());
+                mor_tokenizer_decode_next(
+                    tokenizer, stream, token as u32, flags, buffer, capacity, bytes,
+                )
             },
             |status| failure(handle, status),
         )?;
-        let after = after.get();
+        let after = stream.get();
         let pending = &after.pending[..after.pending_count as usize];
         let mut all = reserved(1 + pending.len() + text.len())?;
         all.push(pending.len() as u8);
@@ -159,11 +156,11 @@ native! {
     fn Java_dev_mor_Native_decodeEnd(
         jni, handle: jlong, pending: jbyteArray
     ) -> jbyteArray {
-        let before = stream(&jni.bytes(pending)?);
+        let stream = stream(&jni.bytes(pending)?);
         let text = two_calls(
             |buffer, capacity, bytes| {
-                let mut stream = before;
-                mor_tokenizer_decode_end(tokenizer(handle), &mut stream, buffer, capacity, bytes)
+                let (tokenizer, stream) = (tokenizer(handle), stream.as_ptr());
+                mor_tokenizer_decode_end(tokenizer, stream, buffer, capacity, bytes)
             },
             |status| failure(handle, status),
         )?;

@@ -414,13 +414,12 @@ impl<'a> Keys<'a> {
             Architecture::Llama => listed.or(named),
             Architecture::Mor => named.or(listed),
         };
-        match size {
-            Some(size) => Ok(size),
-            None => Err(Error::format(format_args!(
+        size.ok_or_else(|| {
+            Error::format(format_args!(
                 "neither {} nor a token list says how large the vocabulary is",
                 self.key("vocab_size")
-            ))),
-        }
+            ))
+        })
     }
 
     fn rope(&self, head_dim: usize) -> Result<Rope> {

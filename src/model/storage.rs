@@ -218,11 +218,8 @@ pub(crate) fn anonymous(bytes: usize) -> Result<MmapMut> {
 }
 
 /// The error of a lock that the system refused.
-fn refused(bytes: usize, source: std::io::Error) -> Error {
-    Error::Lock {
-        bytes,
-        system: source,
-    }
+fn refused(bytes: usize, system: std::io::Error) -> Error {
+    Error::Lock { bytes, system }
 }
 
 /// Reads a byte of every page.

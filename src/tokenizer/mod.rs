@@ -242,6 +242,15 @@ impl Tokenizer {
         })
     }
 
+    /// As [`Tokenizer::token_bytes`] of a token that a model has drawn, which may have more rows than its tokenizer has
+    /// tokens: those are no text.
+    pub(crate) fn drawn_bytes(&self, id: u32, special: bool) -> &[u8] {
+        match (id as usize) < self.vocabulary.len() {
+            true => self.token_bytes(id, special).unwrap_or_default(),
+            false => &[],
+        }
+    }
+
     /// The bytes of the longest token.
     pub fn max_piece_bytes(&self) -> usize {
         self.vocabulary.longest()

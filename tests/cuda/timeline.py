@@ -109,6 +109,9 @@ def read_records(path):
     raw = [RECORD.unpack_from(content, 4 + RECORD.size * i) for i in range(min(written, capacity))]
     if not raw:
         sys.exit(f"timeline.py: {path} has no records: did the command use a GPU of 9.0?")
+    # Of the last milliseconds alone, for the clock may change its pace.
+    last = max(r[4] for r in raw)
+    raw = [r for r in raw if r[4] > last - 20_000_000]
     clocks = Clocks(raw)
     names = names_of_kernels()
     records = []
@@ -128,11 +131,8 @@ class Clocks:
     one: of all that a multiprocessor has read of both, the greatest difference is the one to go by."""
 
     def __init__(self, raw):
-        last = max(r[4] for r in raw)
-        # The rate of the last milliseconds, for the clock may change its pace.
-        recent = [r for r in raw if r[4] > last - 20_000_000]
         by = collections.defaultdict(list)
-        for r in recent:
+        for r in raw:
             by[r[3]].append((r[5], r[4]))
         rates = []
         for pairs in by.values():
@@ -141,7 +141,7 @@ class Clocks:
             if c1 > c0 and t1 > t0:
                 rates.append((t1 - t0) / (c1 - c0))
         self.rate = statistics.median(rates) if rates else 1.0
-        self.origin = min(r[4] for r in recent)
+        self.origin = min(r[4] for r in raw)
         # In whole nanoseconds first: a double does not hold the device's time.
         self.offsets = {
             multiprocessor: max((t - self.origin) - (c - pairs[0][0]) * self.rate for c, t in pairs)
@@ -153,8 +153,6 @@ class Clocks:
         """None for a moment that has not been."""
         if clock == 0:
             return None
-        if multiprocessor not in self.offsets:
-            return -1.0
         return (clock - self.firsts[multiprocessor]) * self.rate + self.offsets[multiprocessor]
 
 
@@ -174,8 +172,7 @@ def launches(records):
     """Those of which every block is there, in order of their ends."""
     of_block = collections.defaultdict(list)
     for record in records:
-        if record.began >= 0:
-            of_block[record.kernel, record.blocks, record.block].append(record)
+        of_block[record.kernel, record.blocks, record.block].append(record)
     shapes = {(kernel, blocks) for kernel, blocks, _ in of_block}
     found = []
     for kernel, blocks in shapes:
