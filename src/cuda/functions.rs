@@ -71,19 +71,17 @@ pub(super) struct Products {
     pub lone_attention: Function<ProductParams>,
     /// The same of a norm, with a gate and what it lets through.
     pub lone_swiglu: Function<ProductParams>,
-    /// For up to `FEW` rows a block, and for up to `MANY`.
-    pub few: Function<ProductParams>,
-    pub many: Function<ProductParams>,
-    /// On trial in their place: with one matrix, and with a gate and what it lets through.
-    pub several: Option<[[Function<ProductParams>; 2]; 2]>,
+    /// For up to `FEW` rows a block, and for up to `MANY`: with one matrix, and with a gate and what it lets through.
+    pub few: [Function<ProductParams>; 2],
+    pub many: [Function<ProductParams>; 2],
     /// For more rows, where so many blocks are enough, from the smallest blocks on.
     pub wide: [WideProduct; 3],
     /// The same by warpgroups, on devices that have them; they want rows in an order of their own (`Order`). For 64 rows,
     /// and for 128, where there are registers enough for the type.
     pub warpgroup: [Option<WideProduct>; 2],
-    /// What kernels with one matrix, and with two abreast, have in shared memory.
+    /// What those for a lone row, and the others, have in shared memory, with one matrix and with two abreast.
+    pub lone_rings: [Ring; 2],
     pub rings: [Ring; 2],
-    pub several_rings: [Ring; 2],
 }
 
 /// A product for blocks of some tiles and some rows of activations.
@@ -148,9 +146,13 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    fn new(ty: TensorType, abreast: u32, step: u32) -> Self {
+    /// For `abreast` matrices; `plain`: groups of a unit of plain types.
+    fn new(ty: TensorType, abreast: u32, plain: usize, step: u32) -> Self {
         let (columns, bytes) = match ty.block_len() {
-            1 => (GROUP as usize, ty.block_bytes() * GROUP as usize),
+            1 => (
+                plain * GROUP as usize,
+                ty.block_bytes() * plain * GROUP as usize,
+            ),
             columns => (columns, ty.block_bytes()),
         };
         let bytes = abreast * TILE_ROWS * bytes as u32;
@@ -167,12 +169,25 @@ impl Ring {
         self.stages * RUNS * self.bytes
     }
 
-    /// Units of a stage: what `groups` of a warp want and `most` bytes have room for, but one at least.
-    pub fn units_of_stage(&self, groups: u32, most: u32) -> u32 {
-        let whole = if self.groups == 1 { self.step } else { 1 };
-        let wanted = groups.div_ceil(self.groups * self.stages);
-        let room = most / self.bytes_of_unit() / whole * whole;
-        wanted.next_multiple_of(whole).min(room.max(whole))
+    /// Units of a stage, which is of one tile: of `tiles` with `groups` each for a warp, what `most` bytes have room for,
+    /// but one at least.
+    pub fn units_of_stage(&self, groups: u32, tiles: u32, most: u32) -> u32 {
+        let of_tile = groups.div_ceil(self.groups);
+        let wanted = (of_tile * tiles).div_ceil(self.stages).min(of_tile);
+        let room = most / self.bytes_of_unit();
+        let units = match self.groups {
+            1 => wanted
+                .next_multiple_of(self.step)
+                .min(room / self.step * self.step),
+            _ => wanted.min(room),
+        };
+        // As large as they must be for as many.
+        let stages = of_tile.div_ceil(units.max(1));
+        let even = of_tile.div_ceil(stages);
+        match self.groups {
+            1 => even.next_multiple_of(self.step),
+            _ => even,
+        }
     }
 }
 
@@ -212,44 +227,29 @@ impl Products {
             lone_plain: find("lone_product_plain")?,
             lone_attention: find("lone_product_attention")?,
             lone_swiglu: find("lone_swiglu")?,
-            few: find("few_product")?,
-            many: find("many_product")?,
-            several: match has_warpgroups(device) && is_on_trial("MOR_CUDA_SEVERAL") {
-                true => Some([
-                    [find("several_product_8")?, find("several_swiglu_8")?],
-                    [find("several_product_32")?, find("several_swiglu_32")?],
-                ]),
-                false => None,
-            },
+            few: [find("few_product")?, find("few_swiglu")?],
+            many: [find("many_product")?, find("many_swiglu")?],
             wide: [wide(4, 64, 256)?, wide(8, 64, 352)?, wide(8, 128, 512)?],
             warpgroup: match (has_warpgroups(device), ty.block_len()) {
                 (false, _) => [None; 2],
                 (true, 1) => [Some(warpgroup(64, 110)?), Some(warpgroup(128, 196)?)],
                 (true, _) => [Some(warpgroup(64, 110)?), None],
             },
-            rings: [Ring::new(ty, 1, 2), Ring::new(ty, 2, 1)],
-            several_rings: [Ring::new(ty, 1, 1), Ring::new(ty, 2, 1)],
+            lone_rings: [Ring::new(ty, 1, 2, 2), Ring::new(ty, 2, 2, 1)],
+            rings: [Ring::new(ty, 1, 1, 1), Ring::new(ty, 2, 1, 1)],
         })
     }
 
     /// Those that have rings in shared memory.
     fn with_rings(&self) -> impl Iterator<Item = Function<ProductParams>> {
-        let several = self.several.iter().flatten().flatten().copied();
-        let others = [
+        let lone = [
             self.lone_norm,
             self.lone_plain,
             self.lone_attention,
             self.lone_swiglu,
-            self.few,
-            self.many,
         ];
-        others.into_iter().chain(several)
+        lone.into_iter().chain(self.few).chain(self.many)
     }
-}
-
-/// Whether kernels are asked for that a device has yet to show to be faster.
-fn is_on_trial(name: &str) -> bool {
-    std::env::var_os(name).is_some_and(|value| value == "1")
 }
 
 /// Elements of a head that attention takes together.

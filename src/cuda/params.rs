@@ -109,7 +109,7 @@ structs! {
     }
     struct ProductParams {
         matrices: [Matrix; 3], first_tiles: [u32; 3], tiles: u32, groups: u32, groups_of_run: u32,
-        log_tiles: u32, stage_units: u32, slot: u32, zero: u32, row_blocks: u32, unused: u32,
+        tiles_of_block: u32, longer_blocks: u32, stage_units: u32, slot: u32, zero: u32, row_blocks: u32,
         input: Prepared, view: View, source: Source,
     }
     struct Cache {

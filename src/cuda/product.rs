@@ -64,8 +64,8 @@ impl<'a> Writer<'a> {
         self.launch(kernel, [self.rows as u32, 1, 1], 0, &params);
     }
 
-    /// A gate and what it lets through; tells what the rows are then made of. For a lone row, and on trial for
-    /// several, both matrices are one product, which writes the result.
+    /// A gate and what it lets through; tells what the rows are then made of. Where there are
+    /// few rows, both matrices are one product, which writes the result.
     pub(super) fn swiglu(&mut self, source: Source, both: [Matrix; 2], view: View) -> Source {
         let [gate, up] = both;
         let kernels = self.kernels.products(gate.ty);
@@ -77,10 +77,10 @@ impl<'a> Writer<'a> {
         let ready = self.kernels.ready(source.make);
         if let (Some(kernels), Some(ready)) = (kernels, ready)
             && self.rows > 1
-            && let Some(several) = self.several(kernels, source, &both, 2, view)
+            && let Some(many) = self.many(kernels, source, &both, 2, view)
         {
-            self.make_ready(ready, &several.params, &both, Order::ByColumn);
-            self.launch_product(&several);
+            self.make_ready(ready, &many.params, &both, Order::ByColumn);
+            self.launch_product(&many);
             return Source::new(make::PLAIN, gate.out);
         }
         self.product(source, &both, view);
@@ -136,28 +136,14 @@ impl<'a> Writer<'a> {
             params.row_blocks = blocks[1];
             return self.launch_blocks_of(WARPGROUPS_BLOCK, wide.function, grid, shared, &params);
         }
-        if let Some(several) = self.several(kernels, source, matrices, 1, view) {
-            return self.launch_product(&several);
+        if let Some(many) = self.many(kernels, source, matrices, 1, view) {
+            self.launch_product(&many);
         }
-        let rows = self.rows as u32;
-        let (kernel, each) = match rows <= FEW {
-            true => (kernels.few, FEW),
-            false => (kernels.many, MANY),
-        };
-        let [ring, _] = kernels.rings;
-        // All devices of 8.0 and later have room for that.
-        params.stage_units = ring.units_of_stage(params.groups_of_run, MOST_RING);
-        // As many columns of sums as rows, each a little longer than a tile (many.cuh).
-        let sums = 4 * RUNS * each * (TILE_ROWS + 4);
-        let shared = sums + params.stage_units * ring.bytes_of_unit();
-        let grid = [params.tiles, rows.div_ceil(each), 1];
-        self.launch(kernel, grid, shared, &params);
     }
 
-    /// A product of 8 or 32 ready rows a block by the kernels on trial, with matrices of one type; none where they are
-    /// not asked for, where another is better, or where two abreast do not fit. `abreast`: matrices of which a block
-    /// takes the same tiles.
-    fn several(
+    /// A product of up to 8 or 32 ready rows a block, with matrices of one type. `abreast`: matrices of which a block
+    /// takes the same tiles; none where two do not fit, or another kernel is better.
+    fn many(
         &self,
         kernels: &Products,
         source: Source,
@@ -165,38 +151,44 @@ impl<'a> Writer<'a> {
         abreast: u32,
         view: View,
     ) -> Option<Product> {
-        let all = kernels.several.filter(|_| self.rows > 1)?;
-        let mut params = self.product_params(source, matrices, view);
-        params.tiles /= abreast;
         let device = &self.weights.device;
         let rows = self.rows as u32;
-        let (kernel, each) = match rows <= FEW {
-            true => (all[0], FEW),
-            false => (all[1], MANY),
+        let of_rows = |each: u32| {
+            let mut params = self.product_params(source, matrices, view);
+            params.tiles /= abreast;
+            // More than one and a half times two blocks for each multiprocessor take longer than those by warpgroups.
+            let row_blocks = rows.div_ceil(each);
+            let blocks = params.tiles * row_blocks;
+            if abreast == 2 && row_blocks > 1 && blocks >= 3 * device.multiprocessors {
+                return None;
+            }
+            // As in many.cuh: scales, and rings of weights and of activations, of which sums take the place.
+            let ring = kernels.rings[abreast as usize - 1];
+            let group = each * (2 * GROUP + if has_min(matrices[0].ty) { 4 } else { 0 });
+            let ahead = if abreast == 1 { 4 } else { 3 };
+            let fixed = 4 * RUNS * each + RUNS * ahead * group;
+            let whole = device.product_shared() as u32;
+            // Two blocks on a multiprocessor, if that leaves a ring.
+            let most = (whole / 2).saturating_sub(fixed).min(MOST_RING);
+            params.stage_units = ring.units_of_stage(params.groups_of_run, 1, most);
+            let rings = params.stage_units * ring.bytes_of_unit();
+            let sums = 4 * abreast * RUNS * each * (TILE_ROWS + 4);
+            let all = if each == FEW {
+                kernels.few
+            } else {
+                kernels.many
+            };
+            (fixed + rings <= whole).then_some(Product {
+                kernel: all[abreast as usize - 1],
+                grid: [params.tiles, row_blocks, 1],
+                threads: BLOCK,
+                shared: (4 * RUNS * each + sums).max(fixed + rings),
+                params,
+            })
         };
-        let row_blocks = rows.div_ceil(each);
-        // More than one and a half times two blocks for each multiprocessor take longer than those by warpgroups.
-        let blocks = params.tiles * row_blocks;
-        if abreast == 2 && row_blocks > 1 && blocks >= 3 * device.multiprocessors {
-            return None;
-        }
-        // As in several.cuh: scales, and rings of weights and of activations, of which sums take the place.
-        let ring = kernels.several_rings[abreast as usize - 1];
-        let group = each * (2 * GROUP + if has_min(matrices[0].ty) { 4 } else { 0 });
-        let ahead = if abreast == 1 { 4 } else { 3 };
-        let fixed = 4 * RUNS * each + RUNS * ahead * group;
-        let whole = device.product_shared() as u32;
-        // Two blocks on a multiprocessor, if that leaves a ring.
-        let most = (whole / 2).saturating_sub(fixed).min(MOST_RING);
-        params.stage_units = ring.units_of_stage(params.groups_of_run, most);
-        let rings = params.stage_units * ring.bytes_of_unit();
-        let sums = 4 * abreast * RUNS * each * (TILE_ROWS + 4);
-        (fixed + rings <= whole).then_some(Product {
-            kernel: kernel[abreast as usize - 1],
-            grid: [params.tiles, row_blocks, 1],
-            shared: (4 * RUNS * each + sums).max(fixed + rings),
-            params,
-        })
+        let most = if rows <= FEW { FEW } else { MANY };
+        // Shared memory for `FEW` every device of 8.0 and later has.
+        of_rows(most).or_else(|| of_rows(FEW))
     }
 
     /// A product that makes a lone row ready itself, with matrices of one type; none where there is no such
@@ -219,29 +211,58 @@ impl<'a> Writer<'a> {
         };
         let mut params = self.product_params(source, matrices, view);
         params.tiles /= abreast;
-        // As many tiles a block as leave a block for every multiprocessor, for what a block does before its
-        // first product is then done seldom.
-        let enough = self.weights.device.multiprocessors;
-        let several = (1..=3).rev().find(|log| params.tiles >> log >= enough);
-        params.log_tiles = several.unwrap_or(0);
-        let ring = kernels.rings[abreast as usize - 1];
-        let sums = (4 * abreast * RUNS * TILE_ROWS) << params.log_tiles;
-        let row = sums + row_bytes(params.input.stride);
-        let most = (self.weights.device.product_shared() as u32).checked_sub(row)?;
-        let groups = params.groups_of_run << params.log_tiles;
-        params.stage_units = ring.units_of_stage(groups, most.min(MOST_RING));
-        let rings = params.stage_units * ring.bytes_of_unit();
-        (rings <= most).then_some(Product {
-            kernel,
-            grid: [params.tiles.div_ceil(1 << params.log_tiles), 1, 1],
-            params,
-            shared: row + rings,
-        })
+        let device = &self.weights.device;
+        let ring = kernels.lone_rings[abreast as usize - 1];
+        let whole = device.product_shared() as u32;
+        // Where kernels overlap, there are as many blocks as multiprocessors, and a block wants more than half of the
+        // shared memory: so each multiprocessor has one, and then the next kernel's. Placed as they come, blocks of
+        // kernels that overlap would leave half of the multiprocessors without any. Elsewhere each has two.
+        let overlap = device.can_overlap();
+        let (most_teams, at_once, least, most) = match overlap {
+            true => (2, 1, whole / 2 + 2048, MOST_LONE_RINGS),
+            false => (1, 2, 0, MOST_RING),
+        };
+        let of_teams = |teams: u32| {
+            let mut params = params;
+            let all = device.multiprocessors * at_once;
+            let blocks = all * params.tiles.div_ceil(all * MOST_TILES * teams);
+            let blocks = if overlap {
+                blocks
+            } else {
+                blocks.min(params.tiles)
+            };
+            (params.tiles_of_block, params.longer_blocks) =
+                (params.tiles / blocks, params.tiles % blocks);
+            let tiles = params.tiles.div_ceil(blocks);
+            // As in lone.cuh. A team without a tile has no rings.
+            let sums = 4 * abreast * RUNS * TILE_ROWS * tiles;
+            let row = sums + row_bytes(params.input.stride);
+            let left = whole.checked_sub(row)?;
+            let with_tiles = teams.min(tiles);
+            let (groups, tiles_of_team) = (params.groups_of_run, tiles.div_ceil(teams));
+            let room = left.min(most) / with_tiles;
+            params.stage_units = ring.units_of_stage(groups, tiles_of_team, room);
+            let rings = params.stage_units * ring.bytes_of_unit() * with_tiles;
+            (rings <= left).then_some(Product {
+                kernel,
+                grid: [blocks, 1, 1],
+                threads: teams * BLOCK,
+                shared: (row + rings).max(least),
+                params,
+            })
+        };
+        (1..=most_teams).rev().find_map(of_teams)
     }
 
     fn launch_product(&mut self, product: &Product) {
         let Product { kernel, grid, .. } = *product;
-        self.launch(kernel, grid, product.shared, &product.params);
+        self.launch_blocks_of(
+            product.threads,
+            kernel,
+            grid,
+            product.shared,
+            &product.params,
+        );
     }
 
     /// In single precision throughout.
@@ -299,18 +320,24 @@ impl<'a> Writer<'a> {
             tiles: count_tiles(matrices),
             groups,
             groups_of_run: groups.div_ceil(RUNS).next_multiple_of(2),
-            log_tiles: 0,
+            tiles_of_block: 0,
+            longer_blocks: 0,
             stage_units: 0,
             slot: self.slot,
             zero: 0,
             row_blocks: 0,
-            unused: 0,
             input: self.prepared(columns as usize),
             view,
             source,
         }
     }
 }
+
+/// Tiles of a team for a lone row: a thread finishes a row of one.
+const MOST_TILES: u32 = BLOCK / TILE_ROWS;
+
+/// Bytes of all rings of a block for a lone row that has a multiprocessor to itself.
+const MOST_LONE_RINGS: u32 = 136 << 10;
 
 fn count_tiles(matrices: &[Matrix]) -> u32 {
     matrices.iter().map(|m| m.rows.div_ceil(TILE_ROWS)).sum()
@@ -321,6 +348,7 @@ struct Product {
     kernel: Function<ProductParams>,
     params: ProductParams,
     grid: [u32; 3],
+    threads: u32,
     shared: u32,
 }
 

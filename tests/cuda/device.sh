@@ -84,23 +84,14 @@ echo "=== figures"
 for synth in $synths; do
     wait "$synth" || { cat "$models"/*.log; exit 1; }
 done
-# figures FOLDER: those of passes of one row and of several.
-figures() {
-    mkdir -p "$1"
-    for model in smollm-1.7b-f16 smollm-1.7b-q4_0 smollm-360m-f16; do
-        "$mor" bench "$models/$model.gguf" --device cuda -p 512 -n 128 --batch 64 -r 3 --json >"$1/bench-$model.json"
-    done
-    # The paper's numbers of places, each beside the vanilla model's.
-    for case in smollm-360m:32 smollm-360m-mor2:32,42 smollm-360m-mor3:32,48 smollm-360m-mor4:32,51; do
-        model=${case%:*}-f16
-        "$mor" bench "$models/$model.gguf" --device cuda -b "${case#*:}" -r 2 --json >"$1/batch-$model.json"
-    done
-}
-figures "$out"
-# With the products of several rows that are on trial (src/cuda/kernels/several.cuh).
-(export MOR_CUDA_SEVERAL=1 && figures "$out/trial")
 for model in smollm-1.7b-f16 smollm-1.7b-q4_0 smollm-360m-f16; do
+    "$mor" bench "$models/$model.gguf" --device cuda -p 512 -n 128 --batch 64 -r 3 --json >"$out/bench-$model.json"
     "$mor" bench "$models/$model.gguf" --device cuda -p 512 -n 0 --batch 512 -r 3 --json >"$out/prompt-$model.json"
+done
+# The paper's numbers of places, each beside the vanilla model's.
+for case in smollm-360m:32 smollm-360m-mor2:32,42 smollm-360m-mor3:32,48 smollm-360m-mor4:32,51; do
+    model=${case%:*}-f16
+    "$mor" bench "$models/$model.gguf" --device cuda -b "${case#*:}" -r 2 --json >"$out/batch-$model.json"
 done
 # When the blocks of each kernel do what, where there are kernels with marks for the device.
 if [ -d "$programs/timeline" ] && nvidia-smi --query-gpu=compute_cap --format=csv,noheader | grep -q '^9\.0'; then
@@ -125,17 +116,13 @@ else
 fi
 if command -v python3 >/dev/null; then
     python3 benches/ratios_cuda.py "$out" | tee "$out/ratios.md"
-    [ ! -s "$out/peers.json" ] || cp "$out/peers.json" "$out/trial"
-    echo "--- with what is on trial"
-    python3 benches/ratios_cuda.py "$out/trial" | tee "$out/trial/ratios.md"
 fi
 
 sanitizer=$(command -v compute-sanitizer || echo "${MOR_COMPUTE_SANITIZER:-}")
 if [ -n "$sanitizer" ]; then
     echo "=== compute-sanitizer"
-    # Alone: beside five other programs under the tool it once found reads out of bounds that were none. With what is on
-    # trial, beside which all else is as it was when it had no finding (2026-11-27).
-    started memcheck env MOR_CUDA_SEVERAL=1 "$sanitizer" --tool memcheck --error-exitcode 1 "$programs/reference" greedy
+    # Alone: beside five other programs under the tool it once found reads out of bounds that were none.
+    started memcheck "$sanitizer" --tool memcheck --error-exitcode 1 "$programs/reference" greedy
     ended
     for tool in initcheck synccheck; do
         started "$tool" "$sanitizer" --tool "$tool" --error-exitcode 1 "$programs/reference" greedy

@@ -11,6 +11,7 @@ these sources: a driver of our own, before NVIDIA's, loads other kernels in plac
 """
 
 import argparse
+import bisect
 import collections
 import ctypes
 import functools
@@ -128,7 +129,11 @@ def read_records(path):
 
 class Clocks:
     """The multiprocessors' clocks against the device's time. That moves in steps, so what was read of it is late by up to
-    one: of all that a multiprocessor has read of both, the greatest difference is the one to go by."""
+    one: of what a multiprocessor has read of both at about a time, the greatest difference is the one to go by. Not of
+    all that it has read, for clocks change their pace."""
+
+    # Nanoseconds around a moment.
+    NEAR = 50_000
 
     def __init__(self, raw):
         by = collections.defaultdict(list)
@@ -142,18 +147,29 @@ class Clocks:
                 rates.append((t1 - t0) / (c1 - c0))
         self.rate = statistics.median(rates) if rates else 1.0
         self.origin = min(r[4] for r in raw)
+        self.clocks = {multiprocessor: [c for c, _ in pairs] for multiprocessor, pairs in by.items()}
+        self.offsets = {multiprocessor: self.offsets_of(pairs) for multiprocessor, pairs in by.items()}
+
+    def offsets_of(self, pairs):
+        """Of each reading: by what the time is ahead of the clock, counted from its first reading."""
         # In whole nanoseconds first: a double does not hold the device's time.
-        self.offsets = {
-            multiprocessor: max((t - self.origin) - (c - pairs[0][0]) * self.rate for c, t in pairs)
-            for multiprocessor, pairs in by.items()
-        }
-        self.firsts = {multiprocessor: pairs[0][0] for multiprocessor, pairs in by.items()}
+        ahead = [(t - self.origin) - (c - pairs[0][0]) * self.rate for c, t in pairs]
+        begin, end, offsets = 0, 0, []
+        for c, _ in pairs:
+            while (c - pairs[begin][0]) * self.rate > self.NEAR:
+                begin += 1
+            while end < len(pairs) and (pairs[end][0] - c) * self.rate <= self.NEAR:
+                end += 1
+            offsets.append(max(ahead[begin:end]))
+        return offsets
 
     def time(self, multiprocessor, clock):
         """None for a moment that has not been."""
         if clock == 0:
             return None
-        return (clock - self.firsts[multiprocessor]) * self.rate + self.offsets[multiprocessor]
+        clocks = self.clocks[multiprocessor]
+        reading = max(bisect.bisect_right(clocks, clock) - 1, 0)
+        return (clock - clocks[0]) * self.rate + self.offsets[multiprocessor][reading]
 
 
 class Launch:

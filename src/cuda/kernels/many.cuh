@@ -1,124 +1,202 @@
-// Products for rows that are ready, 8 or 32 a block.
+// Products for rows that are ready, 8 or 32 a block: with a tile of one matrix, or of a gate and of what it lets through.
+// Activations come through shared memory too, each warp's own to itself, several groups at a time as soon as the kernel
+// before allows.
 #pragma once
 #include "ring.cuh"
 
 #ifdef MOR_TENSOR_CORES
-// A warp's run of a tile, groups `begin` to `end`, against rows `first` to `n` of `x`, at most `TILES` times
-// eight.
-template <u32 TYPE, u32 TILES>
-__device__ __forceinline__ void multiply(Ring<TYPE, 1>& ring, u32 begin, u32 end, const Prepared& x, u32 first, u32 n,
-                                         float sums[TILES][4]) {
-    constexpr u32 groups = Unit<TYPE>::groups;
-    const u32 used = (n - first + 7) / 8;
-    // Beyond the last row that again: what comes of it is not written.
-    const u16* rows[TILES];
-#pragma unroll
-    for (u32 c = 0; c < TILES; c++) {
-        const u32 row = first + 8 * c + lane_index() / 4;
-        rows[c] = x.halves + static_cast<u64>(row < n ? row : n - 1) * x.stride;
-    }
-    // Activations come late too, so those of the next two groups are read meanwhile.
-    u32 next[2][TILES][2][2] = {};
-    const auto read = [&](u32 group, u32 k) {
-        if (group >= end) return;
-#pragma unroll
-        for (u32 c = 0; c < TILES; c++)
-            if (c < used) read_activations<TYPE>(rows[c] + GROUP * group, next[k][c]);
-    };
-    read(begin, 0);
-    read(begin + 1, 1);
-    const u32 stage_groups = ring.groups_of_stage();
-#pragma unroll 1
-    for (u32 group = begin, start = begin / groups * groups; group < end; start += stage_groups) {
-        const u8* units = ring.take();
-        const u32 until = start + stage_groups < end ? start + stage_groups : end;
-#pragma unroll 1
-        for (; group < until; group += 2) {
-#pragma unroll
-            for (u32 k = 0; k < 2; k++) {
-                if (group + k >= end) break;
-                u32 b[TILES][2][2], words[2 * field_words(TYPE)];
-#pragma unroll
-                for (u32 c = 0; c < TILES; c++)
-                    for (u32 i = 0; i < 4; i++) b[c][i / 2][i % 2] = next[k][c][i / 2][i % 2];
-                read(group + k + 2, k);
-                const u8* unit = units + (group + k - start) / groups * Unit<TYPE>::bytes;
-                Unit<TYPE>::read(unit, (group + k) % groups, words);
-                const Fragments f = unpack<TYPE>(words, (group + k) % groups);
-#pragma unroll
-                for (u32 c = 0; c < TILES; c++) {
-                    if (c >= used) continue;
-                    const float2 of =
-                        sums_of_columns<TYPE>(x, first + 8 * c + 2 * (lane_index() % 4), n, group + k);
-                    add_products<TYPE>(f, b[c], of.x, of.y, sums[c]);
-                }
-            }
-        }
-        ring.give_back();
-    }
-}
-
 // Floats from one column of a warp's sums to the next, so that a warp's writes meet all banks.
 constexpr u32 COLUMN_STRIDE = TILE_ROWS + 4;
 
-// Adds up the warps' sums of a matrix, each times its run's scale in `scales` of the column. Thread i gets
-// elements i, i + BLOCK, … of the tile, [columns][rows].
-template <u32 TILES>
-__device__ __forceinline__ void add_warps(const float sums[TILES][4], float* parts, const float* scales,
-                                          u32 columns_used, float out[(TILES + 1) / 2]) {
-    constexpr u32 columns = 8 * TILES;
-    const u32 g = lane_index() / 4, t = lane_index() % 4;
-    for (u32 c = 0; c < TILES; c++)
-        for (u32 i = 0; i < 4; i++)
-            parts[(warp_index() * columns + 8 * c + 2 * t + i % 2) * COLUMN_STRIDE + g + i / 2 * 8] = sums[c][i];
-    __syncthreads();
-    for (u32 k = 0; k < (TILES + 1) / 2; k++) {
-        const u32 i = threadIdx.x + k * BLOCK;
-        out[k] = 0;
-        const u32 c = i / TILE_ROWS;
-        if (i >= TILE_ROWS * columns || c >= columns_used) break;
-        for (u32 w = 0; w < WARPS; w++)
-            out[k] = fmaf(parts[(w * columns + c) * COLUMN_STRIDE + i % TILE_ROWS], scales[c * RUNS + w], out[k]);
+// A group at a time of plain types, so that two blocks have room on a multiprocessor.
+template <u32 TYPE>
+using ManyUnit = Unit<TYPE, 1>;
+template <u32 TYPE, u32 MATRICES>
+using ManyRing = Ring<TYPE, MATRICES, 1, 1>;
+
+// Groups of activations on their way, so that two blocks have room on a multiprocessor, as in product.rs.
+__device__ constexpr u32 groups_ahead(u32 matrices) { return matrices == 1 ? 4 : 3; }
+
+// A warp's groups of activations, each [rows][32], and of types with a minimum their sums.
+template <u32 TYPE, u32 TILES, u32 AHEAD>
+struct Activations {
+    static constexpr u32 rows = 8 * TILES, row_bytes = 2 * GROUP;
+    static constexpr u32 bytes = rows * (row_bytes + (has_min(TYPE) ? 4 : 0));
+
+    u8* room;
+    const u16* from;
+    const float* sums;
+    u32 stride, here, used;
+
+    // Rows from `first` on, of which `here` are there.
+    __device__ __forceinline__ Activations(u8* to, const Prepared& x, u32 first, u32 here)
+        : room(to + warp_index() * (AHEAD * bytes)), from(x.halves + static_cast<u64>(first) * x.stride),
+          sums(x.sums + static_cast<u64>(first) * (x.stride / GROUP)), stride(x.stride), here(here), used(0) {}
+
+    // Where eight bytes or more of a row's group stand. Of types of blocks a lane reads eight: halves of rows change
+    // places, so that those that read together meet all banks.
+    static __device__ __forceinline__ u32 place(u32 row, u32 byte) {
+        return row * row_bytes + (ManyUnit<TYPE>::plain ? byte : byte ^ row / 2 % 2 * (row_bytes / 2));
+    }
+
+    __device__ __forceinline__ void copy(u32 number, u32 group) {
+        u8* to = room + number * bytes;
+#pragma unroll
+        for (u32 c = 0; c < TILES; c++) {
+            const u32 row = 8 * c + lane_index() / 4, chunk = lane_index() % 4;
+            if (row < here)
+                begin_copy<16>(to + place(row, 16 * chunk), from + static_cast<u64>(row) * stride + GROUP * group + 8 * chunk);
+        }
+        if constexpr (has_min(TYPE)) {
+            const u32 row = lane_index();
+            if (row < here && row < rows)
+                begin_copy<4>(to + rows * row_bytes + 4 * row, sums + static_cast<u64>(row) * (stride / GROUP) + group);
+        }
+    }
+
+    // The lane's part of the row of tile `c`, as `read_activations`.
+    __device__ __forceinline__ void read(u32 c, u32 b[2][2]) const {
+        const u32 t = lane_index() % 4, row = 8 * c + lane_index() / 4;
+        const u8* group = room + used * bytes;
+        if constexpr (ManyUnit<TYPE>::plain) {
+            const uint4 bits = *reinterpret_cast<const uint4*>(group + place(row, 16 * t));
+            b[0][0] = bits.x, b[0][1] = bits.y, b[1][0] = bits.z, b[1][1] = bits.w;
+        } else {
+            for (u32 step = 0; step < 2; step++) {
+                const uint2 bits = *reinterpret_cast<const uint2*>(group + place(row, 8 * t + 32 * step));
+                b[step][0] = bits.x, b[step][1] = bits.y;
+            }
+        }
+    }
+
+    // The sums of the lane's two columns of tile `c`.
+    __device__ __forceinline__ float2 sums_of(u32 c) const {
+        if constexpr (!has_min(TYPE)) return make_float2(0, 0);
+        const u8* group = room + used * bytes;
+        return *reinterpret_cast<const float2*>(group + rows * row_bytes + 4 * (8 * c + 2 * (lane_index() % 4)));
+    }
+};
+
+// A warp's run of a tile, groups `begin` to `end`, against the rows of `x`.
+template <u32 TYPE, u32 TILES, u32 MATRICES, u32 AHEAD>
+__device__ __forceinline__ void multiply_many(ManyRing<TYPE, MATRICES>& ring, u32 begin, u32 end,
+                                                 Activations<TYPE, TILES, AHEAD>& x, float sums[MATRICES][TILES][4]) {
+    constexpr u32 groups = ManyUnit<TYPE>::groups;
+    const u32 tiles = (x.here + 7) / 8, stage_groups = ring.groups_of_stage();
+#pragma unroll 1
+    for (u32 group = begin, start = begin / groups * groups; group < end; start += stage_groups) {
+        const u8* units = ring.stage(ring.used);
+        const u32 until = start + stage_groups < end ? start + stage_groups : end;
+#pragma unroll 1
+        for (; group < until; group++) {
+            // Weights of this group came with activations before, or with these.
+            wait_for_copies<AHEAD - 1>();
+            __syncwarp();
+            const u8* unit = units + (group - start) / groups * ring.unit_bytes;
+            Fragments f[MATRICES];
+            for (u32 i = 0; i < MATRICES; i++) {
+                u32 words[2 * field_words(TYPE)];
+                ManyUnit<TYPE>::read(unit + i * ManyUnit<TYPE>::bytes, group % groups, words);
+                f[i] = unpack<TYPE>(words, group % groups);
+            }
+#pragma unroll
+            for (u32 c = 0; c < TILES; c++) {
+                if (c >= tiles) continue;
+                u32 b[2][2];
+                x.read(c, b);
+                const float2 of = x.sums_of(c);
+                for (u32 i = 0; i < MATRICES; i++) add_products<TYPE>(f[i], b, of.x, of.y, sums[i][c]);
+            }
+            __syncwarp();
+            if (group + 1 == until) ring.copy(ring.used);
+            if (group + AHEAD < end) x.copy(x.used, group + AHEAD);
+            close_copies();
+            x.used = (x.used + 1) % AHEAD;
+        }
+        ring.used = (ring.used + 1) % ring.stages;
     }
 }
 
-// Rows that are ready.
-template <u32 TYPE, u32 TILES>
-__device__ __forceinline__ void ready_product(const ProductParams& p) {
-    // The warps' sums and the rings.
+// Rows that are ready, and a tile of each of some matrices.
+template <u32 TYPE, u32 TILES, u32 MATRICES>
+__device__ __forceinline__ void many_product(const ProductParams& p) {
+    constexpr u32 rows = 8 * TILES, ahead = groups_ahead(MATRICES);
+    // As in product.rs: the scales of runs, [rows][RUNS]; the rings of weights and of activations. The warps' sums,
+    // [matrices][RUNS][rows][COLUMN_STRIDE], come in the place of the rings.
     MOR_DYNAMIC_SHARED(uint4, room);
-    float* parts = reinterpret_cast<float*>(room);
-    u8* rings = reinterpret_cast<u8*>(parts + WARPS * 8 * TILES * COLUMN_STRIDE);
+    float* scales = reinterpret_cast<float*>(room);
+    float* parts = scales + rows * RUNS;
+    u8* rings = reinterpret_cast<u8*>(parts);
     let_next_begin();
     u32 tile = blockIdx.x;
-    const Matrix& m = p.matrices[matrix_of(p, tile)];
+    const Matrix* m = p.matrices;
+    if constexpr (MATRICES == 1) m += matrix_of(p, tile);
     const u32 each = p.groups_of_run, begin = warp_index() * each;
     const u32 end = begin + each < p.groups ? begin + each : p.groups;
-    const u32 first = blockIdx.y * 8 * TILES;
+    const u32 first = blockIdx.y * rows;
     if (has_no_rows(p, first)) return;
-    Ring<TYPE, 1> ring;
-    ring.begin(&m, tile, begin, end, p.stage_units, rings);
+    ManyRing<TYPE, MATRICES> ring(p, blockIdx.x, blockIdx.x + 1, 1, begin, end, rings);
+    ring.fill_all();
     wait_for_previous();
     const u32 n = *p.view.count;
     if (first >= n) return wait_for_copies<0>();
-    float sums[TILES][4] = {};
-    multiply<TYPE, TILES>(ring, begin, end, p.input, first, n, sums);
+    Activations<TYPE, TILES, ahead> x(rings + ring.stages * WARPS * p.stage_units * ring.unit_bytes, p.input, first,
+                                      n - first);
+    // Four scales at a time.
+    const u32 quad = threadIdx.x;
+    if (quad < rows * RUNS / 4 && quad / (RUNS / 4) < n - first)
+        begin_copy<16>(scales + 4 * quad, p.input.scales + static_cast<u64>(first) * RUNS + 4 * quad);
+#pragma unroll
+    for (u32 k = 0; k < ahead; k++) {
+        if (begin + k < end) x.copy(k, begin + k);
+        close_copies();
+    }
+    // Thread i has elements i, i + BLOCK, … of the tile, [rows][TILE_ROWS]; what they want comes meanwhile.
     constexpr u32 mine = (TILES + 1) / 2;
-    float out[mine];
-    add_warps<TILES>(sums, parts, p.input.scales + static_cast<u64>(first) * RUNS, n - first, out);
+    float* to[mine];
+    float factors[mine] = {}, before[mine] = {};
+#pragma unroll
     for (u32 k = 0; k < mine; k++) {
-        const u32 i = threadIdx.x + k * BLOCK;
-        const u32 row = tile * TILE_ROWS + i % TILE_ROWS, c = first + i / TILE_ROWS;
-        if (i >= TILE_ROWS * 8 * TILES || row >= m.rows || c >= n) continue;
-        const float value = finished(out[k], p.input.factors[c], m.bias, row);
-        float* to = element(m, row, c, m.by_slot ? p.view.slots[c] : 0);
-        *to = m.add ? __fadd_rn(*to, value) : value;
+        const u32 i = threadIdx.x + k * BLOCK, row = tile * TILE_ROWS + i % TILE_ROWS, c = first + i / TILE_ROWS;
+        const bool writes = i < TILE_ROWS * rows && row < m->rows && c < n;
+        to[k] = writes ? element(*m, row, c, m->by_slot ? p.view.slots[c] : 0) : nullptr;
+        if (!writes) continue;
+        factors[k] = p.input.factors[c];
+        if (m->add) before[k] = *to[k];
+    }
+    float sums[MATRICES][TILES][4] = {};
+    multiply_many<TYPE, TILES, MATRICES, ahead>(ring, begin, end, x, sums);
+    // Warps without a group have waited for nothing.
+    wait_for_copies<0>();
+    __syncthreads();
+    const u32 g = lane_index() / 4, t = lane_index() % 4;
+    for (u32 i = 0; i < MATRICES; i++)
+        for (u32 c = 0; c < TILES; c++)
+            for (u32 k = 0; k < 4; k++)
+                parts[((i * RUNS + warp_index()) * rows + 8 * c + 2 * t + k % 2) * COLUMN_STRIDE + g + k / 2 * 8] =
+                    sums[i][c][k];
+    __syncthreads();
+#pragma unroll
+    for (u32 k = 0; k < mine; k++) {
+        if (!to[k]) continue;
+        const u32 i = threadIdx.x + k * BLOCK, c = i / TILE_ROWS, row = i % TILE_ROWS;
+        float value[MATRICES];
+        for (u32 j = 0; j < MATRICES; j++) {
+            float sum = 0;
+            for (u32 r = 0; r < RUNS; r++)
+                sum = fmaf(parts[((j * RUNS + r) * rows + c) * COLUMN_STRIDE + row], scales[c * RUNS + r], sum);
+            value[j] = finished(sum, factors[k], m[j].bias, tile * TILE_ROWS + row);
+        }
+        if constexpr (MATRICES == 2) value[0] = swiglu(value[0], value[1]);
+        *to[k] = m->add ? __fadd_rn(before[k], value[0]) : value[0];
     }
 }
 
-// grid: (tiles of the matrices, rows / 8 or 32); dynamic shared memory as above.
-#define MOR_READY_PRODUCTS(TYPE, type)                                    \
-    MOR_PRODUCT(mor_few_product_##type, ready_product<TYPE, 1>)           \
-    MOR_PRODUCT(mor_many_product_##type, ready_product<TYPE, MANY / 8>)
-MOR_EVERY_TYPE(MOR_READY_PRODUCTS)
+// grid: (tiles of a matrix or of several, rows / 8 or 32); dynamic shared memory as above.
+#define MOR_MANY_PRODUCTS(TYPE, type)                                  \
+    MOR_PRODUCT(mor_few_product_##type, many_product<TYPE, 1, 1>)      \
+    MOR_PRODUCT(mor_few_swiglu_##type, many_product<TYPE, 1, 2>)       \
+    MOR_PRODUCT(mor_many_product_##type, many_product<TYPE, MANY / 8, 1>) \
+    MOR_PRODUCT(mor_many_swiglu_##type, many_product<TYPE, MANY / 8, 2>)
+MOR_EVERY_TYPE(MOR_MANY_PRODUCTS)
 #endif

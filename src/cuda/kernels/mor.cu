@@ -5,7 +5,6 @@
 #include "many.cuh"
 #include "routing.cuh"
 #include "sampling.cuh"
-#include "several.cuh"
 #include "warpgroup.cuh"
 #ifdef MOR_EMULATED
 #include "conditional.cu"

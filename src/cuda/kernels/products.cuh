@@ -1,7 +1,7 @@
 // Matrix products. Columns are cut into eight runs, whose sums are added in their order. So a result depends
 // on the matrix and its own row of activations only, however many rows come along. A block computes sixteen
 // rows of a matrix, a tile, for some rows of activations, each warp a run (many.cuh); or for a lone row several
-// tiles, each warp several runs of one (lone.cuh); or, for more rows, several tiles without sharing their columns
+// tiles, each warp a run of its team's (lone.cuh); or, for more rows, several tiles without sharing their columns
 // among the warps (wide.cuh). exact.cuh is for what tensor cores cannot do.
 #pragma once
 #include "fragments.cuh"
@@ -15,8 +15,9 @@ struct ProductParams {
     // Groups of 32 columns, and of those in a run: an eighth, in whole pairs. The last runs may have fewer or none.
     u32 groups;
     u32 groups_of_run;
-    // A lone row: its block takes 2^these tiles, up to 8.
-    u32 log_tiles;
+    // A lone row: its blocks take so many tiles each, the first `longer_blocks` one more.
+    u32 tiles_of_block;
+    u32 longer_blocks;
     // Units in a stage of a warp's ring (ring.cuh).
     u32 stage_units;
     // A lone row's slot, if that is known.
@@ -25,7 +26,6 @@ struct ProductParams {
     u32 zero;
     // By warpgroups: blocks of rows, if all rows come.
     u32 row_blocks;
-    u32 unused;
     Prepared input;
     View view;
     // A lone row: what it is made of, for the block makes it ready itself.

@@ -200,7 +200,8 @@ template <u32 MAKE>
 __device__ __forceinline__ void make_run(const Source& s, u32 c, u32 slot, u32 columns, u32 run, u32 columns_of_run,
                                          bool sums, const Place& to) {
     // Quads of a lane at once, so that it waits once for all of them; what takes many instructions one by one.
-    constexpr u32 some = MAKE == GELU || MAKE == SCALED ? 1 : MAKE == ATTENTION ? 2 : 4, step = some * 4 * WARP;
+    constexpr u32 some = MAKE == GELU || MAKE == SCALED ? 1 : MAKE == ATTENTION ? 2 : MAKE == PLAIN ? 8 : 4,
+                  step = some * 4 * WARP;
     const u32 begin = run * columns_of_run, end = begin + columns_of_run < columns ? begin + columns_of_run : columns;
     float squares = 0, largest = 0;
     const auto scale = [&] {

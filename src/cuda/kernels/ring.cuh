@@ -4,98 +4,109 @@
 #include "products.cuh"
 
 #ifdef MOR_TENSOR_CORES
-// What a warp copies at a time: the tile's blocks of the same columns, which lie together; of plain types a
-// group of sixteen rows.
-template <u32 TYPE>
+// What a warp copies at a time: the tile's blocks of the same columns, which lie together; of plain types PLAIN groups, one
+// or two, of sixteen rows.
+template <u32 TYPE, u32 PLAIN>
 struct Unit {
     static constexpr bool plain = block_columns(TYPE) == 1;
-    static constexpr u32 groups = groups_of_block(TYPE);
-    static constexpr u32 bytes = plain ? TILE_ROWS * GROUP * 2 : TILE_ROWS * block_bytes(TYPE);
+    static constexpr u32 groups = plain ? PLAIN : groups_of_block(TYPE);
+    static constexpr u32 row_bytes = 2 * GROUP * PLAIN;
+    static constexpr u32 bytes = TILE_ROWS * (plain ? row_bytes : block_bytes(TYPE));
+    // Of plain types: chunks of a row, and the rows that a warp copies at once.
+    static constexpr u32 chunks = row_bytes / 16, rows = WARP / chunks;
 
-    // A lane's place in the next unit: of plain types in the lower and in the upper eight rows.
-    const u8* from[2];
+    // A lane's place in the next unit.
+    const u8* from;
+    // Of plain types: from a lane's row to its next, and which of them there are, a bit each.
+    u32 step, there;
 
     __device__ __forceinline__ void begin(const Matrix& m, u32 tile, u32 unit) {
         if constexpr (plain) {
-            for (u32 upper = 0; upper < 2; upper++) {
-                // Beyond the last row that again: what comes of it is not written.
-                const u32 row = tile * TILE_ROWS + lane_index() / 4 + 8 * upper, last = m.rows - 1;
-                from[upper] = m.data + static_cast<u64>(row < last ? row : last) * m.row_bytes +
-                              2 * GROUP * unit + 16 * (lane_index() % 4);
-            }
+            const u32 row = tile * TILE_ROWS + lane_index() / chunks;
+            from = m.data + static_cast<u64>(row) * m.row_bytes + row_bytes * unit + 16 * (lane_index() % chunks);
+            step = rows * m.row_bytes;
+            there = 0;
+            for (u32 k = 0; k < TILE_ROWS / rows; k++) there |= (row + rows * k < m.rows ? 1u : 0u) << k;
         } else {
-            from[0] = m.data + static_cast<u64>(tile) * TILE_ROWS * m.row_bytes +
-                      static_cast<u64>(unit) * bytes + 16 * lane_index();
+            from = m.data + static_cast<u64>(tile) * TILE_ROWS * m.row_bytes + static_cast<u64>(unit) * bytes +
+                   16 * lane_index();
         }
     }
 
-    // Copies the next unit, or zeros.
-    __device__ __forceinline__ void copy(u8* to, bool wanted) {
-        to += 16 * lane_index();
+    // Where sixteen bytes of a row stand: those that a warp reads together meet all banks.
+    static __device__ __forceinline__ u32 place(u32 row, u32 chunk) {
+        return row * row_bytes + 16 * (PLAIN == 2 ? chunk ^ row % 2 * 4 : chunk);
+    }
+
+    // Copies the next unit, of which so many groups are left in the matrix; zeros in the place of what is not there.
+    __device__ __forceinline__ void copy(u8* to, u32 left) {
         if constexpr (plain) {
-            for (u32 upper = 0; upper < 2; upper++) {
-                begin_copy<16>(to + upper * bytes / 2, from[upper], wanted);
-                from[upper] += 2 * GROUP;
-            }
+            const u32 chunk = lane_index() % chunks;
+            to += place(lane_index() / chunks, chunk);
+            for (u32 k = 0; k < TILE_ROWS / rows; k++)
+                begin_copy<16>(to + k * rows * row_bytes, from + k * step, chunk < 4 * left && there >> k & 1);
+            from += row_bytes;
         } else {
+            to += 16 * lane_index();
             for (u32 i = 0; i < bytes; i += 16 * WARP) {
                 const bool inside = i + 16 * WARP <= bytes || i + 16 * lane_index() < bytes;
-                if (inside) begin_copy<16>(to + i, from[0] + i, wanted);
+                if (inside) begin_copy<16>(to + i, from + i, left > 0);
             }
-            from[0] += bytes;
+            from += bytes;
         }
     }
 
     // A lane's fields of group `g` of a unit: of rows lane / 4 and lane / 4 + 8.
     static __device__ __forceinline__ void read(const u8* unit, u32 g, u32 words[2 * field_words(TYPE)]) {
+        const u32 row = lane_index() / 4, t = lane_index() % 4;
         for (u32 upper = 0; upper < 2; upper++) {
             u32* to = words + upper * field_words(TYPE);
             if constexpr (plain) {
-                const uint4 bits = *reinterpret_cast<const uint4*>(unit + 16 * lane_index() + upper * bytes / 2);
+                const uint4 bits = *reinterpret_cast<const uint4*>(unit + place(row, 4 * g + t) + upper * bytes / 2);
                 to[0] = bits.x, to[1] = bits.y, to[2] = bits.z, to[3] = bits.w;
             } else {
-                const Fields<TYPE> f =
-                    read_fields<TYPE>(unit, g, lane_index() / 4 + 8 * upper, lane_index() % 4);
+                const Fields<TYPE> f = read_fields<TYPE>(unit, g, row + 8 * upper, t);
                 for (u32 i = 0; i < field_words(TYPE); i++) to[i] = f.words[i];
             }
         }
     }
 };
 
-// A warp's ring, for one or two matrices: stages of units, which stand side by side for both. The host gives
-// the number of units in a stage, as product.rs has it. PAIRS: groups of a tile are multiplied two at a time.
+// A warp's ring, for one or two matrices: stages of units, which stand side by side for both, and are of one tile. The
+// host gives the number of units in a stage, as product.rs has it. STEP: groups that are multiplied together.
 constexpr u32 MOST_RING = 72 << 10;
 
-template <u32 TYPE, u32 MATRICES, bool PAIRS = MATRICES == 1>
+template <u32 TYPE, u32 MATRICES, u32 PLAIN, u32 STEP>
 struct Ring {
-    static constexpr u32 unit_bytes = MATRICES * Unit<TYPE>::bytes;
+    using Of = Unit<TYPE, PLAIN>;
+    static constexpr u32 groups = Of::groups, unit_bytes = MATRICES * Of::bytes;
     static constexpr u32 stages = 4 * WARPS * unit_bytes <= MOST_RING ? 4 : 2;
-    // Groups of a tile that are multiplied together: runs are whole pairs.
-    static constexpr u32 step = PAIRS ? 2 : 1;
 
-    Unit<TYPE> units[MATRICES];
+    const ProductParams& p;
+    Of units[MATRICES];
     u8* room;
-    u32 stage_units;
     // The stage that is used.
     u32 used;
-    // The next unit that is copied, and how many there are; a last half of a pair of groups has zeros beside it.
-    u32 next, last;
+    // The tile that is copied, from one to the next, and the one after the last; of each the units from `first` on, of
+    // which `next` is copied next, until `last`.
+    u32 tile, tile_step, last_tile;
+    u32 first, next, last;
 
-    __device__ __forceinline__ void begin(const Matrix* m, u32 tile, u32 begin, u32 end, u32 units_of_stage, u8* to) {
-        constexpr u32 groups = Unit<TYPE>::groups;
-        stage_units = units_of_stage;
-        used = 0;
-        room = to + warp_index() * (stages * stage_units * unit_bytes);
-        next = begin / groups;
-        last = begin < end ? (end + groups - 1) / groups : next;
-        for (u32 i = 0; i < MATRICES; i++) units[i].begin(m[i], tile, next);
-#pragma unroll 1
-        for (u32 stage = 0; stage < stages; stage++) fill(stage);
+    // Groups `begin` to `end` of tiles from `tile` on.
+    __device__ __forceinline__ Ring(const ProductParams& p, u32 tile, u32 last_tile, u32 tile_step, u32 begin, u32 end,
+                                    u8* to)
+        : p(p), room(to + warp_index() * (stages * p.stage_units * unit_bytes)), used(0), tile(tile),
+          tile_step(tile_step), last_tile(last_tile), first(begin / groups), next(first) {
+        last = begin < end ? (end + groups - 1) / groups : first;
+        // Runs begin at even groups, and a last one without another has zeros beside it.
+        if (STEP == 2 && groups == 1) last += last % 2;
+        begin_tile();
+        if (first == last || tile >= last_tile) this->tile = last_tile, last = first;
     }
 
-    __device__ __forceinline__ u8* stage(u32 number) const { return room + number * (stage_units * unit_bytes); }
+    __device__ __forceinline__ u8* stage(u32 number) const { return room + number * (p.stage_units * unit_bytes); }
 
-    __device__ __forceinline__ u32 groups_of_stage() const { return stage_units * Unit<TYPE>::groups; }
+    __device__ __forceinline__ u32 groups_of_stage() const { return p.stage_units * groups; }
 
     // Waits for the stage that comes next.
     __device__ __forceinline__ const u8* take() const {
@@ -111,6 +122,11 @@ struct Ring {
         used = (used + 1) % stages;
     }
 
+    __device__ __forceinline__ void fill_all() {
+#pragma unroll 1
+        for (u32 number = 0; number < stages; number++) fill(number);
+    }
+
     __device__ __forceinline__ void fill(u32 number) {
         copy(number);
         close_copies();
@@ -118,16 +134,27 @@ struct Ring {
 
     // The same as a part of a batch of copies.
     __device__ __forceinline__ void copy(u32 number) {
+        if (next >= last) {
+            if (tile + tile_step >= last_tile) return;
+            tile += tile_step;
+            begin_tile();
+        }
         u8* to = stage(number);
-        const u32 end = last + (groups_are_odd() ? 1 : 0);
 #pragma unroll 1
-        for (u32 u = 0; u < stage_units && next < end; u++, next++, to += unit_bytes)
-            for (u32 i = 0; i < MATRICES; i++) units[i].copy(to + i * Unit<TYPE>::bytes, next < last);
+        for (u32 u = 0; u < p.stage_units && next < last; u++, next++, to += unit_bytes)
+            for (u32 i = 0; i < MATRICES; i++) units[i].copy(to + i * Of::bytes, p.groups - groups * next);
     }
 
-    // Runs begin at even groups.
-    __device__ __forceinline__ bool groups_are_odd() const {
-        return step == 2 && Unit<TYPE>::groups == 1 && last % 2 == 1;
+    // The first of the matrices that have a tile abreast; `t` becomes its number there.
+    __device__ __forceinline__ const Matrix* matrices_of(u32& t) const {
+        return MATRICES == 1 ? p.matrices + matrix_of(p, t) : p.matrices;
+    }
+
+    __device__ __forceinline__ void begin_tile() {
+        u32 t = tile;
+        const Matrix* m = matrices_of(t);
+        next = first;
+        for (u32 i = 0; i < MATRICES; i++) units[i].begin(m[i], t, first);
     }
 };
 #endif
