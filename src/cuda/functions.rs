@@ -173,21 +173,14 @@ impl Ring {
     /// but one at least.
     pub fn units_of_stage(&self, groups: u32, tiles: u32, most: u32) -> u32 {
         let of_tile = groups.div_ceil(self.groups);
+        // Units that come together, for their groups are multiplied together.
+        let whole = if self.groups == 1 { self.step } else { 1 };
         let wanted = (of_tile * tiles).div_ceil(self.stages).min(of_tile);
-        let room = most / self.bytes_of_unit();
-        let units = match self.groups {
-            1 => wanted
-                .next_multiple_of(self.step)
-                .min(room / self.step * self.step),
-            _ => wanted.min(room),
-        };
-        // As large as they must be for as many.
-        let stages = of_tile.div_ceil(units.max(1));
-        let even = of_tile.div_ceil(stages);
-        match self.groups {
-            1 => even.next_multiple_of(self.step),
-            _ => even,
-        }
+        let room = most / self.bytes_of_unit() / whole * whole;
+        let units = wanted.next_multiple_of(whole).min(room.max(whole));
+        // No more than as many stages need, if all are alike.
+        let stages_of_tile = of_tile.div_ceil(units);
+        of_tile.div_ceil(stages_of_tile).next_multiple_of(whole)
     }
 }
 

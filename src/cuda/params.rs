@@ -5,7 +5,7 @@ use super::driver::Address;
 use crate::model::MAX_RECURSIONS;
 use crate::quant::TensorType;
 
-/// Threads of every block, and other sizes that the kernels have as constants.
+/// Threads of a block, where nothing else is said, and other sizes that the kernels have as constants.
 pub(super) const BLOCK: u32 = 256;
 /// The same of products by warpgroups (src/cuda/kernels/warpgroup.cuh).
 pub(super) const WARPGROUPS_BLOCK: u32 = 384;
@@ -13,11 +13,14 @@ pub(super) const TILE_ROWS: u32 = 16;
 pub(super) const GROUP: u32 = 32;
 /// Runs into which the columns of a product are cut.
 pub(super) const RUNS: u32 = BLOCK / 32;
-/// Bytes of shared memory for the rings of a block, at most, where more than one unit fits.
+/// Bytes that a block's rings take where a multiprocessor is to have two blocks. Rings of four stages, each of one unit,
+/// that would take more have two stages.
 pub(super) const MOST_RING: u32 = 72 << 10;
 /// Rows of activations that a block of a product takes, at most.
 pub(super) const MANY: u32 = 32;
 pub(super) const FEW: u32 = 8;
+/// Groups of activations that such a block has on their way, with one matrix and with two abreast.
+pub(super) const GROUPS_AHEAD: [u32; 2] = [4, 3];
 /// Rows up to which passes have programs of their own.
 pub(super) const SOME: usize = 64;
 /// Groups of weights and activations that `mor_wide_product_…` copies together, at least.

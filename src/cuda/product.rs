@@ -4,6 +4,7 @@ use super::functions::{Kernels, MOST_SHARED, Products, WideProduct};
 use super::launch::Function;
 use super::params::*;
 use super::program::Writer;
+use crate::error::Error;
 use crate::quant::TensorType;
 
 impl<'a> Writer<'a> {
@@ -136,8 +137,10 @@ impl<'a> Writer<'a> {
             params.row_blocks = blocks[1];
             return self.launch_blocks_of(WARPGROUPS_BLOCK, wide.function, grid, shared, &params);
         }
-        if let Some(many) = self.many(kernels, source, matrices, 1, view) {
-            self.launch_product(&many);
+        match self.many(kernels, source, matrices, 1, view) {
+            Some(many) => self.launch_product(&many),
+            // No device of 8.0 or later has so little.
+            None => self.note(Err(Error::device("a product has no room in shared memory"))),
         }
     }
 
@@ -156,7 +159,7 @@ impl<'a> Writer<'a> {
         let of_rows = |each: u32| {
             let mut params = self.product_params(source, matrices, view);
             params.tiles /= abreast;
-            // More than one and a half times two blocks for each multiprocessor take longer than those by warpgroups.
+            // More than one and a half times two blocks for each multiprocessor take longer than wide ones, on 9.0.
             let row_blocks = rows.div_ceil(each);
             let blocks = params.tiles * row_blocks;
             if abreast == 2 && row_blocks > 1 && blocks >= 3 * device.multiprocessors {
@@ -165,7 +168,7 @@ impl<'a> Writer<'a> {
             // As in many.cuh: scales, and rings of weights and of activations, of which sums take the place.
             let ring = kernels.rings[abreast as usize - 1];
             let group = each * (2 * GROUP + if has_min(matrices[0].ty) { 4 } else { 0 });
-            let ahead = if abreast == 1 { 4 } else { 3 };
+            let ahead = GROUPS_AHEAD[abreast as usize - 1];
             let fixed = 4 * RUNS * each + RUNS * ahead * group;
             let whole = device.product_shared() as u32;
             // Two blocks on a multiprocessor, if that leaves a ring.
@@ -187,7 +190,6 @@ impl<'a> Writer<'a> {
             })
         };
         let most = if rows <= FEW { FEW } else { MANY };
-        // Shared memory for `FEW` every device of 8.0 and later has.
         of_rows(most).or_else(|| of_rows(FEW))
     }
 
@@ -215,34 +217,32 @@ impl<'a> Writer<'a> {
         let ring = kernels.lone_rings[abreast as usize - 1];
         let whole = device.product_shared() as u32;
         // Where kernels overlap, there are as many blocks as multiprocessors, and a block wants more than half of the
-        // shared memory: so each multiprocessor has one, and then the next kernel's. Placed as they come, blocks of
-        // kernels that overlap would leave half of the multiprocessors without any. Elsewhere each has two.
+        // shared memory (two teams mostly want more than half of the registers too): so each multiprocessor has one, and
+        // then the next kernel's. Placed as they come, blocks of kernels that overlap would leave half of the
+        // multiprocessors without any. Elsewhere each has two, if there is room.
         let overlap = device.can_overlap();
-        let (most_teams, at_once, least, most) = match overlap {
-            true => (2, 1, whole / 2 + 2048, MOST_LONE_RINGS),
-            false => (1, 2, 0, MOST_RING),
-        };
-        let of_teams = |teams: u32| {
+        let of_blocks = |teams: u32, at_once: u32| {
             let mut params = params;
             let all = device.multiprocessors * at_once;
-            let blocks = all * params.tiles.div_ceil(all * MOST_TILES * teams);
-            let blocks = if overlap {
-                blocks
-            } else {
-                blocks.min(params.tiles)
-            };
+            let mut blocks = all * params.tiles.div_ceil(all * MOST_TILES * teams);
+            if !overlap {
+                blocks = blocks.min(params.tiles);
+            }
             (params.tiles_of_block, params.longer_blocks) =
                 (params.tiles / blocks, params.tiles % blocks);
             let tiles = params.tiles.div_ceil(blocks);
             // As in lone.cuh. A team without a tile has no rings.
             let sums = 4 * abreast * RUNS * TILE_ROWS * tiles;
             let row = sums + row_bytes(params.input.stride);
-            let left = whole.checked_sub(row)?;
+            // The device has a KiB of each block's.
+            let left = (whole / at_once - 1024 * (at_once - 1)).checked_sub(row)?;
+            let most = if overlap { MOST_LONE_RINGS } else { MOST_RING };
             let with_tiles = teams.min(tiles);
             let (groups, tiles_of_team) = (params.groups_of_run, tiles.div_ceil(teams));
             let room = left.min(most) / with_tiles;
             params.stage_units = ring.units_of_stage(groups, tiles_of_team, room);
             let rings = params.stage_units * ring.bytes_of_unit() * with_tiles;
+            let least = if overlap { whole / 2 + 2048 } else { 0 };
             (rings <= left).then_some(Product {
                 kernel,
                 grid: [blocks, 1, 1],
@@ -251,7 +251,11 @@ impl<'a> Writer<'a> {
                 params,
             })
         };
-        (1..=most_teams).rev().find_map(of_teams)
+        match overlap {
+            true => of_blocks(2, 1),
+            false => of_blocks(1, 2),
+        }
+        .or_else(|| of_blocks(1, 1))
     }
 
     fn launch_product(&mut self, product: &Product) {

@@ -607,7 +607,7 @@ impl<'a> Writer<'a> {
         self.note(outcome);
     }
 
-    fn note(&mut self, outcome: Result<()>) {
+    pub(super) fn note(&mut self, outcome: Result<()>) {
         self.refused = self.refused.take().or(outcome.err());
     }
 }

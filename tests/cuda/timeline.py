@@ -173,14 +173,18 @@ class Clocks:
 
 
 class Launch:
-    """A kernel's blocks: the first and the last that began, the last that ended, and the median of what lies between."""
+    """A kernel's blocks: the first and the last that began, the last that ended, and of those that did work the median of
+    what lies between."""
 
     def __init__(self, blocks):
         self.kernel, self.blocks = blocks[0].kernel, len(blocks)
         self.began, self.all_began = min(b.began for b in blocks), max(b.began for b in blocks)
         self.ended = max(b.ended for b in blocks)
-        self.most = max(collections.Counter(b.multiprocessor for b in blocks).values())
-        moments = ([getattr(b, name) for b in blocks] for name in ("waited", "ready", "multiplied", "ended"))
+        # Of a product those that multiplied: the others had no tile or no rows.
+        at_work = [b for b in blocks if b.multiplied is not None] or blocks
+        of_multiprocessor = collections.Counter(b.multiprocessor for b in at_work)
+        self.most, self.busy = max(of_multiprocessor.values()), len(of_multiprocessor)
+        moments = ([getattr(b, name) for b in at_work] for name in ("waited", "ready", "multiplied", "ended"))
         self.moments = [None if None in times else statistics.median(times) for times in moments]
 
 
@@ -209,19 +213,19 @@ def read(path):
     for before, launch in zip(found, found[1:]):
         times = (launch.ended, launch.began, launch.all_began, *launch.moments)
         times = [None if time is None else (time - before.ended) / 1000 for time in times]
-        rows[before.kernel, launch.kernel, launch.blocks].append((launch.most, times))
+        rows[before.kernel, launch.kernel, launch.blocks].append((launch.most, launch.busy, times))
     print("Medians, in microseconds. whole: from the end of the kernel before to this one's. Then, counted from there, when")
     print("its first block and all had begun; when the median block had waited, was ready, had multiplied, had ended.")
-    print("most: blocks that one multiprocessor had.")
-    print(f"{'kernel':36} {'after':36} {'launches':>8} {'blocks':>6} {'most':>4}" + "".join(f"{c:>11}" for c in COLUMNS))
-    order = sorted(rows.items(), key=lambda row: -sum(times[0] for _, times in row[1]))
+    print("busy: multiprocessors that had work; most: blocks with work that one had.")
+    print(f"{'kernel':36} {'after':36} {'launches':>8} {'blocks':>6} {'busy':>4} {'most':>4}" + "".join(f"{c:>11}" for c in COLUMNS))
+    order = sorted(rows.items(), key=lambda row: -sum(times[0] for *_, times in row[1]))
     for (before, kernel, blocks), seen in order:
         cells = []
         for column in range(len(COLUMNS)):
-            values = [times[column] for _, times in seen if times[column] is not None]
+            values = [times[column] for *_, times in seen if times[column] is not None]
             cells.append(f"{statistics.median(values):11.2f}" if values else " " * 10 + "-")
-        most = statistics.median(m for m, _ in seen)
-        print(f"{kernel:36} {before:36} {len(seen):8} {blocks:6} {most:4.0f}" + "".join(cells))
+        most, busy = (statistics.median(launch[i] for launch in seen) for i in range(2))
+        print(f"{kernel:36} {before:36} {len(seen):8} {blocks:6} {busy:4.0f} {most:4.0f}" + "".join(cells))
 
 
 def main():

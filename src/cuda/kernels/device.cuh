@@ -23,7 +23,7 @@ typedef unsigned long long u64;
 #endif
 #endif
 
-// Threads of every block.
+// Threads of a block; products for a lone row may have two teams of so many, and those by warpgroups have others.
 constexpr u32 BLOCK = 256;
 constexpr u32 WARP = 32;
 constexpr u32 WARPS = BLOCK / WARP;

@@ -96,16 +96,6 @@ __device__ __forceinline__ void add_products(const Fragments& f, const u32 b[2][
     }
 }
 
-// The group's sums of the activations of a lane's two columns, the first of them row `row`.
-template <u32 TYPE>
-__device__ __forceinline__ float2 sums_of_columns(const Prepared& x, u32 row, u32 n, u32 group) {
-    if constexpr (!has_min(TYPE)) return make_float2(0, 0);
-    const u32 each = x.stride / GROUP, last = n - 1;
-    const float* sums = x.sums + group;
-    return make_float2(sums[static_cast<u64>(row < last ? row : last) * each],
-                       sums[static_cast<u64>(row + 1 < last ? row + 1 : last) * each]);
-}
-
 // For all types that tensor cores take: KERNELS(type, its name).
 #define MOR_EVERY_TYPE(KERNELS)                                                                         \
     KERNELS(F16, f16) KERNELS(BF16, bf16) KERNELS(Q8_0, q8_0) KERNELS(Q4_0, q4_0) KERNELS(Q4_1, q4_1) \

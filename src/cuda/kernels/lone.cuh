@@ -18,7 +18,7 @@ template <u32 TYPE, u32 MATRICES>
 __device__ __forceinline__ void multiply_lone(LoneRing<TYPE, MATRICES>& ring, u32 tiles, u32 run, u32 begin, u32 end,
                                               const u16* halves, const float* group_sums, float* parts) {
     using Of = typename LoneRing<TYPE, MATRICES>::Of;
-    constexpr u32 groups = Of::groups, step = MATRICES == 1 ? 2 : 1;
+    constexpr u32 groups = Of::groups, step = LoneRing<TYPE, MATRICES>::step;
     constexpr u32 of_matrix = RUNS * TILE_ROWS, of_tile = MATRICES * of_matrix;
     const u32 stage_groups = ring.groups_of_stage();
     float* to = parts + team_index() * of_tile + run * TILE_ROWS + lane_index() / 4;

@@ -14,7 +14,7 @@ using ManyUnit = Unit<TYPE, 1>;
 template <u32 TYPE, u32 MATRICES>
 using ManyRing = Ring<TYPE, MATRICES, 1, 1>;
 
-// Groups of activations on their way, so that two blocks have room on a multiprocessor, as in product.rs.
+// Groups of activations on their way, so that two blocks have room on a multiprocessor, as in params.rs.
 __device__ constexpr u32 groups_ahead(u32 matrices) { return matrices == 1 ? 4 : 3; }
 
 // A warp's groups of activations, each [rows][32], and of types with a minimum their sums.
@@ -80,8 +80,11 @@ struct Activations {
 // A warp's run of a tile, groups `begin` to `end`, against the rows of `x`.
 template <u32 TYPE, u32 TILES, u32 MATRICES, u32 AHEAD>
 __device__ __forceinline__ void multiply_many(ManyRing<TYPE, MATRICES>& ring, u32 begin, u32 end,
-                                                 Activations<TYPE, TILES, AHEAD>& x, float sums[MATRICES][TILES][4]) {
+                                              Activations<TYPE, TILES, AHEAD>& x, float sums[MATRICES][TILES][4]) {
     constexpr u32 groups = ManyUnit<TYPE>::groups;
+    // A stage's weights come with the activations of its predecessor's last group, and are wanted when those have arrived
+    // that came that many groups before.
+    static_assert((ManyRing<TYPE, MATRICES>::stages - 1) * groups + 1 >= AHEAD, "weights arrive before they are used");
     const u32 tiles = (x.here + 7) / 8, stage_groups = ring.groups_of_stage();
 #pragma unroll 1
     for (u32 group = begin, start = begin / groups * groups; group < end; start += stage_groups) {
@@ -169,6 +172,7 @@ __device__ __forceinline__ void many_product(const ProductParams& p) {
     // Warps without a group have waited for nothing.
     wait_for_copies<0>();
     __syncthreads();
+    mark(MULTIPLIED);
     const u32 g = lane_index() / 4, t = lane_index() % 4;
     for (u32 i = 0; i < MATRICES; i++)
         for (u32 c = 0; c < TILES; c++)
@@ -193,9 +197,9 @@ __device__ __forceinline__ void many_product(const ProductParams& p) {
 }
 
 // grid: (tiles of a matrix or of several, rows / 8 or 32); dynamic shared memory as above.
-#define MOR_MANY_PRODUCTS(TYPE, type)                                  \
-    MOR_PRODUCT(mor_few_product_##type, many_product<TYPE, 1, 1>)      \
-    MOR_PRODUCT(mor_few_swiglu_##type, many_product<TYPE, 1, 2>)       \
+#define MOR_MANY_PRODUCTS(TYPE, type)                                     \
+    MOR_PRODUCT(mor_few_product_##type, many_product<TYPE, 1, 1>)         \
+    MOR_PRODUCT(mor_few_swiglu_##type, many_product<TYPE, 1, 2>)          \
     MOR_PRODUCT(mor_many_product_##type, many_product<TYPE, MANY / 8, 1>) \
     MOR_PRODUCT(mor_many_swiglu_##type, many_product<TYPE, MANY / 8, 2>)
 MOR_EVERY_TYPE(MOR_MANY_PRODUCTS)

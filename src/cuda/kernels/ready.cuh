@@ -250,7 +250,7 @@ __device__ __forceinline__ float factor_of(const Source& s, u32 columns, const f
 __device__ __forceinline__ void prefetch_source(const Source& s, u32 columns) {
     // Floats that come together.
     constexpr u32 line = 32;
-    for (u32 i = threadIdx.x * line; s.make == NORM && i < columns; i += BLOCK * line) prefetch(s.b + i);
+    for (u32 i = threadIdx.x * line; s.make == NORM && i < columns; i += blockDim.x * line) prefetch(s.b + i);
 }
 
 struct ReadyParams {

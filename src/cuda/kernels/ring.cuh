@@ -4,13 +4,13 @@
 #include "products.cuh"
 
 #ifdef MOR_TENSOR_CORES
-// What a warp copies at a time: the tile's blocks of the same columns, which lie together; of plain types PLAIN groups, one
+// What a warp copies at a time: the tile's blocks of the same columns, which lie together; of plain types PLAIN_GROUPS, one
 // or two, of sixteen rows.
-template <u32 TYPE, u32 PLAIN>
+template <u32 TYPE, u32 PLAIN_GROUPS>
 struct Unit {
     static constexpr bool plain = block_columns(TYPE) == 1;
-    static constexpr u32 groups = plain ? PLAIN : groups_of_block(TYPE);
-    static constexpr u32 row_bytes = 2 * GROUP * PLAIN;
+    static constexpr u32 groups = plain ? PLAIN_GROUPS : groups_of_block(TYPE);
+    static constexpr u32 row_bytes = 2 * GROUP * PLAIN_GROUPS;
     static constexpr u32 bytes = TILE_ROWS * (plain ? row_bytes : block_bytes(TYPE));
     // Of plain types: chunks of a row, and the rows that a warp copies at once.
     static constexpr u32 chunks = row_bytes / 16, rows = WARP / chunks;
@@ -18,33 +18,35 @@ struct Unit {
     // A lane's place in the next unit.
     const u8* from;
     // Of plain types: from a lane's row to its next, and which of them there are, a bit each.
-    u32 step, there;
+    u32 row_step, rows_there;
 
     __device__ __forceinline__ void begin(const Matrix& m, u32 tile, u32 unit) {
         if constexpr (plain) {
             const u32 row = tile * TILE_ROWS + lane_index() / chunks;
             from = m.data + static_cast<u64>(row) * m.row_bytes + row_bytes * unit + 16 * (lane_index() % chunks);
-            step = rows * m.row_bytes;
-            there = 0;
-            for (u32 k = 0; k < TILE_ROWS / rows; k++) there |= (row + rows * k < m.rows ? 1u : 0u) << k;
+            row_step = rows * m.row_bytes;
+            rows_there = 0;
+            for (u32 k = 0; k < TILE_ROWS / rows; k++) rows_there |= (row + rows * k < m.rows ? 1u : 0u) << k;
         } else {
             from = m.data + static_cast<u64>(tile) * TILE_ROWS * m.row_bytes + static_cast<u64>(unit) * bytes +
                    16 * lane_index();
         }
     }
 
-    // Where sixteen bytes of a row stand: those that a warp reads together meet all banks.
+    // Where sixteen bytes of a row stand: those that a warp reads together, four of each row, meet all banks. Where a row
+    // has eight, every second one has its halves the other way round.
     static __device__ __forceinline__ u32 place(u32 row, u32 chunk) {
-        return row * row_bytes + 16 * (PLAIN == 2 ? chunk ^ row % 2 * 4 : chunk);
+        return row * row_bytes + 16 * (PLAIN_GROUPS == 2 ? chunk ^ row % 2 * 4 : chunk);
     }
 
     // Copies the next unit, of which so many groups are left in the matrix; zeros in the place of what is not there.
     __device__ __forceinline__ void copy(u8* to, u32 left) {
         if constexpr (plain) {
             const u32 chunk = lane_index() % chunks;
+            const bool in_matrix = chunk < chunks / groups * left;
             to += place(lane_index() / chunks, chunk);
             for (u32 k = 0; k < TILE_ROWS / rows; k++)
-                begin_copy<16>(to + k * rows * row_bytes, from + k * step, chunk < 4 * left && there >> k & 1);
+                begin_copy<16>(to + k * rows * row_bytes, from + k * row_step, in_matrix && rows_there >> k & 1);
             from += row_bytes;
         } else {
             to += 16 * lane_index();
@@ -72,14 +74,15 @@ struct Unit {
     }
 };
 
-// A warp's ring, for one or two matrices: stages of units, which stand side by side for both, and are of one tile. The
-// host gives the number of units in a stage, as product.rs has it. STEP: groups that are multiplied together.
+// As in params.rs.
 constexpr u32 MOST_RING = 72 << 10;
 
-template <u32 TYPE, u32 MATRICES, u32 PLAIN, u32 STEP>
+// A warp's ring, for one or two matrices: stages of units, which stand side by side for both, and are of one tile. The
+// host gives the number of units in a stage, as product.rs has it. STEP: groups that are multiplied together.
+template <u32 TYPE, u32 MATRICES, u32 PLAIN_GROUPS, u32 STEP>
 struct Ring {
-    using Of = Unit<TYPE, PLAIN>;
-    static constexpr u32 groups = Of::groups, unit_bytes = MATRICES * Of::bytes;
+    using Of = Unit<TYPE, PLAIN_GROUPS>;
+    static constexpr u32 groups = Of::groups, step = STEP, unit_bytes = MATRICES * Of::bytes;
     static constexpr u32 stages = 4 * WARPS * unit_bytes <= MOST_RING ? 4 : 2;
 
     const ProductParams& p;
@@ -108,7 +111,7 @@ struct Ring {
 
     __device__ __forceinline__ u32 groups_of_stage() const { return p.stage_units * groups; }
 
-    // Waits for the stage that comes next.
+    // Waits for the stage that comes next, where all that is copied are weights; many.cuh counts for itself.
     __device__ __forceinline__ const u8* take() const {
         wait_for_copies<stages - 1>();
         __syncwarp();
