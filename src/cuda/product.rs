@@ -154,11 +154,14 @@ impl<'a> Writer<'a> {
         abreast: u32,
         view: View,
     ) -> Option<Product> {
+        let mut params = self.product_params(source, matrices, view);
+        params.tiles /= abreast;
         let device = &self.weights.device;
+        let ring = kernels.rings[abreast as usize - 1];
+        let whole = device.product_shared() as u32;
         let rows = self.rows as u32;
         let of_rows = |each: u32| {
-            let mut params = self.product_params(source, matrices, view);
-            params.tiles /= abreast;
+            let mut params = params;
             // More than one and a half times two blocks for each multiprocessor take longer than wide ones, on 9.0.
             let row_blocks = rows.div_ceil(each);
             let blocks = params.tiles * row_blocks;
@@ -166,11 +169,9 @@ impl<'a> Writer<'a> {
                 return None;
             }
             // As in many.cuh: scales, and rings of weights and of activations, of which sums take the place.
-            let ring = kernels.rings[abreast as usize - 1];
             let group = each * (2 * GROUP + if has_min(matrices[0].ty) { 4 } else { 0 });
             let ahead = GROUPS_AHEAD[abreast as usize - 1];
             let fixed = 4 * RUNS * each + RUNS * ahead * group;
-            let whole = device.product_shared() as u32;
             // Two blocks on a multiprocessor, if that leaves a ring.
             let most = (whole / 2).saturating_sub(fixed).min(MOST_RING);
             params.stage_units = ring.units_of_stage(params.groups_of_run, 1, most);

@@ -245,10 +245,7 @@ impl Tokenizer {
     /// As [`Tokenizer::token_bytes`] of a token that a model has drawn, which may have more rows than its tokenizer has
     /// tokens: those are no text.
     pub(crate) fn drawn_bytes(&self, id: u32, special: bool) -> &[u8] {
-        match (id as usize) < self.vocabulary.len() {
-            true => self.token_bytes(id, special).unwrap_or_default(),
-            false => &[],
-        }
+        self.token_bytes(id, special).unwrap_or_default()
     }
 
     /// The bytes of the longest token.
