@@ -141,7 +141,7 @@ pub(crate) struct KvRegions {
     pub lengths: Region,
     pub owners: Region,
     pub free: Region,
-    pub free_count: Region,
+    pub counts: Region,
 }
 
 /// The cache, as it lies in the arena. A list is the pages and entries of one plane of one sequence:
@@ -155,10 +155,15 @@ pub struct KvCache<'a> {
     pub(crate) lengths: &'a mut [u32],
     /// [pages] lists that have the page.
     pub(crate) owners: &'a mut [u32],
-    /// A stack of free pages, of which the first `free_count[0]` are valid.
+    /// A stack of free pages, of which the first `counts[FREE]` are valid.
     pub(crate) free: &'a mut [u32],
-    pub(crate) free_count: &'a mut [u32],
+    /// How many pages are free, and how many owners pages have beyond their first.
+    pub(crate) counts: &'a mut [u32],
 }
+
+/// Places in [`KvCache::counts`].
+const FREE: usize = 0;
+const SHARED: usize = 1;
 
 /// An entry that a list was given.
 pub(crate) struct Taken {
@@ -185,7 +190,7 @@ impl KvCache<'_> {
         for (i, page) in self.free.iter_mut().enumerate() {
             *page = (pages - 1 - i) as u32;
         }
-        self.free_count[0] = pages as u32;
+        (self.counts[FREE], self.counts[SHARED]) = (pages as u32, 0);
         self.owners.fill(0);
         self.lengths.fill(0);
     }
@@ -197,7 +202,7 @@ impl KvCache<'_> {
 
     /// Pages that nobody has.
     pub(crate) fn pages_free(&self) -> usize {
-        self.free_count[0] as usize
+        self.counts[FREE] as usize
     }
 
     /// The list of a plane of a sequence.
@@ -225,7 +230,9 @@ impl KvCache<'_> {
     /// Whether the next entry of a list goes to a page that other lists have too.
     fn last_page_is_shared(&self, list: usize) -> bool {
         let length = self.length(list);
-        !length.is_multiple_of(PAGE_TOKENS)
+        // Mostly there is no such page at all.
+        self.counts[SHARED] > 0
+            && !length.is_multiple_of(PAGE_TOKENS)
             && self.owners[self.table(list)[length / PAGE_TOKENS] as usize] > 1
     }
 
@@ -255,7 +262,7 @@ impl KvCache<'_> {
             self.tables[table] = self.take_page()?;
         } else if self.last_page_is_shared(list) {
             let (old, new) = (self.tables[table], self.take_page()?);
-            self.owners[old as usize] -= 1;
+            self.disown(old);
             self.tables[table] = new;
             (taken.new_page, taken.copied) = (true, Some([old, new]));
         }
@@ -263,12 +270,31 @@ impl KvCache<'_> {
         Ok(taken)
     }
 
+    /// Gives a list entries until it has `end`, as far as its last page, which is its own, has room.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn fill_page(&mut self, list: usize, end: usize) {
+        let length = self.length(list);
+        self.lengths[list] = length.next_multiple_of(PAGE_TOKENS).min(end) as u32;
+    }
+
+    /// Gives lists that have equally many entries one more each, if that takes no page.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn grow_in_place(&mut self, lists: impl Iterator<Item = usize> + Clone) -> bool {
+        let length = lists.clone().next().map_or(0, |list| self.length(list));
+        debug_assert!(lists.clone().all(|list| self.length(list) == length));
+        let in_place = !length.is_multiple_of(PAGE_TOKENS) && self.counts[SHARED] == 0;
+        if in_place {
+            lists.for_each(|list| self.lengths[list] += 1);
+        }
+        in_place
+    }
+
     fn take_page(&mut self) -> Result<u32> {
         let full = Error::KvFull {
             pages: self.shape.pages,
         };
-        let left = self.free_count[0].checked_sub(1).ok_or(full)?;
-        self.free_count[0] = left;
+        let left = self.counts[FREE].checked_sub(1).ok_or(full)?;
+        self.counts[FREE] = left;
         let page = self.free[left as usize];
         self.owners[page as usize] = 1;
         Ok(page)
@@ -282,13 +308,20 @@ impl KvCache<'_> {
         }
         for index in length.div_ceil(PAGE_TOKENS)..old.div_ceil(PAGE_TOKENS) {
             let page = self.tables[list * self.shape.table_pages + index];
-            self.owners[page as usize] -= 1;
-            if self.owners[page as usize] == 0 {
-                self.free[self.free_count[0] as usize] = page;
-                self.free_count[0] += 1;
-            }
+            self.disown(page);
         }
         self.lengths[list] = length as u32;
+    }
+
+    /// A list gives a page up; it is free when nobody else has it.
+    fn disown(&mut self, page: u32) {
+        self.owners[page as usize] -= 1;
+        if self.owners[page as usize] > 0 {
+            self.counts[SHARED] -= 1;
+            return;
+        }
+        self.free[self.counts[FREE] as usize] = page;
+        self.counts[FREE] += 1;
     }
 
     /// Gives an empty list the first `length` entries of another, on the same pages.
@@ -300,6 +333,7 @@ impl KvCache<'_> {
         for page in &self.tables[to * size..][..pages] {
             self.owners[*page as usize] += 1;
         }
+        self.counts[SHARED] += pages as u32;
         self.lengths[to] = length as u32;
     }
 

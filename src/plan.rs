@@ -322,7 +322,7 @@ impl Plan {
             lengths: layout.add::<u32>(&[lists])?,
             owners: layout.add::<u32>(&[kv_shape.pages])?,
             free: layout.add::<u32>(&[kv_shape.pages])?,
-            free_count: layout.add::<u32>(&[1])?,
+            counts: layout.add::<u32>(&[2])?,
             pages: layout.add::<u8>(&[here(kv_shape.pages), kv_shape.page_bytes()])?,
         };
         let team_bytes = Team::bytes(params.threads).next_multiple_of(ARENA_ALIGNMENT);
@@ -443,7 +443,7 @@ impl Plan {
             + self.kv.lengths.bytes
             + self.kv.owners.bytes
             + self.kv.free.bytes
-            + self.kv.free_count.bytes;
+            + self.kv.counts.bytes;
         let history = self.sequences.tokens.bytes + self.sequences.depths.bytes;
         let named =
             self.kv.pages.bytes + tables + history + sampling + a.scratch.bytes + a.partials.bytes;
@@ -514,7 +514,7 @@ impl Plan {
                 lengths: carver.take(self.kv.lengths),
                 owners: carver.take(self.kv.owners),
                 free: carver.take(self.kv.free),
-                free_count: carver.take(self.kv.free_count),
+                counts: carver.take(self.kv.counts),
                 pages: carver.take(self.kv.pages),
             },
         }

@@ -513,6 +513,40 @@ fn however_few_rows_come_no_bit_changes() {
     }
 }
 
+/// Blocks that go through all rows, for not all blocks run at once, give every type the same bits as those for a few
+/// rows: where their rings hold all weights, and where these come again for each part of the rows.
+#[test]
+fn rows_that_a_block_takes_in_turn_change_no_bit() {
+    let Some((fake, _alone)) = Fake::find() else {
+        return;
+    };
+    for hidden in [256, 3584] {
+        let shape = of_sizes(hidden, 256, 512);
+        for ty in by_tensor_cores() {
+            let bytes = in_type(ty, &shape, &shape);
+            let logits = |attributes: &str, batch: usize| {
+                fake.reset();
+                fake.set("MOR_FAKE_CUDA_ATTRIBUTE", attributes);
+                if attributes.contains("97=") {
+                    fake.set("MOR_FAKE_CUDA_ARCH", "86");
+                }
+                let model = Model::from_bytes_on(bytes.clone(), Device::Cuda(0)).unwrap();
+                let tokens: Vec<u32> = (0..40).map(|i| i * i * 31 % 512).collect();
+                logits_after(&model, &tokens, 40, batch)
+            };
+            // Of 16 tiles for gate and up 32 blocks: more than two for each multiprocessor, fewer than three.
+            let few = logits("16=12", 8);
+            let some = logits("16=12", 40);
+            assert!(some == few, "{}, {hidden}", ty.name());
+            let name = format!("many_swiglu_{}", ty.name().to_lowercase());
+            assert!(fake.kernels(&name) > 0, "{name}");
+            let some = logits("16=12,97=101376", 40);
+            assert!(some == few, "{}, {hidden}, little shared memory", ty.name());
+        }
+    }
+    fake.reset();
+}
+
 /// Products by warpgroups give every type the same bits as those for few rows.
 #[test]
 fn products_for_prompts_change_no_bit() {

@@ -77,9 +77,10 @@ impl Books {
         let b = &mut *pass.buffers;
         for (place, sequence) in self.sequences.iter().enumerate() {
             if sequence.entered > sequence.done {
-                gpu.set_kept(model, &b.kv, place);
-                for _ in sequence.done..sequence.entered {
-                    reserve(gpu, &mut b.kv, place, &schedule.coda)?;
+                gpu.set_kept(&b.kv, place);
+                for run in &schedule.coda {
+                    let list = b.kv.list(place, run.plane);
+                    gpu.reserve(&mut b.kv, list, sequence.entered - sequence.done)?;
                 }
             }
         }
@@ -177,11 +178,15 @@ fn all_run_first(model: &Model) -> bool {
     }
 }
 
+/// Gives a row its places in layers that follow one another, whose lists have equally many entries.
 fn reserve(gpu: &mut Gpu, kv: &mut KvCache, place: usize, runs: &[LayerRun]) -> Result<()> {
-    for run in runs.iter().filter(|run| run.keys == Keys::Append) {
-        gpu.reserve(kv, kv.list(place, run.plane))?;
+    let first = kv.list(place, 0);
+    let appending = runs.iter().filter(|run| run.keys == Keys::Append);
+    let mut lists = appending.map(|run| first + run.plane);
+    if kv.grow_in_place(lists.clone()) {
+        return Ok(());
     }
-    Ok(())
+    lists.try_for_each(|list| gpu.reserve(kv, list, 1))
 }
 
 /// The lists of some layers have so many entries.

@@ -49,6 +49,11 @@ impl Books {
     /// Sees to it that this tick, with `new` more rows, finds the pages that it may take at most.
     /// Sequences give way until it does. Returns the new rows that are left.
     pub(super) fn make_room(&mut self, pass: &mut Pass, mut new: usize) -> usize {
+        // A page for each entry that there may be is more than enough, and mostly there.
+        let rows = pass.flying + new + pass.left;
+        if rows * pass.model.schedule().planes.len() <= pass.buffers.kv.pages_free() {
+            return new;
+        }
         while self.pages_for_tick(pass, new) > pass.buffers.kv.pages_free() {
             if self.reclaim(pass) {
                 continue;

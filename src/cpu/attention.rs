@@ -648,7 +648,7 @@ mod tests {
             // What no entry has been written to may hold anything.
             let mut pages = vec![0xff; shape.pages * shape.page_bytes()];
             let (mut tables, mut lengths) = ([0; PAGES], [0]);
-            let (mut owners, mut free, mut free_count) = ([0; PAGES], [0; PAGES], [0]);
+            let (mut owners, mut free, mut counts) = ([0; PAGES], [0; PAGES], [0; 2]);
             let mut kv = KvCache {
                 shape: &shape,
                 pages: &mut pages,
@@ -656,7 +656,7 @@ mod tests {
                 lengths: &mut lengths,
                 owners: &mut owners,
                 free: &mut free,
-                free_count: &mut free_count,
+                counts: &mut counts,
             };
             kv.reset();
             let wave = |i: usize, speed: f32| (i as f32 * speed).sin();

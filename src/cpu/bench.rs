@@ -184,7 +184,7 @@ impl LongAttention {
             lengths: &mut [self.seats.last().map_or(0, |s| s.visible)],
             owners: &mut [],
             free: &mut [],
-            free_count: &mut [0],
+            counts: &mut [0; 2],
         };
         let attention = Attention {
             level: self.level,

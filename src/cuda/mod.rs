@@ -82,6 +82,8 @@ pub(crate) struct Gpu {
     changed: Vec<u32>,
     /// Room for the rows of a pass.
     new_rows: Vec<NewRow>,
+    /// [`session::kept_planes`].
+    kept_planes: Vec<Option<usize>>,
     /// The slot of the row that the last launch stumbled over.
     culprit: Option<u32>,
     vocab: usize,
@@ -170,6 +172,7 @@ impl Gpu {
             _weights: weights.clone(),
             changed: reserved(device_plan.changes)?,
             new_rows: reserved(device_plan.sizes.rows)?,
+            kept_planes: session::kept_planes(model)?,
             culprit: None,
             vocab: h.vocab_size,
             last_row: 0,
@@ -214,20 +217,24 @@ impl Gpu {
         draw.is_some()
     }
 
-    /// Gives a list an entry, as [`KvCache::append`], and its page to the device.
-    pub fn reserve(&mut self, kv: &mut KvCache, list: usize) -> Result<()> {
-        let taken = kv.take_entry(list)?;
-        if let Some([from, to]) = taken.copied {
-            let bytes = kv.shape().page_bytes();
-            let page = |page: u32| self.plan.pages.offset + page as usize * bytes;
-            self.buffer.copy_within(page(from), page(to), bytes)?;
-        }
-        if taken.new_page {
-            let change = Change {
-                index: taken.table as u32,
-                page: kv.tables[taken.table],
-            };
-            self.change(change)?;
+    /// Gives a list entries, as [`KvCache::append`] one, and their pages to the device.
+    pub fn reserve(&mut self, kv: &mut KvCache, list: usize, entries: usize) -> Result<()> {
+        let end = kv.length(list) + entries;
+        while kv.length(list) < end {
+            let taken = kv.take_entry(list)?;
+            if let Some([from, to]) = taken.copied {
+                let bytes = kv.shape().page_bytes();
+                let page = |page: u32| self.plan.pages.offset + page as usize * bytes;
+                self.buffer.copy_within(page(from), page(to), bytes)?;
+            }
+            if taken.new_page {
+                let change = Change {
+                    index: taken.table as u32,
+                    page: kv.tables[taken.table],
+                };
+                self.change(change)?;
+            }
+            kv.fill_page(list, end);
         }
         Ok(())
     }

@@ -168,25 +168,26 @@ impl<'a> Writer<'a> {
             if abreast == 2 && row_blocks > 1 && blocks >= 3 * device.multiprocessors {
                 return None;
             }
-            // As in many.cuh: scales, and rings of weights and of activations, of which sums take the place.
+            // Where not all blocks run at once, one takes all rows, so that its weights come once.
+            let at_once = blocks <= 2 * device.multiprocessors;
+            // As in many.cuh: scales, and rings of activations, of which sums take the place, and of weights.
             let group = each * (2 * GROUP + if has_min(matrices[0].ty) { 4 } else { 0 });
             let ahead = GROUPS_AHEAD[abreast as usize - 1];
             let fixed = 4 * RUNS * each + RUNS * ahead * group;
             // Two blocks on a multiprocessor, if that leaves a ring.
             let most = (whole / 2).saturating_sub(fixed).min(MOST_RING);
             params.stage_units = ring.units_of_stage(params.groups_of_run, 1, most);
-            let rings = params.stage_units * ring.bytes_of_unit();
-            let sums = 4 * abreast * RUNS * each * (TILE_ROWS + 4);
+            let shared = fixed + params.stage_units * ring.bytes_of_unit();
             let all = if each == FEW {
                 kernels.few
             } else {
                 kernels.many
             };
-            (fixed + rings <= whole).then_some(Product {
+            (shared <= whole).then_some(Product {
                 kernel: all[abreast as usize - 1],
-                grid: [params.tiles, row_blocks, 1],
+                grid: [params.tiles, if at_once { row_blocks } else { 1 }, 1],
                 threads: BLOCK,
-                shared: (4 * RUNS * each + sums).max(fixed + rings),
+                shared,
                 params,
             })
         };

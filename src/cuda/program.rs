@@ -318,8 +318,8 @@ impl<'a> Writer<'a> {
             vocab,
             context: self.plan.sizes.context as u32,
         };
-        let grid = [self.rows as u32, vocab.div_ceil(CHUNK), 1];
-        self.launch(self.kernels.candidates, grid, 0, &params);
+        let blocks = self.rows as u32 * vocab.div_ceil(CHUNK);
+        self.launch(self.kernels.candidates, [blocks, 1, 1], 0, &params);
         let params = SampleParams {
             view: wanted,
             rows: self.at(self.plan.rows),

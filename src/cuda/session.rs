@@ -6,7 +6,8 @@ use super::{Gpu, NewRow, Pass, least_score, may_enter};
 use crate::cpu::Settings;
 use crate::error::Result;
 use crate::kv::{KvCache, PAGE_TOKENS};
-use crate::model::{MAX_RECURSIONS, Model};
+use crate::memory::try_collect;
+use crate::model::{Model, PlaneTokens};
 use crate::plan::Buffers;
 use crate::routing::Routing;
 use crate::sampling::Sampler;
@@ -22,7 +23,7 @@ impl Gpu {
         routing: Routing,
         sampler: &Sampler,
     ) -> Result<()> {
-        self.set_kept(model, &buffers.kv, 0);
+        self.set_kept(&buffers.kv, 0);
         let first = buffers.rows[0].position as usize;
         self.reserve_all(model, &mut buffers.kv, n, settings.depth_limit)?;
         self.draws = self.set_draw(0, sampler);
@@ -74,9 +75,8 @@ impl Gpu {
         depth_limit: usize,
     ) -> Result<()> {
         for plane in 0..model.schedule().planes.len() {
-            for _ in 0..self.reserved(model, plane, n, depth_limit) {
-                self.reserve(kv, plane)?;
-            }
+            let entries = self.reserved(model, plane, n, depth_limit);
+            self.reserve(kv, plane, entries)?;
         }
         Ok(())
     }
@@ -109,7 +109,7 @@ impl Gpu {
         for (plane, description) in model.schedule().planes.iter().enumerate() {
             let count = description.tokens.entries(depths);
             for slot in 0..count {
-                self.reserve(&mut buffers.kv, plane)?;
+                self.reserve(&mut buffers.kv, plane, 1)?;
                 let (shape, at) = (buffers.kv.shape(), slot % PAGE_TOKENS);
                 for head in 0..shape.kv_heads {
                     let (entry, more) = entries.split_at(2 * key_bytes);
@@ -168,16 +168,27 @@ impl Gpu {
     }
 
     /// Sets the entries that a sequence's planes of each recursion have.
-    pub fn set_kept(&mut self, model: &Model, kv: &KvCache, sequence: usize) {
-        let recursions = model.hyperparameters().recursions;
-        let mut kept = [0u32; MAX_RECURSIONS];
-        for (plane, description) in model.schedule().planes.iter().enumerate() {
-            if let crate::model::PlaneTokens::DeeperThan(r) = description.tokens {
-                kept[r] = kv.length(kv.list(sequence, plane)) as u32;
-            }
-        }
-        for (r, count) in kept[..recursions].iter().enumerate() {
-            self.put(self.plan.input.kept, sequence * recursions + r, *count);
+    pub fn set_kept(&mut self, kv: &KvCache, sequence: usize) {
+        let first = sequence * self.kept_planes.len();
+        for r in 0..self.kept_planes.len() {
+            let kept = match self.kept_planes[r] {
+                Some(plane) => kv.length(kv.list(sequence, plane)),
+                None => 0,
+            };
+            self.put(self.plan.input.kept, first + r, kept as u32);
         }
     }
+}
+
+/// Of each recursion a plane that has an entry for the tokens that ran it, as all such planes have; none where
+/// recursion 0 has one for every token.
+pub(super) fn kept_planes(model: &Model) -> Result<Vec<Option<usize>>> {
+    let planes = &model.schedule().planes;
+    let recursions = model.hyperparameters().recursions;
+    let find = |r| {
+        planes
+            .iter()
+            .position(|plane| plane.tokens == PlaneTokens::DeeperThan(r))
+    };
+    try_collect((0..recursions).map(|r| Ok(find(r))))
 }

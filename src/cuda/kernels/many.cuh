@@ -1,4 +1,4 @@
-// Products for rows that are ready, 8 or 32 a block: with a tile of one matrix, or of a gate and of what it lets through.
+// Products for rows that are ready, 8 or 32 at a time: with a tile of one matrix, or of a gate and of what it lets through.
 // Activations come through shared memory too, each warp's own to itself, several groups at a time as soon as the kernel
 // before allows.
 #pragma once
@@ -124,79 +124,94 @@ __device__ __forceinline__ void multiply_many(ManyRing<TYPE, MATRICES>& ring, u3
 template <u32 TYPE, u32 TILES, u32 MATRICES>
 __device__ __forceinline__ void many_product(const ProductParams& p) {
     constexpr u32 rows = 8 * TILES, ahead = groups_ahead(MATRICES);
-    // As in product.rs: the scales of runs, [rows][RUNS]; the rings of weights and of activations. The warps' sums,
-    // [matrices][RUNS][rows][COLUMN_STRIDE], come in the place of the rings.
+    using X = Activations<TYPE, TILES, ahead>;
+    // As in product.rs: the scales of runs, [rows][RUNS]; the rings of activations and of weights. The warps' sums,
+    // [matrices][RUNS][rows][COLUMN_STRIDE], come in the place of the activations.
     MOR_DYNAMIC_SHARED(uint4, room);
     float* scales = reinterpret_cast<float*>(room);
-    float* parts = scales + rows * RUNS;
-    u8* rings = reinterpret_cast<u8*>(parts);
+    u8* activations = reinterpret_cast<u8*>(scales + rows * RUNS);
+    float* parts = reinterpret_cast<float*>(activations);
+    static_assert(4 * MATRICES * rows * COLUMN_STRIDE <= ahead * X::bytes, "sums have room in the activations' place");
     let_next_begin();
     u32 tile = blockIdx.x;
     const Matrix* m = p.matrices;
     if constexpr (MATRICES == 1) m += matrix_of(p, tile);
     const u32 each = p.groups_of_run, begin = warp_index() * each;
     const u32 end = begin + each < p.groups ? begin + each : p.groups;
-    const u32 first = blockIdx.y * rows;
+    u32 first = blockIdx.y * rows, n = 0;
     if (has_no_rows(p, first)) return;
-    ManyRing<TYPE, MATRICES> ring(p, blockIdx.x, blockIdx.x + 1, 1, begin, end, rings);
-    ring.fill_all();
-    wait_for_previous();
-    const u32 n = *p.view.count;
-    if (first >= n) return wait_for_copies<0>();
-    Activations<TYPE, TILES, ahead> x(rings + ring.stages * WARPS * p.stage_units * ring.unit_bytes, p.input, first,
-                                      n - first);
-    // Four scales at a time.
-    const u32 quad = threadIdx.x;
-    if (quad < rows * RUNS / 4 && quad / (RUNS / 4) < n - first)
-        begin_copy<16>(scales + 4 * quad, p.input.scales + static_cast<u64>(first) * RUNS + 4 * quad);
-#pragma unroll
-    for (u32 k = 0; k < ahead; k++) {
-        if (begin + k < end) x.copy(k, begin + k);
-        close_copies();
-    }
-    // Thread i has elements i, i + BLOCK, … of the tile, [rows][TILE_ROWS]; what they want comes meanwhile.
-    constexpr u32 mine = (TILES + 1) / 2;
-    float* to[mine];
-    float factors[mine] = {}, before[mine] = {};
-#pragma unroll
-    for (u32 k = 0; k < mine; k++) {
-        const u32 i = threadIdx.x + k * BLOCK, row = tile * TILE_ROWS + i % TILE_ROWS, c = first + i / TILE_ROWS;
-        const bool writes = i < TILE_ROWS * rows && row < m->rows && c < n;
-        to[k] = writes ? element(*m, row, c, m->by_slot ? p.view.slots[c] : 0) : nullptr;
-        if (!writes) continue;
-        factors[k] = p.input.factors[c];
-        if (m->add) before[k] = *to[k];
-    }
-    float sums[MATRICES][TILES][4] = {};
-    multiply_many<TYPE, TILES, MATRICES, ahead>(ring, begin, end, x, sums);
-    // Warps without a group have waited for nothing.
-    wait_for_copies<0>();
-    __syncthreads();
-    mark(MULTIPLIED);
-    const u32 g = lane_index() / 4, t = lane_index() % 4;
-    for (u32 i = 0; i < MATRICES; i++)
-        for (u32 c = 0; c < TILES; c++)
-            for (u32 k = 0; k < 4; k++)
-                parts[((i * RUNS + warp_index()) * rows + 8 * c + 2 * t + k % 2) * COLUMN_STRIDE + g + k / 2 * 8] =
-                    sums[i][c][k];
-    __syncthreads();
-#pragma unroll
-    for (u32 k = 0; k < mine; k++) {
-        if (!to[k]) continue;
-        const u32 i = threadIdx.x + k * BLOCK, c = i / TILE_ROWS, row = i % TILE_ROWS;
-        float value[MATRICES];
-        for (u32 j = 0; j < MATRICES; j++) {
-            float sum = 0;
-            for (u32 r = 0; r < RUNS; r++)
-                sum = fmaf(parts[((j * RUNS + r) * rows + c) * COLUMN_STRIDE + row], scales[c * RUNS + r], sum);
-            value[j] = finished(sum, factors[k], m[j].bias, tile * TILE_ROWS + row);
+    ManyRing<TYPE, MATRICES> ring(p, blockIdx.x, blockIdx.x + 1, 1, begin, end, activations + WARPS * ahead * X::bytes);
+    // Some rows after others, if the block has more.
+#pragma unroll 1
+    for (bool again = false;; again = true) {
+        // Weights that are in the rings as a whole stay for all rows.
+        if (again && !ring.holds_tile()) ring.begin_tile();
+        if (!again || !ring.holds_tile()) ring.fill_all();
+        ring.used = 0;
+        if (!again) {
+            wait_for_previous();
+            n = *p.view.count;
+            if (first >= n) return wait_for_copies<0>();
         }
-        if constexpr (MATRICES == 2) value[0] = swiglu(value[0], value[1]);
-        *to[k] = m->add ? __fadd_rn(before[k], value[0]) : value[0];
+        X x(activations, p.input, first, n - first);
+        // Four scales at a time.
+        const u32 quad = threadIdx.x;
+        if (quad < rows * RUNS / 4 && quad / (RUNS / 4) < n - first)
+            begin_copy<16>(scales + 4 * quad, p.input.scales + static_cast<u64>(first) * RUNS + 4 * quad);
+#pragma unroll
+        for (u32 k = 0; k < ahead; k++) {
+            if (begin + k < end) x.copy(k, begin + k);
+            close_copies();
+        }
+        // Thread i has elements i, i + BLOCK, … of the tile, [rows][TILE_ROWS]; what they want comes meanwhile.
+        constexpr u32 mine = (TILES + 1) / 2;
+        const u32 thread = only_here(threadIdx.x);
+        float* to[mine];
+        float factors[mine] = {}, before[mine] = {};
+#pragma unroll
+        for (u32 k = 0; k < mine; k++) {
+            const u32 i = thread + k * BLOCK, row = tile * TILE_ROWS + i % TILE_ROWS, c = first + i / TILE_ROWS;
+            const bool writes = i < TILE_ROWS * rows && row < m->rows && c < n;
+            to[k] = writes ? element(*m, row, c, m->by_slot ? p.view.slots[c] : 0) : nullptr;
+            if (!writes) continue;
+            factors[k] = p.input.factors[c];
+            if (m->add) before[k] = *to[k];
+        }
+        float sums[MATRICES][TILES][4] = {};
+        multiply_many<TYPE, TILES, MATRICES, ahead>(ring, begin, end, x, sums);
+        // Warps without a group have waited for nothing.
+        wait_for_copies<0>();
+        __syncthreads();
+        mark(MULTIPLIED);
+        const u32 g = lane_index() / 4, t = lane_index() % 4;
+        for (u32 i = 0; i < MATRICES; i++)
+            for (u32 c = 0; c < TILES; c++)
+                for (u32 k = 0; k < 4; k++)
+                    parts[((i * RUNS + warp_index()) * rows + 8 * c + 2 * t + k % 2) * COLUMN_STRIDE + g + k / 2 * 8] =
+                        sums[i][c][k];
+        __syncthreads();
+#pragma unroll
+        for (u32 k = 0; k < mine; k++) {
+            if (!to[k]) continue;
+            const u32 i = thread + k * BLOCK, c = i / TILE_ROWS, row = i % TILE_ROWS;
+            float value[MATRICES];
+            for (u32 j = 0; j < MATRICES; j++) {
+                float sum = 0;
+                for (u32 r = 0; r < RUNS; r++)
+                    sum = fmaf(parts[((j * RUNS + r) * rows + c) * COLUMN_STRIDE + row], scales[c * RUNS + r], sum);
+                value[j] = finished(sum, factors[k], m[j].bias, tile * TILE_ROWS + row);
+            }
+            if constexpr (MATRICES == 2) value[0] = swiglu(value[0], value[1]);
+            *to[k] = m->add ? __fadd_rn(before[k], value[0]) : value[0];
+        }
+        first += gridDim.y * rows;
+        if (first >= n) return;
+        // Activations come in the place of the sums.
+        __syncthreads();
     }
 }
 
-// grid: (tiles of a matrix or of several, rows / 8 or 32); dynamic shared memory as above.
+// grid: (tiles of a matrix or of several, blocks that share the rows); dynamic shared memory as above.
 #define MOR_MANY_PRODUCTS(TYPE, type)                                     \
     MOR_PRODUCT(mor_few_product_##type, many_product<TYPE, 1, 1>)         \
     MOR_PRODUCT(mor_few_swiglu_##type, many_product<TYPE, 1, 2>)          \

@@ -107,6 +107,9 @@ struct Ring {
         if (first == last || tile >= last_tile) this->tile = last_tile, last = first;
     }
 
+    // Whether all that the warp has of a tile is in the ring together.
+    __device__ __forceinline__ bool holds_tile() const { return last - first <= stages * p.stage_units; }
+
     __device__ __forceinline__ u8* stage(u32 number) const { return room + number * (p.stage_units * unit_bytes); }
 
     __device__ __forceinline__ u32 groups_of_stage() const { return p.stage_units * groups; }

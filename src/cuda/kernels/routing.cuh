@@ -20,6 +20,19 @@ __device__ __forceinline__ u32 block_rank(bool flag, u32* room, u32* total) {
     return before + __popc(votes & ((1u << lane_index()) - 1));
 }
 
+// Shows each thread what `load` has of each of `count` rows, a block of them at a time through `room` [BLOCK]: by
+// itself a thread would wait for memory twice a row.
+template <class Load, class See>
+__device__ __forceinline__ void see_all(u32 count, uint4* room, Load load, See see) {
+    for (u32 start = 0; start < count; start += BLOCK) {
+        const u32 here = count - start < BLOCK ? count - start : BLOCK;
+        if (threadIdx.x < here) room[threadIdx.x] = load(start + threadIdx.x);
+        __syncthreads();
+        for (u32 j = 0; j < here; j++) see(room[j]);
+        __syncthreads();
+    }
+}
+
 // ---- Places in the cache
 
 struct SeatsParams {
@@ -44,23 +57,27 @@ struct SeatsParams {
 __device__ __forceinline__ void give_seats(const SeatsParams& p) {
     enter();
     __shared__ u32 room[WARPS + 1];
+    __shared__ uint4 others[BLOCK];
     const u32 flying = p.report->flying;
     u32 running = 0;
     for (u32 start = 0; start < flying; start += BLOCK) {
         const u32 i = start + threadIdx.x;
-        bool runs = false;
-        u32 slot = 0;
-        if (i < flying) {
-            slot = p.active[i];
-            const Row row = p.rows[slot];
-            const u32 r = p.routed ? row.recursion : p.recursion;
-            runs = p.routed ? p.recursion == ANY || p.recursion == r : r < row.depth_limit;
-            u32 before = 0;
-            for (u32 j = 0; j < flying; j++) {
+        const u32 slot = i < flying ? p.active[i] : 0;
+        const Row row = p.rows[slot];
+        const u32 r = p.routed ? row.recursion : p.recursion;
+        u32 before = 0;
+        see_all(
+            flying, others,
+            [&](u32 j) {
                 const Row other = p.rows[p.active[j]];
-                before += other.sequence == row.sequence && other.position < row.position &&
-                          (!p.routed || other.recursion == r);
-            }
+                return make_uint4(other.sequence, other.position, other.recursion, 0);
+            },
+            [&](uint4 other) {
+                before += other.x == row.sequence && other.y < row.position && (!p.routed || other.z == r);
+            });
+        bool runs = false;
+        if (i < flying) {
+            runs = p.routed ? p.recursion == ANY || p.recursion == r : r < row.depth_limit;
             p.states[slot].entry = p.kept[row.sequence * p.recursions + r] + before;
         }
         u32 total;
@@ -345,8 +362,9 @@ struct LeaveParams {
     u32 unused;
 };
 
-__device__ __forceinline__ bool comes_before(const Row& a, const Row& b) {
-    return a.sequence < b.sequence || (a.sequence == b.sequence && a.position < b.position);
+// `a`: a sequence and a position.
+__device__ __forceinline__ bool comes_before(uint4 a, const Row& b) {
+    return a.x < b.sequence || (a.x == b.sequence && a.y < b.position);
 }
 
 // Of the rows that have left the recursions those may go on to whose sequence nobody before them is
@@ -354,6 +372,7 @@ __device__ __forceinline__ bool comes_before(const Row& a, const Row& b) {
 __device__ __forceinline__ void leave(const LeaveParams& p) {
     enter();
     __shared__ u32 room[WARPS + 1];
+    __shared__ uint4 others[BLOCK];
     const u32 before = p.report->waiting;
     const u32 flying = p.routed ? p.report->flying : 0;
     const u32 left = before + (p.routed ? 0 : p.report->flying);
@@ -364,14 +383,18 @@ __device__ __forceinline__ void leave(const LeaveParams& p) {
         p.waiting[i] = slot;
     }
     __syncthreads();
-    for (u32 i = threadIdx.x; i < left; i += BLOCK) {
-        const Row row = p.rows[p.waiting[i]];
+    for (u32 start = 0; start < left; start += BLOCK) {
+        const u32 i = start + threadIdx.x;
+        const Row row = p.rows[i < left ? p.waiting[i] : 0];
         bool goes = true;
-        for (u32 j = 0; j < flying; j++) {
-            const Row other = p.rows[p.active[j]];
-            if (other.sequence == row.sequence && other.position < row.position) goes = false;
-        }
-        p.flags[i] = goes;
+        see_all(
+            flying, others,
+            [&](u32 j) {
+                const Row other = p.rows[p.active[j]];
+                return make_uint4(other.sequence, other.position, 0, 0);
+            },
+            [&](uint4 other) { goes = goes && !(other.x == row.sequence && other.y < row.position); });
+        if (i < left) p.flags[i] = goes;
     }
     __syncthreads();
     u32 ready = 0, wanted = 0, waits = 0;
@@ -382,14 +405,18 @@ __device__ __forceinline__ void leave(const LeaveParams& p) {
         bool goes = i < left && p.flags[i];
         bool wants = goes && row.wants_logits;
         u32 rank = 0, wanted_rank = 0;
-        for (u32 j = 0; j < left && goes; j++) {
-            if (!p.flags[j]) continue;
-            // The list may have been packed up to `start`; those before have been counted there.
-            const Row other = p.rows[j < start ? p.flags[j] >> 1 : p.waiting[j]];
-            if (!comes_before(other, row)) continue;
-            rank++;
-            wanted_rank += other.wants_logits;
-        }
+        see_all(
+            left, others,
+            [&](u32 j) {
+                // The list may have been packed up to `start`; those before have been counted there.
+                const Row other = p.rows[j < start ? p.flags[j] >> 1 : p.waiting[j]];
+                return make_uint4(other.sequence, other.position, p.flags[j] != 0, other.wants_logits);
+            },
+            [&](uint4 other) {
+                const bool before = other.z && comes_before(other, row);
+                rank += before;
+                wanted_rank += before && other.w;
+            });
         goes = goes && rank < p.most;
         wants = wants && goes;
         __syncthreads();

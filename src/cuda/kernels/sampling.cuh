@@ -22,6 +22,8 @@ struct Draw {
 // Tokens of which a block of `mor_candidates` finds the best.
 constexpr u32 CHUNK = 1024;
 
+__device__ __forceinline__ u32 chunks_of(u32 vocab) { return (vocab + CHUNK - 1) / CHUNK; }
+
 struct CandidatesParams {
     View view;
     const Row* rows;
@@ -159,12 +161,12 @@ struct OfList {
     }
 };
 
-// Finds the candidates of a part of the vocabulary: its best, in any order.
-// grid: (rows, chunks).
+// Finds the candidates of a part of the vocabulary: its best, in any order. grid: (rows · chunks), the first row's first:
+// so blocks of rows that are not there come last, and keep none waiting.
 __device__ __forceinline__ void find_candidates(const CandidatesParams& p) {
     enter();
     constexpr u32 EACH = OfChunk::EACH;
-    const u32 c = blockIdx.x, first = blockIdx.y * CHUNK;
+    const u32 chunks = chunks_of(p.vocab), c = blockIdx.x / chunks, chunk = blockIdx.x % chunks, first = chunk * CHUNK;
     if (c >= *p.view.count) return;
     __shared__ u32 penalized[CHUNK / WARP];
     __shared__ u32 collected;
@@ -203,7 +205,7 @@ __device__ __forceinline__ void find_candidates(const CandidatesParams& p) {
     }
     const u32 most = p.vocab - first < CHUNK ? p.vocab - first : CHUNK;
     const u32 count = draw.candidates < most ? draw.candidates : most;
-    u64* list = p.candidates + static_cast<u64>(c) * gridDim.y * MAX_CANDIDATES + blockIdx.y * draw.candidates;
+    u64* list = p.candidates + static_cast<u64>(c) * chunks * MAX_CANDIDATES + chunk * draw.candidates;
     if (count == 1) {
         const u64 best = greatest(each);
         if (threadIdx.x == 0) list[0] = best;
@@ -228,7 +230,7 @@ __device__ __forceinline__ void sample(const SampleParams& p) {
     const u32 slot = p.view.slots[c];
     const Draw draw = p.draws[p.rows[slot].sequence];
     if (draw.candidates == 0) return;
-    const u32 chunks = (p.vocab + CHUNK - 1) / CHUNK, rest_of_vocab = p.vocab - (chunks - 1) * CHUNK;
+    const u32 chunks = chunks_of(p.vocab), rest_of_vocab = p.vocab - (chunks - 1) * CHUNK;
     const u32 of_last = draw.candidates < rest_of_vocab ? draw.candidates : rest_of_vocab;
     const OfList each{p.candidates + static_cast<u64>(c) * chunks * MAX_CANDIDATES,
                       (chunks - 1) * draw.candidates + of_last};
