@@ -883,6 +883,60 @@ fn request(prompt: &[u32], max_tokens: usize) -> Request<'_> {
     }
 }
 
+/// Rows of different sequences store their keys and values in attention, rows of one before it; either way a sequence
+/// gets the bits that it gets alone.
+#[test]
+fn rows_apart_store_their_own_entries() {
+    let Some((fake, _alone)) = Fake::find() else {
+        return;
+    };
+    fake.reset();
+    let cases = [
+        "vanilla",
+        "recursive_sequence",
+        "expert_own_attention",
+        "expert_kv_shared",
+        "token_cycle",
+    ];
+    let small = cases.map(|case| (case, gpu(case, TensorType::F32).unwrap()));
+    let tiny = Model::from_bytes_on(tiny(7), Device::Cuda(0)).unwrap();
+    for (case, model) in small.into_iter().chain([("tiny", tiny)]) {
+        let blocks = model.hyperparameters().head_dim.is_multiple_of(32);
+        let kinds = [KvType::F32, KvType::F16, KvType::Q8_0];
+        for kv in kinds.into_iter().take(if blocks { 3 } else { 2 }) {
+            let params = SessionParams { kv, ..params() };
+            let expected = |prompt: &[u32], count| {
+                let mut session = Session::new(&model, &params).unwrap();
+                session.set_sampler(SamplerParams::greedy()).unwrap();
+                continued(&mut session, prompt, count)
+            };
+            let of_five = SessionParams {
+                sequences: 5,
+                ..params.clone()
+            };
+            let mut batch = Batch::new(&model, &of_five).unwrap();
+            let stored = || fake.kernels("mor_store");
+            let before = stored();
+            // More entries than a page has.
+            let apart: [u32; 4] = [1, 2, 3, 4];
+            let apart = apart.map(|token| (token, batch.add(&request(&[token], 20)).unwrap()));
+            for _ in 0..6 {
+                batch.tick().unwrap();
+            }
+            assert_eq!(stored(), before, "{case} {kv:?}");
+            let prompt: Vec<u32> = (5..25).collect();
+            let beside = batch.add(&request(&prompt, 3)).unwrap();
+            run(&mut batch);
+            assert!(stored() > before, "{case} {kv:?}");
+            for (token, id) in apart {
+                let tokens = batch.tokens(id).unwrap();
+                assert_eq!(tokens, expected(&[token], 20), "{case} {kv:?}");
+            }
+            assert_eq!(batch.tokens(beside).unwrap(), expected(&prompt, 3));
+        }
+    }
+}
+
 /// A place of the page tables that changes twice before a launch has the last page, in whatever order the
 /// device takes the changes; and a launch that fails loses none.
 #[test]

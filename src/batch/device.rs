@@ -43,6 +43,7 @@ impl Books {
         let outcome = gpu.run(&cuda::Pass {
             active: &b.active[..old],
             waiting: &b.left[..pass.left],
+            apart: self.sequences.iter().all(|s| s.entered - s.done <= 1),
             routing: Routing::Threshold,
         });
         if let Err(error) = outcome {

@@ -28,7 +28,7 @@ pub(super) struct Kernels {
     pub exact: [Function<ProductParams>; 2],
     pub store: ByCache,
     attention_f32: Function<AttentionParams>,
-    /// By whether heads are whole chunks of elements, and whether the row is alone, which matters to tensor cores.
+    /// By whether heads are whole chunks of elements, and whether blocks have one row, which matters to tensor cores.
     attention_f16: [[Function<AttentionParams>; 2]; 2],
     attention_q8_0: Function<AttentionParams>,
     /// For many rows of a session, by the size of a head, on devices that have it.
@@ -329,7 +329,7 @@ impl Kernels {
         })
     }
 
-    /// Attention over a cache of a type; `alone`: of a lone row.
+    /// Attention over a cache of a type; `alone`: by blocks of one row.
     pub fn attention(&self, ty: KvType, head_dim: usize, alone: bool) -> Function<AttentionParams> {
         let whole = head_dim.is_multiple_of(ELEMENTS);
         match ty {

@@ -98,10 +98,8 @@ impl<'a> Writer<'a> {
             pairs: (h.rope.dims / 2) as u32,
             neighbours: u32::from(h.rope.pairing == RopePairing::Norm),
         };
-        // One row's blocks store its entry themselves; with more rows, a row may look at an entry that
-        // another one stores.
-        let alone = rows == 1;
-        if !alone && appends {
+        // Blocks store their row's entry themselves, unless a row may look at an entry that another one stores.
+        if !self.apart && appends {
             // A warp a head.
             let grid = [rows, cache.kv_heads.div_ceil(BLOCK / 32), 1];
             self.launch(self.kernels.store.of(self.kv.ty), grid, 0, &store);
@@ -127,7 +125,7 @@ impl<'a> Writer<'a> {
             partial_scales: self.at(partial_scales),
             visible: self.at(self.plan.visible),
             parts,
-            alone: u32::from(alone),
+            stores: u32::from(self.apart),
             rows,
             row_shift,
             heads_of_key,
@@ -137,7 +135,8 @@ impl<'a> Writer<'a> {
         let (kernel, shared) = match prompt {
             Some(kernel) => (kernel, Kernels::attention_prompt_shared(h.head_dim)),
             None => (
-                self.kernels.attention(self.kv.ty, h.head_dim, alone),
+                self.kernels
+                    .attention(self.kv.ty, h.head_dim, row_shift == 0),
                 Kernels::attention_shared(h.head_dim),
             ),
         };

@@ -63,13 +63,24 @@ pub(crate) struct Pass<'a> {
     /// Slots of the rows in the recursions, and of those that wait.
     pub active: &'a [u32],
     pub waiting: &'a [u32],
+    /// No two of all rows are of one sequence.
+    pub apart: bool,
     pub routing: Routing,
+}
+
+/// A program for passes of up to so many rows.
+struct PassProgram {
+    rows: usize,
+    /// For those only whose rows are apart ([`Pass::apart`]).
+    apart: bool,
+    program: Program,
 }
 
 /// A session's or batch's part of a device.
 pub(crate) struct Gpu {
     // In the order in which they must go.
-    programs: Vec<(usize, Program)>,
+    /// In the order in which they are looked through.
+    programs: Vec<PassProgram>,
     logits: Program,
     input: Pinned,
     output: Pinned,
@@ -133,7 +144,7 @@ impl Gpu {
             input: input.bytes().as_ptr(),
             output: output.bytes_mut().as_mut_ptr(),
         };
-        let writer = |rows: usize| Writer {
+        let writer = |rows: usize, apart: bool| Writer {
             model,
             weights,
             kernels: &kernels,
@@ -142,23 +153,34 @@ impl Gpu {
             places,
             kind,
             rows,
+            apart,
             slot: ANY_SLOT,
             list: WorkList::default(),
             refused: None,
         };
-        let mut programs = reserved(4)?;
+        let mut programs = reserved(2 * MAX_SIZES)?;
         for rows in program_sizes(device_plan.sizes.rows) {
-            let mut program = Program::new(device)?;
-            let work = match kind {
-                Kind::Session => writer(rows).session(&mut program)?,
-                Kind::Batch => writer(rows).tick()?,
-            };
-            // SAFETY: all addresses lie in `buffer` and the pinned memory, which go after the programs.
-            unsafe { program.set(work) }?;
-            programs.push((rows, program));
+            for apart in [true, false] {
+                // A lone row always is; those of a session never.
+                if apart && rows > 1 && kind == Kind::Session || !apart && rows == 1 {
+                    continue;
+                }
+                let mut program = Program::new(device)?;
+                let work = match kind {
+                    Kind::Session => writer(rows, apart).session(&mut program)?,
+                    Kind::Batch => writer(rows, apart).tick()?,
+                };
+                // SAFETY: all addresses lie in `buffer` and the pinned memory, which go after the programs.
+                unsafe { program.set(work) }?;
+                programs.push(PassProgram {
+                    rows,
+                    apart,
+                    program,
+                });
+            }
         }
         let mut logits = Program::new(device)?;
-        let work = writer(device_plan.sizes.rows).logits_only()?;
+        let work = writer(device_plan.sizes.rows, false).logits_only()?;
         // SAFETY: as above.
         unsafe { logits.set(work) }?;
         let mut gpu = Gpu {
@@ -182,8 +204,8 @@ impl Gpu {
             drawn_by: None,
         };
         // Once without any row: what the driver takes on a first launch, it takes now.
-        for (_, program) in &mut gpu.programs {
-            program.run()?;
+        for of_rows in &mut gpu.programs {
+            of_rows.program.run()?;
         }
         gpu.logits.run()?;
         Ok(gpu)
@@ -328,12 +350,12 @@ impl Gpu {
         // All that may leave together too, as far as the largest program goes.
         let running = entering + pass.active.len();
         let most = (running + pass.waiting.len()).min(self.plan.sizes.rows);
-        let fitting = |(rows, _): &&mut (usize, Program)| *rows >= running.max(most);
         let mut programs = self.programs.iter_mut();
-        let (_, program) = programs
-            .find(fitting)
-            .ok_or_else(|| Error::argument("more rows than the pass was planned for"))?;
-        program.run()?;
+        programs
+            .find(|p| p.rows >= running.max(most) && (pass.apart || !p.apart))
+            .ok_or_else(|| Error::argument("more rows than the pass was planned for"))?
+            .program
+            .run()?;
         if std::mem::take(&mut self.puts_aside) {
             self.last_row = aside;
         }
@@ -465,6 +487,9 @@ impl Gpu {
         unsafe { bytes.as_ptr().cast::<P>().read_unaligned() }
     }
 }
+
+/// Programs of different sizes.
+const MAX_SIZES: usize = 4;
 
 /// Passes of few rows have a program of their own, whose products are made for them.
 fn program_sizes(rows: usize) -> impl Iterator<Item = usize> {

@@ -126,7 +126,7 @@ structs! {
     }
     struct AttentionParams {
         input: StoreParams, partial: Address, partial_scales: Address, visible: Address,
-        parts: u32, alone: u32, rows: u32, row_shift: u32, heads_of_key: u32, factor: f32,
+        parts: u32, stores: u32, rows: u32, row_shift: u32, heads_of_key: u32, factor: f32,
     }
     struct SeatsParams {
         active: Address, rows: Address, states: Address, kept: Address, running: Address,

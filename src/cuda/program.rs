@@ -40,6 +40,8 @@ pub(super) struct Writer<'a> {
     pub kind: Kind,
     /// Most rows.
     pub rows: usize,
+    /// No two rows are of one sequence.
+    pub apart: bool,
     /// The slot of a lone row, if it is known.
     pub slot: u32,
     pub list: WorkList,

@@ -209,14 +209,14 @@ __device__ __forceinline__ void attend_row(const AttentionParams& p, float4* sha
     const StoreParams& in = p.input;
     const u32 c = blockIdx.x, kv_head = blockIdx.y, begin = blockIdx.z * PART;
     // As in attention_halves.cuh.
-    const bool known = p.alone && in.cache.one_sequence;
+    const bool known = p.stores && in.cache.one_sequence;
     const u32 running = load_now(in.view.count), slot = known ? 0 : load_now(in.view.slots + c);
     if (!known && c >= running) return;
     const Seat seat = seat_of(in.cache, in.planes, in.rows[slot], in.states[slot]);
     if (c >= running || begin >= seat.visible) return;
     if (begin == 0 && kv_head == 0 && threadIdx.x == 0) p.visible[c] = seat.visible;
     const u32 left = seat.visible - begin, count = left < PART ? left : PART;
-    if (p.alone && seat.own && count == left) store_head<TYPE>(in, c, slot, seat, kv_head, threadIdx.x, BLOCK);
+    if (p.stores && seat.own && count == left) store_head<TYPE>(in, c, slot, seat, kv_head, threadIdx.x, BLOCK);
     const Room room = room_of(shared, in.cache.head_dim);
     for (u32 first = 0; first < p.heads_of_key; first += HEADS_TOGETHER) {
         const u32 heads = p.heads_of_key - first < HEADS_TOGETHER ? p.heads_of_key - first : HEADS_TOGETHER;

@@ -191,14 +191,14 @@ __device__ __forceinline__ void add_values(const u32 a[2][4], const uint4 v[8], 
     }
 }
 
-// WHOLE: a head is whole chunks. ALONE: the row is; known here, it leaves less to execute.
+// WHOLE: a head is whole chunks. ALONE: a block has one row; known here, it leaves less to execute.
 template <bool WHOLE, bool ALONE>
 __device__ __forceinline__ void attend_halves(const AttentionParams& p, float4* shared) {
     const StoreParams& in = p.input;
     const Cache& cache = in.cache;
     const u32 hd = cache.head_dim, w = warp_index(), lane = lane_index(), g = lane / 4, t = lane % 4;
     const u32 kv_head = blockIdx.y, begin = blockIdx.z * PART, row_shift = ALONE ? 0 : p.row_shift;
-    const u32 rows = 1u << row_shift, first_row = ALONE ? 0 : blockIdx.x << row_shift;
+    const u32 rows = 1u << row_shift, first_row = blockIdx.x << row_shift;
     const Tile room = tile_of(shared, hd);
     // Whether values are loaded together with keys. With more to remember, registers would not do.
     constexpr bool AHEAD = WHOLE && ALONE;
@@ -218,10 +218,10 @@ __device__ __forceinline__ void attend_halves(const AttentionParams& p, float4* 
     // The part's pages, of which a warp has two; beyond the last that is used they may be anything.
     const u32 page = begin / PAGE_TOKENS + lane % (PART / PAGE_TOKENS);
     const u32 page_of_lane = load_now(seat.table + (page < cache.table_pages ? page : 0));
-    // A lone row's own entry is stored by the warps that have the least to do.
+    // The row's own entry is stored by the warps that have the least to do.
     constexpr u32 storing = BLOCK / 2;
     u32 e = threadIdx.x - storing;
-    const bool stores = ALONE && threadIdx.x >= storing && e < hd;
+    const bool stores = ALONE && p.stores && threadIdx.x >= storing && e < hd;
     Element own = {};
     if (stores) own = read_element(in, first_row, slot, kv_head, e);
     put_query(p, row_shift, 0, here, slot, reinterpret_cast<u16*>(room.q));
@@ -258,7 +258,7 @@ __device__ __forceinline__ void attend_halves(const AttentionParams& p, float4* 
     const u32 tiles = ((p.heads_of_key << row_shift) + COLUMNS - 1) / COLUMNS;
     for (u32 tile = 0; tile < tiles; tile++) {
         if (tile > 0) put_query(p, row_shift, tile, here, slot, reinterpret_cast<u16*>(room.q));
-        // The queries are there, and the lone row's own entry.
+        // The queries are there, and the row's own entry.
         __syncthreads();
         const u32 row = (COLUMNS * tile + g) & (rows - 1);
         const int seen = static_cast<int>(ALONE ? visible : __shfl_sync(ALL_LANES, visible, row)) - first_entry;

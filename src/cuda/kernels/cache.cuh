@@ -182,8 +182,9 @@ struct AttentionParams {
     u32* visible;
     // Parts of the longest context.
     u32 parts;
-    // A lone row: attention does the work of mor_store too. Nothing is written that another block reads.
-    u32 alone;
+    // No row is to see an entry of another: attention does the work of mor_store too. Nothing is written that another
+    // block reads.
+    u32 stores;
     // Most rows, of which a block takes 2^row_shift: more than one only in a session.
     u32 rows;
     u32 row_shift;
