@@ -27,6 +27,8 @@ pub(super) struct Kernels {
     pub lone_exact: [Function<ProductParams>; 2],
     pub exact: [Function<ProductParams>; 2],
     pub store: ByCache,
+    /// For many rows of a session, in halves.
+    pub store_pages: Function<StoreParams>,
     attention_f32: Function<AttentionParams>,
     /// By whether heads are whole chunks of elements, and whether blocks have one row, which matters to tensor cores.
     attention_f16: [[Function<AttentionParams>; 2]; 2],
@@ -304,6 +306,7 @@ impl Kernels {
                 f16: module.function(c"mor_store_f16")?,
                 q8_0: module.function(c"mor_store_q8_0")?,
             },
+            store_pages: module.function(c"mor_store_f16_pages")?,
             attention_f32: module.function(c"mor_attention_f32")?,
             attention_f16,
             attention_q8_0: module.function(c"mor_attention_q8_0")?,

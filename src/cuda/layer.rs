@@ -6,7 +6,7 @@ use super::functions::Kernels;
 use super::params::*;
 use super::program::Writer;
 use crate::error::Result;
-use crate::kv::KvType;
+use crate::kv::{KvType, PAGE_TOKENS};
 use crate::model::{Keys, Layer, LayerRun, Linear, PlaneTokens, RopePairing, Vector};
 
 impl<'a> Writer<'a> {
@@ -100,9 +100,20 @@ impl<'a> Writer<'a> {
         };
         // Blocks store their row's entry themselves, unless a row may look at an entry that another one stores.
         if !self.apart && appends {
-            // A warp a head.
-            let grid = [rows, cache.kv_heads.div_ceil(BLOCK / 32), 1];
-            self.launch(self.kernels.store.of(self.kv.ty), grid, 0, &store);
+            let warps = BLOCK / 32;
+            if session && self.kv.ty == KvType::F16 && self.rows > SOME {
+                let (pages, parts) = (self.rows.div_ceil(PAGE_TOKENS), h.head_dim.div_ceil(32));
+                let grid = [
+                    pages as u32 + 1,
+                    (cache.kv_heads * parts as u32).div_ceil(warps),
+                    1,
+                ];
+                self.launch(self.kernels.store_pages, grid, 0, &store);
+            } else {
+                // A warp a head.
+                let grid = [rows, cache.kv_heads.div_ceil(warps), 1];
+                self.launch(self.kernels.store.of(self.kv.ty), grid, 0, &store);
+            }
         }
         // Rows of a session have their entries in common. Tensor cores take many of them at once.
         let halves = self.kv.ty == KvType::F16 && self.weights.device.has_tensor_cores();

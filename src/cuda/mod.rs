@@ -71,7 +71,7 @@ pub(crate) struct Pass<'a> {
 /// A program for passes of up to so many rows.
 struct PassProgram {
     rows: usize,
-    /// For those only whose rows are apart ([`Pass::apart`]).
+    /// For those only whose rows are apart ([`Pass::apart`]); one row is.
     apart: bool,
     program: Program,
 }
@@ -162,7 +162,7 @@ impl Gpu {
         for rows in program_sizes(device_plan.sizes.rows) {
             for apart in [true, false] {
                 // A lone row always is; those of a session never.
-                if apart && rows > 1 && kind == Kind::Session || !apart && rows == 1 {
+                if rows == 1 && !apart || rows > 1 && apart && kind == Kind::Session {
                     continue;
                 }
                 let mut program = Program::new(device)?;
@@ -174,7 +174,7 @@ impl Gpu {
                 unsafe { program.set(work) }?;
                 programs.push(PassProgram {
                     rows,
-                    apart,
+                    apart: apart && rows > 1,
                     program,
                 });
             }

@@ -114,16 +114,16 @@ __device__ __forceinline__ Element read_element(const StoreParams& p, u32 c, u32
 }
 
 // Stores it as entry `entry` of a page, and tells whether it is finite. A head of Q8_0 is a multiple of 32, whose
-// elements are those of a warp.
+// elements are those of a warp. `stores_key`: or only its value, of F16.
 template <u32 TYPE>
 __device__ __forceinline__ bool store_element(const Cache& cache, u8* page, u32 head, u32 entry, u32 e,
-                                              const Element& element) {
+                                              const Element& element, bool stores_key = true) {
     u8* keys = page + head * PAGE_TOKENS * cache.key_bytes;
     u8* values = page + cache.kv_heads * PAGE_TOKENS * cache.key_bytes +
                  (head * PAGE_TOKENS + entry) * cache.value_bytes;
     if constexpr (TYPE == F16) {
         const u16 key = float_to_half(element.key), value = float_to_half(element.value);
-        reinterpret_cast<u16*>(keys)[e * PAGE_TOKENS + entry] = key;
+        if (stores_key) reinterpret_cast<u16*>(keys)[e * PAGE_TOKENS + entry] = key;
         reinterpret_cast<u16*>(values)[e] = value;
         return is_finite(half_to_float(key)) && is_finite(half_to_float(value));
     } else if constexpr (TYPE == F32) {
@@ -168,7 +168,61 @@ __device__ __forceinline__ void store_row(const StoreParams& p) {
     if (head < p.cache.kv_heads) store_head<TYPE>(p, c, slot, seat, head, lane_index(), WARP);
 }
 
+// The same for many rows of a session and a cache of halves: a warp takes the rows whose entries share a page, and 32
+// elements of a head. Of an element the keys of a page lie together, so they are written together, not two bytes at a
+// time. grid: (pages, heads · parts of 32 elements / 8), of pages one more than the rows fill.
+__device__ __forceinline__ void store_pages(const StoreParams& p) {
+    enter();
+    const u32 running = load_now(p.view.count), hd = p.cache.head_dim;
+    if (running == 0) return;
+    const auto seat_in = [&](u32 slot) { return seat_of(p.cache, p.planes, p.rows[slot], p.states[slot]); };
+    // The first page begins before the first row. Lane l looks after row l of the page.
+    const u32 before = (seat_in(p.view.slots[0]).visible - 1) % PAGE_TOKENS, begin = blockIdx.x * PAGE_TOKENS;
+    if (begin >= running + before) return;
+    const u32 at = lane_index() % PAGE_TOKENS, c = begin + at - before;
+    const bool exists = begin + at >= before && c < running;
+    const u32 slot = p.view.slots[exists ? c : 0];
+    const Seat seat = seat_in(slot);
+    const u32 entry = seat.visible - 1, page = seat.table[entry / PAGE_TOKENS];
+    const u32 first_page = __shfl_sync(ALL_LANES, page, 0);
+    const u32 stores = exists && seat.own;
+    const bool whole = __all_sync(ALL_LANES, stores && entry % PAGE_TOKENS == at && page == first_page);
+    const u32 parts = (hd + WARP - 1) / WARP, unit = blockIdx.y * WARPS + warp_index();
+    const u32 head = unit / parts, e = unit % parts * WARP + lane_index();
+    const bool has_element = head < p.cache.kv_heads && e < hd;
+    // Rows of which a lane loads its element at a time.
+    constexpr u32 some = 8;
+#pragma unroll 1
+    for (u32 first = 0; first < PAGE_TOKENS; first += some) {
+        Element own[some];
+        u32 slots[some];
+        bool theirs[some];
+#pragma unroll
+        for (u32 k = 0; k < some; k++) {
+            slots[k] = __shfl_sync(ALL_LANES, slot, first + k);
+            theirs[k] = __shfl_sync(ALL_LANES, stores, first + k) && has_element;
+            own[k] = {};
+            if (theirs[k]) own[k] = read_element(p, begin + first + k - before, slots[k], head, e);
+        }
+        u32 keys[some / 2];
+#pragma unroll
+        for (u32 k = 0; k < some; k++) {
+            const u32 its_entry = __shfl_sync(ALL_LANES, entry, first + k), its_page = __shfl_sync(ALL_LANES, page, first + k);
+            const u32 key = float_to_half(own[k].key);
+            keys[k / 2] = k % 2 ? keys[k / 2] | key << 16 : key;
+            if (!theirs[k]) continue;
+            u8* to = p.cache.pages + static_cast<u64>(its_page) * p.cache.page_bytes;
+            const bool finite = store_element<F16>(p.cache, to, head, its_entry % PAGE_TOKENS, e, own[k], !whole);
+            if (!finite) report_error(p.report, KEY_NOT_FINITE, slots[k]);
+        }
+        if (!whole || !theirs[0]) continue;
+        u8* to = p.cache.pages + static_cast<u64>(page) * p.cache.page_bytes + head * PAGE_TOKENS * p.cache.key_bytes;
+        *reinterpret_cast<uint4*>(to + 2 * (e * PAGE_TOKENS + first)) = make_uint4(keys[0], keys[1], keys[2], keys[3]);
+    }
+}
+
 MOR_WORK(mor_store_f16, StoreParams, (BLOCK), store_row<F16>)
+MOR_WORK(mor_store_f16_pages, StoreParams, (BLOCK), store_pages)
 MOR_WORK(mor_store_f32, StoreParams, (BLOCK), store_row<F32>)
 MOR_WORK(mor_store_q8_0, StoreParams, (BLOCK), store_row<Q8_0>)
 
