@@ -50,6 +50,7 @@ struct Fake {
     set: libloading::Symbol<'static, unsafe extern "C" fn(*const c_char, *const c_char)>,
     calls: libloading::Symbol<'static, unsafe extern "C" fn(*const c_char) -> u64>,
     kernels: libloading::Symbol<'static, unsafe extern "C" fn(*const c_char) -> u64>,
+    blocks: libloading::Symbol<'static, unsafe extern "C" fn(*const c_char) -> u64>,
     live: libloading::Symbol<'static, unsafe extern "C" fn() -> u64>,
 }
 
@@ -70,6 +71,7 @@ impl Fake {
                 set: library.get(b"fakeCudaSet").ok()?,
                 calls: library.get(b"fakeCudaCalls").ok()?,
                 kernels: library.get(b"fakeCudaKernels").ok()?,
+                blocks: library.get(b"fakeCudaBlocks").ok()?,
                 live: library.get(b"fakeCudaLive").ok()?,
             })
         }
@@ -80,6 +82,13 @@ impl Fake {
         let part = CString::new(part).unwrap();
         // SAFETY: a text.
         unsafe { (self.kernels)(part.as_ptr()) }
+    }
+
+    /// Blocks of those kernels.
+    fn blocks(&self, part: &str) -> u64 {
+        let part = CString::new(part).unwrap();
+        // SAFETY: a text.
+        unsafe { (self.blocks)(part.as_ptr()) }
     }
 
     fn set(&self, name: &str, value: &str) {
@@ -534,12 +543,17 @@ fn rows_that_a_block_takes_in_turn_change_no_bit() {
                 let tokens: Vec<u32> = (0..40).map(|i| i * i * 31 % 512).collect();
                 logits_after(&model, &tokens, 40, batch)
             };
-            // Of 16 tiles for gate and up 32 blocks: more than two for each multiprocessor, fewer than three.
+            // Gate and up have 16 tiles, so with a block for each part of the rows 32: more than run at once where a
+            // multiprocessor has two, or has one.
             let few = logits("16=12", 8);
-            let some = logits("16=12", 40);
-            assert!(some == few, "{}, {hidden}", ty.name());
             let name = format!("many_swiglu_{}", ty.name().to_lowercase());
-            assert!(fake.kernels(&name) > 0, "{name}");
+            let in_turn = ["16=12", "16=16"].map(|attributes| {
+                let some = logits(attributes, 40);
+                assert!(some == few, "{}, {hidden}, {attributes}", ty.name());
+                let ran = fake.kernels(&name);
+                ran > 0 && fake.blocks(&name) == 16 * ran
+            });
+            assert!(in_turn.contains(&true), "{name}");
             let some = logits("16=12,97=101376", 40);
             assert!(some == few, "{}, {hidden}, little shared memory", ty.name());
         }
@@ -938,6 +952,49 @@ fn rows_apart_store_their_own_entries() {
             }
             assert_eq!(batch.tokens(beside).unwrap(), expected(&prompt, 3));
         }
+    }
+}
+
+/// The same where an entry goes to a page that a fork shares, which is copied first, and where a context has more parts
+/// than one.
+#[test]
+fn rows_apart_store_into_pages_of_their_own() {
+    let Some((fake, _alone)) = Fake::find() else {
+        return;
+    };
+    fake.reset();
+    let model = Model::from_bytes_on(tiny(7), Device::Cuda(0)).unwrap();
+    let params = SessionParams {
+        context: 300,
+        batch: 64,
+        ..params()
+    };
+    let of_four = SessionParams {
+        sequences: 4,
+        ..params.clone()
+    };
+    let mut batch = Batch::new(&model, &of_four).unwrap();
+    // Within a page, and just before the end of a part.
+    for length in [20, 250] {
+        let prompt: Vec<u32> = (0..length).map(|i| i * 7 % 1000).collect();
+        let parent = batch.add(&request(&prompt, 12)).unwrap();
+        run(&mut batch);
+        let stored = fake.kernels("mor_store");
+        let forks = [7, 8, 9].map(|token| {
+            let after = [token];
+            let request = request(&after, 12);
+            (token, batch.fork(parent, prompt.len(), &request).unwrap())
+        });
+        run(&mut batch);
+        assert_eq!(fake.kernels("mor_store"), stored);
+        for (token, id) in forks {
+            let mut session = Session::new(&model, &params).unwrap();
+            session.set_sampler(SamplerParams::greedy()).unwrap();
+            let alone = continued(&mut session, &[&prompt[..], &[token]].concat(), 12);
+            assert_eq!(batch.tokens(id).unwrap(), alone, "{length}, {token}");
+            batch.remove(id).unwrap();
+        }
+        batch.remove(parent).unwrap();
     }
 }
 

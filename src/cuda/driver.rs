@@ -228,6 +228,12 @@ impl Device {
         self.shared.saturating_sub(DECLARED)
     }
 
+    /// Whether a multiprocessor has room for two blocks of so many bytes of dynamic shared memory. Of each block it has a
+    /// KiB, and one more than a block can have.
+    pub fn fits_twice(&self, shared: usize) -> bool {
+        2 * (shared + 1024) <= self.shared + 1024
+    }
+
     /// Whether a kernel can begin before the one before it has ended. The images for 9.0 are made for it.
     pub fn can_overlap(&self) -> bool {
         self.has_graphs()

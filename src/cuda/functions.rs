@@ -73,7 +73,7 @@ pub(super) struct Products {
     pub lone_attention: Function<ProductParams>,
     /// The same of a norm, with a gate and what it lets through.
     pub lone_swiglu: Function<ProductParams>,
-    /// For up to `FEW` rows a block, and for up to `MANY`: with one matrix, and with a gate and what it lets through.
+    /// For up to `FEW` rows at a time, and for up to `MANY`: with one matrix, and with a gate and what it lets through.
     pub few: [Function<ProductParams>; 2],
     pub many: [Function<ProductParams>; 2],
     /// For more rows, where so many blocks are enough, from the smallest blocks on.

@@ -16,7 +16,7 @@ pub(super) const RUNS: u32 = BLOCK / 32;
 /// Bytes that a block's rings take where a multiprocessor is to have two blocks. Rings of four stages, each of one unit,
 /// that would take more have two stages.
 pub(super) const MOST_RING: u32 = 72 << 10;
-/// Rows of activations that a block of a product takes, at most.
+/// Rows of activations that a block of a product takes at a time, at most.
 pub(super) const MANY: u32 = 32;
 pub(super) const FEW: u32 = 8;
 /// Groups of activations that such a block has on their way, with one matrix and with two abreast.

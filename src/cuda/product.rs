@@ -144,7 +144,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// A product of up to 8 or 32 ready rows a block, with matrices of one type. `abreast`: matrices of which a block
+    /// A product of ready rows, 8 or 32 at a time, with matrices of one type. `abreast`: matrices of which a block
     /// takes the same tiles; none where two do not fit, or another kernel is better.
     fn many(
         &self,
@@ -162,14 +162,13 @@ impl<'a> Writer<'a> {
         let rows = self.rows as u32;
         let of_rows = |each: u32| {
             let mut params = params;
-            // More than one and a half times two blocks for each multiprocessor take longer than wide ones, on 9.0.
-            let row_blocks = rows.div_ceil(each);
-            let blocks = params.tiles * row_blocks;
-            if abreast == 2 && row_blocks > 1 && blocks >= 3 * device.multiprocessors {
+            // More than one and a half times two for each multiprocessor take longer than wide blocks, on 9.0 (where
+            // each part of the rows had a block of its own).
+            let parts = rows.div_ceil(each);
+            let tiles = params.tiles;
+            if abreast == 2 && parts > 1 && tiles * parts >= 3 * device.multiprocessors {
                 return None;
             }
-            // Where not all blocks run at once, one takes all rows, so that its weights come once.
-            let at_once = blocks <= 2 * device.multiprocessors;
             // As in many.cuh: scales, and rings of activations, of which sums take the place, and of weights.
             let group = each * (2 * GROUP + if has_min(matrices[0].ty) { 4 } else { 0 });
             let ahead = GROUPS_AHEAD[abreast as usize - 1];
@@ -178,6 +177,14 @@ impl<'a> Writer<'a> {
             let most = (whole / 2).saturating_sub(fixed).min(MOST_RING);
             params.stage_units = ring.units_of_stage(params.groups_of_run, 1, most);
             let shared = fixed + params.stage_units * ring.bytes_of_unit();
+            // So many blocks share the rows that the busiest place has least to do; as few as that takes, for the
+            // weights come once for each.
+            let places = match device.fits_twice(shared as usize) {
+                true => 2 * device.multiprocessors,
+                false => device.multiprocessors,
+            };
+            let turns = |blocks: &u32| (tiles * blocks).div_ceil(places) * parts.div_ceil(*blocks);
+            let row_blocks = (1..=parts).min_by_key(turns).unwrap_or(1);
             let all = if each == FEW {
                 kernels.few
             } else {
@@ -185,7 +192,7 @@ impl<'a> Writer<'a> {
             };
             (shared <= whole).then_some(Product {
                 kernel: all[abreast as usize - 1],
-                grid: [params.tiles, if at_once { row_blocks } else { 1 }, 1],
+                grid: [tiles, row_blocks, 1],
                 threads: BLOCK,
                 shared,
                 params,

@@ -182,7 +182,7 @@ impl Gpu {
 }
 
 /// Of each recursion a plane that has an entry for the tokens that ran it, as all such planes have; none where
-/// recursion 0 has one for every token.
+/// keys are shared and no plane is the recursion's alone.
 pub(super) fn kept_planes(model: &Model) -> Result<Vec<Option<usize>>> {
     let planes = &model.schedule().planes;
     let recursions = model.hyperparameters().recursions;

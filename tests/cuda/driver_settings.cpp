@@ -170,6 +170,7 @@ FAKE void fakeCudaReset() {
     const std::lock_guard<std::recursive_mutex> lock(driver.mutex);
     driver.calls.clear();
     driver.kernels.clear();
+    driver.blocks.clear();
     driver.launches = driver.leaks = 0;
     driver.lost = CUDA_SUCCESS;
     driver.last_refusal.clear();
@@ -204,14 +205,17 @@ FAKE uint64_t fakeCudaLaunches() {
     const std::lock_guard<std::recursive_mutex> lock(driver.mutex);
     return driver.launches;
 }
-/** Kernels that ran, in graphs too, whose names have this in them. */
-FAKE uint64_t fakeCudaKernels(const char *part) {
+static uint64_t total_of(const std::map<std::string, uint64_t> &counts, const char *part) {
     const std::lock_guard<std::recursive_mutex> lock(driver.mutex);
     uint64_t total = 0;
-    for (const auto &entry : driver.kernels)
+    for (const auto &entry : counts)
         if (entry.first.find(part) != std::string::npos) total += entry.second;
     return total;
 }
+/** Kernels that ran, in graphs too, whose names have this in them. */
+FAKE uint64_t fakeCudaKernels(const char *part) { return total_of(driver.kernels, part); }
+/** How many blocks these had. */
+FAKE uint64_t fakeCudaBlocks(const char *part) { return total_of(driver.blocks, part); }
 /** The reason of the last refusal, or "". */
 FAKE const char *fakeCudaLastRefusal() { return driver.last_refusal.c_str(); }
 /** The first bytes of the image of the last module, up to a zero, 16 at most. */

@@ -206,7 +206,7 @@ __device__ __forceinline__ void attend_halves(const AttentionParams& p, float4* 
     // slots from 0 on, so that all that is a lone row's can be loaded at once, before it is known whether it runs.
     const u32 running = load_now(in.view.count);
     u32 here = 1, slot = 0;
-    if (!ALONE || !cache.one_sequence) {
+    if (!ALONE || !p.stores || !cache.one_sequence) {
         const u32 place = first_row + (lane < rows && first_row + lane < p.rows ? lane : 0);
         slot = load_now(in.view.slots + place);
         if (first_row >= running) return;

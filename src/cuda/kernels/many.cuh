@@ -144,9 +144,11 @@ __device__ __forceinline__ void many_product(const ProductParams& p) {
     // Some rows after others, if the block has more.
 #pragma unroll 1
     for (bool again = false;; again = true) {
-        // Weights that are in the rings as a whole stay for all rows.
-        if (again && !ring.holds_tile()) ring.begin_tile();
-        if (!again || !ring.holds_tile()) ring.fill_all();
+        // Weights that a warp has in its ring as a whole, or that are none, stay for all rows.
+        if (!again || !ring.holds_tile()) {
+            if (again) ring.begin_tile();
+            ring.fill_all();
+        }
         ring.used = 0;
         if (!again) {
             wait_for_previous();

@@ -34,7 +34,7 @@ struct ProductParams {
 
 constexpr u32 ANY_SLOT = 0xffffffffu;
 
-// Rows of activations that a block takes at most, of many and of few; without tensor cores few.
+// Rows of activations that a block takes at a time, at most, of many and of few; without tensor cores few.
 constexpr u32 MANY = 32;
 constexpr u32 FEW = 8;
 
