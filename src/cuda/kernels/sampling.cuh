@@ -83,6 +83,9 @@ __device__ __forceinline__ u64 greatest(Each each) {
     return most;
 }
 
+// Where a digit's count stands: lanes look at eight digits each, and together meet all banks.
+__device__ __forceinline__ u32 place_of(u32 digit) { return digit % 8 * WARP + digit / 8; }
+
 // A number that exactly `count` of those that `each` has reach; no two are equal, and there are as many.
 // Digit by digit from the top: how many there are of each decides the digit of the last that is wanted.
 template <class Each>
@@ -98,13 +101,13 @@ __device__ __forceinline__ u64 least_of(u32 count, Each each) {
     for (u32 round = 0, shift = 56;; round++, shift -= 8) {
         u32* histogram = histograms[round % 3];
         each([&](u64 candidate) {
-            if (candidate >> shift >> 8 == prefix) atomicAdd(&histogram[candidate >> shift & 255], 1u);
+            if (candidate >> shift >> 8 == prefix) atomicAdd(&histogram[place_of(candidate >> shift & 255)], 1u);
         });
         histograms[(round + 1) % 3][threadIdx.x] = 0;
         __syncthreads();
         // Every warp looks for itself. A lane has eight digits, the first lane the greatest.
         u32 counts[8], sum = 0;
-        for (u32 i = 0; i < 8; i++) sum += counts[i] = histogram[255 - 8 * lane - i];
+        for (u32 i = 0; i < 8; i++) sum += counts[i] = histogram[place_of(255 - i) - lane];
         u32 above = sum;
         for (u32 distance = 1; distance < WARP; distance *= 2) {
             const u32 before = __shfl_up_sync(ALL_LANES, above, distance);
