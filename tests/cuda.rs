@@ -533,16 +533,17 @@ fn rows_that_a_block_takes_in_turn_change_no_bit() {
         let shape = of_sizes(hidden, 256, 512);
         for ty in by_tensor_cores() {
             let bytes = in_type(ty, &shape, &shape);
-            let logits = |attributes: &str, batch: usize| {
+            let logits_of = |count: usize, attributes: &str, batch: usize| {
                 fake.reset();
                 fake.set("MOR_FAKE_CUDA_ATTRIBUTE", attributes);
                 if attributes.contains("97=") {
                     fake.set("MOR_FAKE_CUDA_ARCH", "86");
                 }
                 let model = Model::from_bytes_on(bytes.clone(), Device::Cuda(0)).unwrap();
-                let tokens: Vec<u32> = (0..40).map(|i| i * i * 31 % 512).collect();
-                logits_after(&model, &tokens, 40, batch)
+                let tokens: Vec<u32> = (0..count as u32).map(|i| i * i * 31 % 512).collect();
+                logits_after(&model, &tokens, count, batch)
             };
+            let logits = |attributes: &str, batch: usize| logits_of(40, attributes, batch);
             // Gate and up have 16 tiles, so with a block for each part of the rows 32: more than run at once where a
             // multiprocessor has two, or has one.
             let few = logits("16=12", 8);
@@ -556,6 +557,17 @@ fn rows_that_a_block_takes_in_turn_change_no_bit() {
             assert!(in_turn.contains(&true), "{name}");
             let some = logits("16=12,97=101376", 40);
             assert!(some == few, "{}, {hidden}, little shared memory", ty.name());
+            if hidden > 256 {
+                continue;
+            }
+            // Five parts of the rows: three blocks share them, of which the last has one. (Two layers, twice, for each
+            // program runs when it is made; that for 64 rows then only, with a block for each of its two parts.)
+            let few = logits_of(140, "16=28", 8);
+            let many = logits_of(140, "16=28", 140);
+            assert!(many == few, "{}, five parts", ty.name());
+            let blocks = fake.blocks(&name);
+            let three_each = blocks == 16 * (4 * 3 + 2 * 2);
+            assert!(three_each || ty.block_len() > 32, "{name}: {blocks}");
         }
     }
     fake.reset();
