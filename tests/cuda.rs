@@ -447,6 +447,19 @@ fn large_matrices_agree_however_many_rows_come() {
     }
 }
 
+/// The logits after up to 140 tokens on a device with other attributes: multiprocessors (16), shared memory of a block (97).
+fn logits_on(fake: &Fake, attributes: &str, bytes: &[u8], count: usize, batch: usize) -> Vec<f32> {
+    fake.reset();
+    fake.set("MOR_FAKE_CUDA_ATTRIBUTE", attributes);
+    if attributes.contains("97=") {
+        fake.set("MOR_FAKE_CUDA_ARCH", "86");
+    }
+    let model = Model::from_bytes_on(bytes.to_vec(), Device::Cuda(0)).unwrap();
+    let vocab = model.hyperparameters().vocab_size;
+    let tokens: Vec<u32> = (0..count).map(|i| (i * i * 31 % vocab) as u32).collect();
+    logits_after(&model, &tokens, 140, batch)
+}
+
 /// Products in blocks of each size, which the number of multiprocessors decides, give every type the same bits as
 /// those for a few rows.
 #[test]
@@ -460,17 +473,8 @@ fn blocks_of_every_size_agree_for_every_type() {
     let long = of_sizes(HIDDEN, 2304, 1024);
     for ty in by_tensor_cores() {
         let bytes = in_type(ty, &odd, &long);
-        // Multiprocessors, and shared memory of a block.
         let logits = |count: usize, attributes: &str, batch: usize| {
-            fake.reset();
-            fake.set("MOR_FAKE_CUDA_ATTRIBUTE", attributes);
-            if attributes.contains("97=") {
-                fake.set("MOR_FAKE_CUDA_ARCH", "86");
-            }
-            let model = Model::from_bytes_on(bytes.clone(), Device::Cuda(0)).unwrap();
-            let vocab = model.hyperparameters().vocab_size;
-            let tokens: Vec<u32> = (0..count).map(|i| (i * i * 31 % vocab) as u32).collect();
-            logits_after(&model, &tokens, 140, batch)
+            logits_on(&fake, attributes, &bytes, count, batch)
         };
         let few = logits(130, "16=1", 8);
         for attributes in ["16=1", "16=2", "16=4", "16=8"] {
@@ -533,17 +537,8 @@ fn rows_that_a_block_takes_in_turn_change_no_bit() {
         let shape = of_sizes(hidden, 256, 512);
         for ty in by_tensor_cores() {
             let bytes = in_type(ty, &shape, &shape);
-            let logits_of = |count: usize, attributes: &str, batch: usize| {
-                fake.reset();
-                fake.set("MOR_FAKE_CUDA_ATTRIBUTE", attributes);
-                if attributes.contains("97=") {
-                    fake.set("MOR_FAKE_CUDA_ARCH", "86");
-                }
-                let model = Model::from_bytes_on(bytes.clone(), Device::Cuda(0)).unwrap();
-                let tokens: Vec<u32> = (0..count as u32).map(|i| i * i * 31 % 512).collect();
-                logits_after(&model, &tokens, count, batch)
-            };
-            let logits = |attributes: &str, batch: usize| logits_of(40, attributes, batch);
+            let logits =
+                |attributes: &str, batch: usize| logits_on(&fake, attributes, &bytes, 40, batch);
             // Gate and up have 16 tiles, so with a block for each part of the rows 32: more than run at once where a
             // multiprocessor has two, or has one.
             let few = logits("16=12", 8);
@@ -562,8 +557,9 @@ fn rows_that_a_block_takes_in_turn_change_no_bit() {
             }
             // Five parts of the rows: three blocks share them, of which the last has one. (Two layers, twice, for each
             // program runs when it is made; that for 64 rows then only, with a block for each of its two parts.)
-            let few = logits_of(140, "16=28", 8);
-            let many = logits_of(140, "16=28", 140);
+            let five_parts = |batch| logits_on(&fake, "16=28", &bytes, 140, batch);
+            let few = five_parts(8);
+            let many = five_parts(140);
             assert!(many == few, "{}, five parts", ty.name());
             let blocks = fake.blocks(&name);
             let three_each = blocks == 16 * (4 * 3 + 2 * 2);
@@ -903,6 +899,13 @@ fn continued(session: &mut Session, prompt: &[u32], count: usize) -> Vec<u32> {
     session.tokens().to_vec()
 }
 
+/// The same of a session of its own, the likeliest tokens.
+fn in_a_session(model: &Model, params: &SessionParams, prompt: &[u32], count: usize) -> Vec<u32> {
+    let mut session = Session::new(model, params).unwrap();
+    session.set_sampler(SamplerParams::greedy()).unwrap();
+    continued(&mut session, prompt, count)
+}
+
 fn request(prompt: &[u32], max_tokens: usize) -> Request<'_> {
     Request {
         prompt,
@@ -935,11 +938,7 @@ fn rows_apart_store_their_own_entries() {
         let kinds = [KvType::F32, KvType::F16, KvType::Q8_0];
         for kv in kinds.into_iter().take(if blocks { 3 } else { 2 }) {
             let params = SessionParams { kv, ..params() };
-            let expected = |prompt: &[u32], count| {
-                let mut session = Session::new(&model, &params).unwrap();
-                session.set_sampler(SamplerParams::greedy()).unwrap();
-                continued(&mut session, prompt, count)
-            };
+            let expected = |prompt: &[u32], count| in_a_session(&model, &params, prompt, count);
             let of_five = SessionParams {
                 sequences: 5,
                 ..params.clone()
@@ -1000,9 +999,8 @@ fn rows_apart_store_into_pages_of_their_own() {
         run(&mut batch);
         assert_eq!(fake.kernels("mor_store"), stored);
         for (token, id) in forks {
-            let mut session = Session::new(&model, &params).unwrap();
-            session.set_sampler(SamplerParams::greedy()).unwrap();
-            let alone = continued(&mut session, &[&prompt[..], &[token]].concat(), 12);
+            let prompt = [&prompt[..], &[token]].concat();
+            let alone = in_a_session(&model, &params, &prompt, 12);
             assert_eq!(batch.tokens(id).unwrap(), alone, "{length}, {token}");
             batch.remove(id).unwrap();
         }
@@ -1040,9 +1038,8 @@ fn a_page_that_changes_twice_is_the_last_one() {
         fake.set("MOR_FAKE_CUDA_FAIL", "cuGraphLaunch:1=719");
         assert!(matches!(batch.tick(), Err(Error::Device(_))));
         run(&mut batch);
-        let mut session = Session::new(&model, &params()).unwrap();
-        session.set_sampler(SamplerParams::greedy()).unwrap();
-        let alone = continued(&mut session, &[&prompts[1][..], &[7]].concat(), 3);
+        let prompt = [&prompts[1][..], &[7]].concat();
+        let alone = in_a_session(&model, &params(), &prompt, 3);
         assert_eq!(batch.tokens(id).unwrap(), alone, "{order}");
     }
     fake.reset();

@@ -160,11 +160,12 @@ impl Gpu {
         };
         let mut programs = reserved(2 * MAX_SIZES)?;
         for rows in program_sizes(device_plan.sizes.rows) {
-            for apart in [true, false] {
-                // A lone row always is; those of a session never.
-                if rows == 1 && !apart || rows > 1 && apart && kind == Kind::Session {
-                    continue;
-                }
+            // A lone row always is apart; several of a session never are.
+            let kinds: &[bool] = match kind {
+                Kind::Batch if rows > 1 => &[true, false],
+                _ => &[rows == 1],
+            };
+            for &apart in kinds {
                 let mut program = Program::new(device)?;
                 let work = match kind {
                     Kind::Session => writer(rows, apart).session(&mut program)?,
