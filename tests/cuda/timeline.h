@@ -38,10 +38,24 @@ __device__ constexpr u32 hash_of_name(const char* name) {
     return hash;
 }
 
+#ifdef MOR_EMULATED
 __device__ __forceinline__ Record& record_of_block() {
     __shared__ Record record;
     return record;
 }
+#else
+/* Records of the blocks that run, by where their first warps are. Not in shared memory, of which a product may take all
+ * that two blocks of a multiprocessor have: the kernels that are measured would not run beside each other. */
+constexpr u32 WARPS_AT_ONCE = 64, MULTIPROCESSORS = 256;
+__device__ Record mor_open_records[MULTIPROCESSORS * WARPS_AT_ONCE];
+
+__device__ __forceinline__ Record& record_of_block() {
+    u32 multiprocessor, warp;
+    asm volatile("mov.u32 %0, %%smid;" : "=r"(multiprocessor));
+    asm volatile("mov.u32 %0, %%warpid;" : "=r"(warp));
+    return mor_open_records[multiprocessor % MULTIPROCESSORS * WARPS_AT_ONCE + warp % WARPS_AT_ONCE];
+}
+#endif
 
 /* What the block has done by now. */
 enum Moment : u32 { WAITED, READY, MULTIPLIED };
