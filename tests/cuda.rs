@@ -594,7 +594,7 @@ fn products_for_prompts_change_no_bit() {
             let vocab = model.hyperparameters().vocab_size;
             let tokens: Vec<u32> = (0..*count).map(|i| (i * i * 31 % vocab) as u32).collect();
             let logits = |batch| logits_after(&model, &tokens, 4 * count, batch);
-            let few = logits(32);
+            let few = logits(24);
             // Where more rows might have come, some blocks begin with none.
             for batch in [*count, 4 * count] {
                 assert!(
@@ -1006,6 +1006,41 @@ fn rows_apart_store_into_pages_of_their_own() {
         }
         batch.remove(parent).unwrap();
     }
+}
+
+/// An output matrix of 32 rows goes by warpgroups where they have enough to do, and each sequence has the tokens that it
+/// has alone.
+#[test]
+fn an_output_matrix_of_32_rows_changes_no_token() {
+    let Some((fake, _alone)) = Fake::find() else {
+        return;
+    };
+    let bytes = converted(&of_sizes(HIDDEN, 256, 1024), TensorType::F16);
+    // Sixteen blocks of 64 of its rows.
+    for (multiprocessors, by_warpgroups) in [(4, true), (5, false)] {
+        fake.reset();
+        fake.set("MOR_FAKE_CUDA_ATTRIBUTE", &format!("16={multiprocessors}"));
+        let model = Model::from_bytes_on(bytes.clone(), Device::Cuda(0)).unwrap();
+        let of_32 = SessionParams {
+            batch: 32,
+            sequences: 32,
+            ..params()
+        };
+        let mut batch = Batch::new(&model, &of_32).unwrap();
+        let before = fake.kernels("warpgroup_product");
+        let all = std::array::from_fn::<_, 32, _>(|i| {
+            let token = 1 + 9 * i as u32;
+            (token, batch.add(&request(&[token], 4)).unwrap())
+        });
+        run(&mut batch);
+        let ran = fake.kernels("warpgroup_product") > before;
+        assert_eq!(ran, by_warpgroups, "{multiprocessors}");
+        for (token, id) in all {
+            let alone = in_a_session(&model, &params(), &[token], 4);
+            assert_eq!(batch.tokens(id).unwrap(), alone, "{token}");
+        }
+    }
+    fake.reset();
 }
 
 /// A place of the page tables that changes twice before a launch has the last page, in whatever order the

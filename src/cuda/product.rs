@@ -6,6 +6,7 @@ use super::params::*;
 use super::program::Writer;
 use crate::error::Error;
 use crate::quant::TensorType;
+use std::cmp::Ordering;
 
 impl<'a> Writer<'a> {
     /// Products of rows, made as `source` says, with matrices of as many columns. A lone row is made ready
@@ -100,13 +101,19 @@ impl<'a> Writer<'a> {
     ) -> Option<&'k WideProduct> {
         let multiprocessors = self.weights.device.multiprocessors;
         let count = |w: &WideProduct| self.wide_blocks(w, tiles).iter().product::<u32>();
-        if self.rows as u32 <= MANY || count(&kernels.wide[0]) < multiprocessors / 2 {
+        let warpgroup = kernels.warpgroup.iter().flatten();
+        let warpgroup = warpgroup.filter(|_| warpgroups);
+        // Blocks that are enough. For 32 rows those of an output matrix alone, and by warpgroups.
+        let enough = match (self.rows as u32).cmp(&MANY) {
+            Ordering::Greater => multiprocessors / 2,
+            Ordering::Equal if warpgroup.clone().next().is_some() => 4 * multiprocessors,
+            _ => return None,
+        };
+        if count(&kernels.wide[0]) < enough {
             return None;
         }
         // Cycles of the multiprocessor that has the most to do.
         let cycles = |w: &&WideProduct| count(w).div_ceil(multiprocessors) * w.cycles;
-        let warpgroup = kernels.warpgroup.iter().flatten();
-        let warpgroup = warpgroup.filter(|_| warpgroups);
         kernels.wide.iter().chain(warpgroup).min_by_key(cycles)
     }
 
