@@ -51,6 +51,7 @@ struct Fake {
     calls: libloading::Symbol<'static, unsafe extern "C" fn(*const c_char) -> u64>,
     kernels: libloading::Symbol<'static, unsafe extern "C" fn(*const c_char) -> u64>,
     blocks: libloading::Symbol<'static, unsafe extern "C" fn(*const c_char) -> u64>,
+    shared: libloading::Symbol<'static, unsafe extern "C" fn(*const c_char) -> u64>,
     live: libloading::Symbol<'static, unsafe extern "C" fn() -> u64>,
 }
 
@@ -72,6 +73,7 @@ impl Fake {
                 calls: library.get(b"fakeCudaCalls").ok()?,
                 kernels: library.get(b"fakeCudaKernels").ok()?,
                 blocks: library.get(b"fakeCudaBlocks").ok()?,
+                shared: library.get(b"fakeCudaShared").ok()?,
                 live: library.get(b"fakeCudaLive").ok()?,
             })
         }
@@ -89,6 +91,13 @@ impl Fake {
         let part = CString::new(part).unwrap();
         // SAFETY: a text.
         unsafe { (self.blocks)(part.as_ptr()) }
+    }
+
+    /// The most dynamic shared memory that one of them had.
+    fn shared(&self, part: &str) -> u64 {
+        let part = CString::new(part).unwrap();
+        // SAFETY: a text.
+        unsafe { (self.shared)(part.as_ptr()) }
     }
 
     fn set(&self, name: &str, value: &str) {
@@ -564,6 +573,32 @@ fn rows_that_a_block_takes_in_turn_change_no_bit() {
             let blocks = fake.blocks(&name);
             let three_each = blocks == 16 * (4 * 3 + 2 * 2);
             assert!(three_each || ty.block_len() > 32, "{name}: {blocks}");
+        }
+    }
+    fake.reset();
+}
+
+/// Where each block has a multiprocessor for itself, twice as many groups of activations come together, to the same bits.
+#[test]
+fn activations_that_come_together_change_no_bit() {
+    let Some((fake, _alone)) = Fake::find() else {
+        return;
+    };
+    // Runs of ten groups, the last of which has fewer, and of twenty, for which weights come more than once.
+    for feed_forward in [2304, 5120] {
+        let shape = of_sizes(HIDDEN, feed_forward, 512);
+        for ty in by_tensor_cores() {
+            let bytes = in_type(ty, &shape, &shape);
+            for kind in ["few", "many"] {
+                let name = format!("{kind}_product_{}", ty.name().to_lowercase());
+                let rows = if kind == "few" { 8 } else { 40 };
+                let [together, apart] = ["16=132", "16=2"].map(|attributes| {
+                    let logits = logits_on(&fake, attributes, &bytes, 40, rows);
+                    (logits, fake.shared(&name))
+                });
+                assert!(together.0 == apart.0, "{name}, {feed_forward}");
+                assert!(together.1 > apart.1, "{name}: {} bytes", together.1);
+            }
         }
     }
     fake.reset();

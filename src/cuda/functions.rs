@@ -184,6 +184,14 @@ impl Ring {
         let stages_of_tile = of_tile.div_ceil(units);
         of_tile.div_ceil(stages_of_tile).next_multiple_of(whole)
     }
+
+    /// Whether stages of so many units are filled before they are used, where what is waited for are activations, `ahead`
+    /// groups of them, that came before or together with the weights: they are filled when the stage before is done with,
+    /// or all at the beginning.
+    pub fn is_early_enough(&self, units: u32, groups: u32, ahead: u32) -> bool {
+        let stage = units * self.groups;
+        (self.stages - 1) * stage + 1 >= ahead || self.stages * stage >= groups
+    }
 }
 
 impl Products {

@@ -19,8 +19,8 @@ pub(super) const MOST_RING: u32 = 72 << 10;
 /// Rows of activations that a block of a product takes at a time, at most.
 pub(super) const MANY: u32 = 32;
 pub(super) const FEW: u32 = 8;
-/// Groups of activations that such a block has on their way, with one matrix and with two abreast.
-pub(super) const GROUPS_AHEAD: [u32; 2] = [4, 3];
+/// Batches of groups of activations that such a block has on their way, with one matrix and with two abreast.
+pub(super) const BATCHES_AHEAD: [u32; 2] = [4, 3];
 /// Rows up to which passes have programs of their own.
 pub(super) const SOME: usize = 64;
 /// Groups of weights and activations that `mor_wide_product_…` copies together, at least.
@@ -113,7 +113,7 @@ structs! {
     struct ProductParams {
         matrices: [Matrix; 3], first_tiles: [u32; 3], tiles: u32, groups: u32, groups_of_run: u32,
         tiles_of_block: u32, longer_blocks: u32, stage_units: u32, slot: u32, zero: u32, row_blocks: u32,
-        input: Prepared, view: View, source: Source,
+        rows: u32, groups_at_once: u32, input: Prepared, view: View, source: Source,
     }
     struct Cache {
         pages: Address, tables: Address, planes: u32, table_pages: u32, page_bytes: u32,

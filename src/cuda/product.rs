@@ -178,12 +178,12 @@ impl<'a> Writer<'a> {
             }
             // As in many.cuh: scales, and rings of activations, of which sums take the place, and of weights.
             let group = each * (2 * GROUP + if has_min(matrices[0].ty) { 4 } else { 0 });
-            let ahead = GROUPS_AHEAD[abreast as usize - 1];
-            let fixed = 4 * RUNS * each + RUNS * ahead * group;
+            let ahead = BATCHES_AHEAD[abreast as usize - 1];
+            let fixed = |at_once| 4 * RUNS * each + RUNS * ahead * at_once * group;
             // Two blocks on a multiprocessor, if that leaves a ring.
-            let most = (whole / 2).saturating_sub(fixed).min(MOST_RING);
+            let most = (whole / 2).saturating_sub(fixed(1)).min(MOST_RING);
             params.stage_units = ring.units_of_stage(params.groups_of_run, 1, most);
-            let shared = fixed + params.stage_units * ring.bytes_of_unit();
+            let mut shared = fixed(1) + params.stage_units * ring.bytes_of_unit();
             // So many blocks share the rows that the busiest place has least to do; as few as that takes, for the
             // weights come once for each.
             let places = match device.fits_twice(shared as usize) {
@@ -192,6 +192,15 @@ impl<'a> Writer<'a> {
             };
             let turns = |blocks: &u32| (tiles * blocks).div_ceil(places) * parts.div_ceil(*blocks);
             let row_blocks = (1..=parts).min_by_key(turns).unwrap_or(1);
+            // Blocks that have a multiprocessor each bring twice as much together, if their warps have that much.
+            if params.groups_of_run > ahead && tiles * row_blocks <= device.multiprocessors {
+                let left = whole.saturating_sub(fixed(2));
+                let units = ring.units_of_stage(params.groups_of_run, 1, left);
+                let more = fixed(2) + units * ring.bytes_of_unit();
+                if more <= whole && ring.is_early_enough(units, params.groups_of_run, 2 * ahead) {
+                    (params.stage_units, params.groups_at_once, shared) = (units, 2, more);
+                }
+            }
             let all = if each == FEW {
                 kernels.few
             } else {
@@ -346,6 +355,8 @@ impl<'a> Writer<'a> {
             slot: self.slot,
             zero: 0,
             row_blocks: 0,
+            rows: self.rows as u32,
+            groups_at_once: 1,
             input: self.prepared(columns as usize),
             view,
             source,

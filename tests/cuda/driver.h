@@ -252,6 +252,7 @@ struct Driver {
     std::map<std::string, uint64_t> calls;
     std::map<std::string, uint64_t> kernels; // how often each ran
     std::map<std::string, uint64_t> blocks;  // and of how many blocks in all
+    std::map<std::string, uint64_t> shared;  // and the most dynamic shared memory of a block
     uint64_t launches = 0, leaks = 0, sequence = 0;
     std::string last_refusal, last_image;
     std::map<int, int> retained; // by device

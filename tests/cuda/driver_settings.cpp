@@ -171,6 +171,7 @@ FAKE void fakeCudaReset() {
     driver.calls.clear();
     driver.kernels.clear();
     driver.blocks.clear();
+    driver.shared.clear();
     driver.launches = driver.leaks = 0;
     driver.lost = CUDA_SUCCESS;
     driver.last_refusal.clear();
@@ -216,6 +217,15 @@ static uint64_t total_of(const std::map<std::string, uint64_t> &counts, const ch
 FAKE uint64_t fakeCudaKernels(const char *part) { return total_of(driver.kernels, part); }
 /** How many blocks these had. */
 FAKE uint64_t fakeCudaBlocks(const char *part) { return total_of(driver.blocks, part); }
+
+/** The most bytes of dynamic shared memory that a block of these had. */
+FAKE uint64_t fakeCudaShared(const char *part) {
+    const std::lock_guard<std::recursive_mutex> lock(driver.mutex);
+    uint64_t most = 0;
+    for (const auto &[name, bytes] : driver.shared)
+        if (name.find(part) != std::string::npos) most = std::max(most, bytes);
+    return most;
+}
 /** The reason of the last refusal, or "". */
 FAKE const char *fakeCudaLastRefusal() { return driver.last_refusal.c_str(); }
 /** The first bytes of the image of the last module, up to a zero, 16 at most. */

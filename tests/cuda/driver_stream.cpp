@@ -123,6 +123,8 @@ CUresult make_launch(const char *function, const CUDA_KERNEL_NODE_PARAMS &reques
 
 void run_launch(const Launch &launch) {
     driver.kernels[launch.kernel->name]++;
+    uint64_t &shared = driver.shared[launch.kernel->name];
+    shared = std::max(shared, uint64_t(launch.shared_bytes));
     driver.blocks[launch.kernel->name] += uint64_t(launch.grid.x) * launch.grid.y * launch.grid.z;
     const size_t written = mor_emulated::run_grid(*launch.kernel, launch.parameters.data(),
                                                   launch.grid, launch.block, launch.shared_bytes);

@@ -1,6 +1,6 @@
 // Products for rows that are ready, 8 or 32 at a time: with a tile of one matrix, or of a gate and of what it lets through.
 // Activations come through shared memory too, each warp's own to itself, several groups at a time as soon as the kernel
-// before allows.
+// before allows: of all rows that may come, for how many have come would have to be read first.
 #pragma once
 #include "ring.cuh"
 
@@ -14,56 +14,66 @@ using ManyUnit = Unit<TYPE, 1>;
 template <u32 TYPE, u32 MATRICES>
 using ManyRing = Ring<TYPE, MATRICES, 1, 1>;
 
-// Groups of activations on their way, so that two blocks have room on a multiprocessor, as in params.rs.
-__device__ constexpr u32 groups_ahead(u32 matrices) { return matrices == 1 ? 4 : 3; }
+// Batches of groups of activations on their way, so that two blocks have room on a multiprocessor if a batch is a group, as
+// in params.rs.
+__device__ constexpr u32 batches_ahead(u32 matrices) { return matrices == 1 ? 4 : 3; }
 
-// A warp's groups of activations, each [rows][32], and of types with a minimum their sums.
+// A warp's groups of activations, each [rows][32], and of types with a minimum their sums. AHEAD batches of `at_once`.
 template <u32 TYPE, u32 TILES, u32 AHEAD>
 struct Activations {
-    static constexpr u32 rows = 8 * TILES, row_bytes = 2 * GROUP;
+    static constexpr u32 rows = 8 * TILES, row_bytes = 2 * GROUP, eight_rows = 8 * row_bytes;
     static constexpr u32 bytes = rows * (row_bytes + (has_min(TYPE) ? 4 : 0));
 
     u8* room;
-    const u16* from;
+    // What the lane copies of the next group's first eight rows; and where the next sums are.
+    const u16* next;
     const float* sums;
-    u32 stride, here, used;
+    u32 stride, here, at_once, used;
 
-    // Rows from `first` on, of which `here` are there.
-    __device__ __forceinline__ Activations(u8* to, const Prepared& x, u32 first, u32 here)
-        : room(to + warp_index() * (AHEAD * bytes)), from(x.halves + static_cast<u64>(first) * x.stride),
-          sums(x.sums + static_cast<u64>(first) * (x.stride / GROUP)), stride(x.stride), here(here), used(0) {}
+    // Rows from `first` on, of which `here` are there, from group `begin` on.
+    __device__ __forceinline__ Activations(u8* to, const Prepared& x, u32 first, u32 begin, u32 here, u32 at_once)
+        : room(to + warp_index() * (AHEAD * at_once * bytes)),
+          next(x.halves + static_cast<u64>(first + lane_index() / 4) * x.stride + GROUP * begin + 8 * (lane_index() % 4)),
+          sums(x.sums + static_cast<u64>(first) * (x.stride / GROUP) + begin), stride(x.stride), here(here),
+          at_once(at_once), used(0) {}
 
-    // Where eight bytes or more of a row's group stand. Of types of blocks a lane reads eight: halves of rows change
-    // places, so that those that read together meet all banks.
-    static __device__ __forceinline__ u32 place(u32 row, u32 byte) {
+    // So many groups have room.
+    __device__ __forceinline__ u32 groups() const { return AHEAD * at_once; }
+
+    // Where byte `byte` of the lane's row of the first eight stands. Of types of blocks a lane reads eight: halves of rows
+    // change places, so that those that read together meet all banks.
+    static __device__ __forceinline__ u32 place(u32 byte) {
+        const u32 row = lane_index() / 4;
         return row * row_bytes + (ManyUnit<TYPE>::plain ? byte : byte ^ row / 2 % 2 * (row_bytes / 2));
     }
 
-    __device__ __forceinline__ void copy(u32 number, u32 group) {
+    // Copies the next group.
+    __device__ __forceinline__ void copy(u32 number) {
         u8* to = room + number * bytes;
+        u8* of_lane = to + place(16 * (lane_index() % 4));
+        const u16* from = next;
 #pragma unroll
-        for (u32 c = 0; c < TILES; c++) {
-            const u32 row = 8 * c + lane_index() / 4, chunk = lane_index() % 4;
-            if (row < here)
-                begin_copy<16>(to + place(row, 16 * chunk), from + static_cast<u64>(row) * stride + GROUP * group + 8 * chunk);
-        }
+        for (u32 c = 0; c < TILES; c++, from += 8 * stride)
+            if (8 * c + lane_index() / 4 < here) begin_copy<16>(of_lane + c * eight_rows, from);
+        next += GROUP;
         if constexpr (has_min(TYPE)) {
             const u32 row = lane_index();
             if (row < here && row < rows)
-                begin_copy<4>(to + rows * row_bytes + 4 * row, sums + static_cast<u64>(row) * (stride / GROUP) + group);
+                begin_copy<4>(to + rows * row_bytes + 4 * row, sums + static_cast<u64>(row) * (stride / GROUP));
+            sums++;
         }
     }
 
     // The lane's part of the row of tile `c`, as `read_activations`.
     __device__ __forceinline__ void read(u32 c, u32 b[2][2]) const {
-        const u32 t = lane_index() % 4, row = 8 * c + lane_index() / 4;
+        const u32 t = lane_index() % 4;
         const u8* group = room + used * bytes;
         if constexpr (ManyUnit<TYPE>::plain) {
-            const uint4 bits = *reinterpret_cast<const uint4*>(group + place(row, 16 * t));
+            const uint4 bits = *reinterpret_cast<const uint4*>(group + place(16 * t) + c * eight_rows);
             b[0][0] = bits.x, b[0][1] = bits.y, b[1][0] = bits.z, b[1][1] = bits.w;
         } else {
             for (u32 step = 0; step < 2; step++) {
-                const uint2 bits = *reinterpret_cast<const uint2*>(group + place(row, 8 * t + 32 * step));
+                const uint2 bits = *reinterpret_cast<const uint2*>(group + place(8 * t + 32 * step) + c * eight_rows);
                 b[step][0] = bits.x, b[step][1] = bits.y;
             }
         }
@@ -83,9 +93,10 @@ __device__ __forceinline__ void multiply_many(ManyRing<TYPE, MATRICES>& ring, u3
                                               Activations<TYPE, TILES, AHEAD>& x, float sums[MATRICES][TILES][4]) {
     constexpr u32 groups = ManyUnit<TYPE>::groups;
     // A stage's weights come with the activations of its predecessor's last group, and are wanted when those have arrived
-    // that came that many groups before.
+    // that came that many groups before; product.rs sees to it for batches of more than a group.
     static_assert((ManyRing<TYPE, MATRICES>::stages - 1) * groups + 1 >= AHEAD, "weights arrive before they are used");
     const u32 tiles = (x.here + 7) / 8, stage_groups = ring.groups_of_stage();
+    u32 of_batch = 0;
 #pragma unroll 1
     for (u32 group = begin, start = begin / groups * groups; group < end; start += stage_groups) {
         const u8* units = ring.stage(ring.used);
@@ -93,8 +104,10 @@ __device__ __forceinline__ void multiply_many(ManyRing<TYPE, MATRICES>& ring, u3
 #pragma unroll 1
         for (; group < until; group++) {
             // Weights of this group came with activations before, or with these.
-            wait_for_copies<AHEAD - 1>();
-            __syncwarp();
+            if (of_batch == 0) {
+                wait_for_copies<AHEAD - 1>();
+                __syncwarp();
+            }
             const u8* unit = units + (group - start) / groups * ring.unit_bytes;
             Fragments f[MATRICES];
             for (u32 i = 0; i < MATRICES; i++) {
@@ -112,9 +125,9 @@ __device__ __forceinline__ void multiply_many(ManyRing<TYPE, MATRICES>& ring, u3
             }
             __syncwarp();
             if (group + 1 == until) ring.copy(ring.used);
-            if (group + AHEAD < end) x.copy(x.used, group + AHEAD);
-            close_copies();
-            x.used = (x.used + 1) % AHEAD;
+            if (group + x.groups() < end) x.copy(x.used);
+            if (++of_batch == x.at_once) close_copies(), of_batch = 0;
+            if (++x.used == x.groups()) x.used = 0;
         }
         ring.used = (ring.used + 1) % ring.stages;
     }
@@ -123,7 +136,7 @@ __device__ __forceinline__ void multiply_many(ManyRing<TYPE, MATRICES>& ring, u3
 // Rows that are ready, and a tile of each of some matrices.
 template <u32 TYPE, u32 TILES, u32 MATRICES>
 __device__ __forceinline__ void many_product(const ProductParams& p) {
-    constexpr u32 rows = 8 * TILES, ahead = groups_ahead(MATRICES);
+    constexpr u32 rows = 8 * TILES, ahead = batches_ahead(MATRICES);
     using X = Activations<TYPE, TILES, ahead>;
     // As in product.rs: the scales of runs, [rows][RUNS]; the rings of activations and of weights. The warps' sums,
     // [matrices][RUNS][rows][COLUMN_STRIDE], come in the place of the activations.
@@ -138,9 +151,12 @@ __device__ __forceinline__ void many_product(const ProductParams& p) {
     if constexpr (MATRICES == 1) m += matrix_of(p, tile);
     const u32 each = p.groups_of_run, begin = warp_index() * each;
     const u32 end = begin + each < p.groups ? begin + each : p.groups;
-    u32 first = blockIdx.y * rows, n = 0;
+    // Those that the block takes, as far as it knows: a choice between numbers of which one is loaded would wait for it.
+    u32 first = blockIdx.y * rows, here = p.rows - first, n = 0;
     if (has_no_rows(p, first)) return;
-    ManyRing<TYPE, MATRICES> ring(p, blockIdx.x, blockIdx.x + 1, 1, begin, end, activations + WARPS * ahead * X::bytes);
+    const u32 at_once = p.groups_at_once;
+    ManyRing<TYPE, MATRICES> ring(p, blockIdx.x, blockIdx.x + 1, 1, begin, end,
+                                  activations + WARPS * (ahead * at_once * X::bytes));
     // Some rows after others, if the block has more.
 #pragma unroll 1
     for (bool again = false;; again = true) {
@@ -152,19 +168,22 @@ __device__ __forceinline__ void many_product(const ProductParams& p) {
         ring.used = 0;
         if (!again) {
             wait_for_previous();
-            n = *p.view.count;
-            if (first >= n) return wait_for_copies<0>();
+            n = load_now(p.view.count);
         }
-        X x(activations, p.input, first, n - first);
+        X x(activations, p.input, first, begin, here, at_once);
         // Four scales at a time.
         const u32 quad = threadIdx.x;
-        if (quad < rows * RUNS / 4 && quad / (RUNS / 4) < n - first)
+        if (quad < rows * RUNS / 4 && quad / (RUNS / 4) < x.here)
             begin_copy<16>(scales + 4 * quad, p.input.scales + static_cast<u64>(first) * RUNS + 4 * quad);
-#pragma unroll
-        for (u32 k = 0; k < ahead; k++) {
-            if (begin + k < end) x.copy(k, begin + k);
+#pragma unroll 1
+        for (u32 i = 0, until = at_once; i < x.groups(); until += at_once) {
+#pragma unroll 1
+            for (; i < until; i++)
+                if (begin + i < end) x.copy(i);
             close_copies();
         }
+        if (first >= n) return wait_for_copies<0>();
+        x.here = here = n - first;
         // Thread i has elements i, i + BLOCK, … of the tile, [rows][TILE_ROWS]; what they want comes meanwhile.
         constexpr u32 mine = (TILES + 1) / 2;
         const u32 thread = only_here(threadIdx.x);
@@ -208,6 +227,7 @@ __device__ __forceinline__ void many_product(const ProductParams& p) {
         }
         first += gridDim.y * rows;
         if (first >= n) return;
+        here = n - first;
         // Activations come in the place of the sums.
         __syncthreads();
     }

@@ -26,6 +26,9 @@ struct ProductParams {
     u32 zero;
     // By warpgroups: blocks of rows, if all rows come.
     u32 row_blocks;
+    // Few or many rows: how many may come, and groups of activations that a block waits for together.
+    u32 rows;
+    u32 groups_at_once;
     Prepared input;
     View view;
     // A lone row: what it is made of, for the block makes it ready itself.
