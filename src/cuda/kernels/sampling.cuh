@@ -145,24 +145,45 @@ struct OfChunk {
     }
 };
 
-// What a thread has of a list in memory.
+// What a thread has of a list in memory, of which it keeps the first ones: of 40 candidates of each chunk of 50,000 tokens
+// all. There may be thousands more, which are loaded whenever they are looked at.
 struct OfList {
+    static constexpr u32 TOGETHER = 8;
+
     const u64* list;
     u32 length;
+    u64 kept[TOGETHER];
+
+    __device__ __forceinline__ OfList(const u64* list, u32 length) : list(list), length(length) {
+        load(threadIdx.x, kept);
+    }
+
+    // Several at a time; zeros beyond the end.
+    __device__ __forceinline__ void load(u32 start, u64 some[TOGETHER]) const {
+        for (u32 i = 0; i < TOGETHER; i++)
+            some[i] = start + i * BLOCK < length ? list[start + i * BLOCK] : 0;
+    }
 
     template <class See>
     __device__ __forceinline__ void operator()(See see) const {
-        // Several loads at a time, for there may be thousands.
-        constexpr u32 TOGETHER = 8;
-        for (u32 start = threadIdx.x; start < length; start += TOGETHER * BLOCK) {
+        for (u32 i = 0; i < TOGETHER; i++)
+            if (kept[i] != 0) see(kept[i]);
+#pragma unroll 1
+        for (u32 start = threadIdx.x + TOGETHER * BLOCK; start < length; start += TOGETHER * BLOCK) {
             u64 some[TOGETHER];
-            for (u32 i = 0; i < TOGETHER; i++)
-                some[i] = start + i * BLOCK < length ? list[start + i * BLOCK] : 0;
+            load(start, some);
             for (u32 i = 0; i < TOGETHER; i++)
                 if (some[i] != 0) see(some[i]);
         }
     }
 };
+
+// Numbers of shared memory that a thread goes through one after the other, loaded several at a time.
+constexpr u32 IN_A_ROW = 8;
+
+__device__ __forceinline__ void load_in_a_row(const double* from, u32 left, double some[IN_A_ROW]) {
+    for (u32 i = 0; i < IN_A_ROW; i++) some[i] = i < left ? from[i] : 0;
+}
 
 // Finds the candidates of a part of the vocabulary: its best, in any order. grid: (rows · chunks), the first row's first:
 // so blocks of rows that are not there come last, and keep none waiting.
@@ -268,8 +289,13 @@ __device__ __forceinline__ void sample(const SampleParams& p) {
     // Sums up to each candidate, one after the other as the host adds them; a warp for each of the two.
     if (t == 0 || t == WARP) {
         const double* terms = t == 0 ? weights : tempered;
-        double sum = 0;
-        for (u32 j = 0; j < count; j++) sums[t / WARP][j] = sum += terms[j];
+        double sum = 0, some[IN_A_ROW];
+#pragma unroll 1
+        for (u32 j = 0; j < count; j += IN_A_ROW) {
+            load_in_a_row(terms + j, count - j, some);
+            for (u32 i = 0; i < IN_A_ROW; i++) some[i] = sum += some[i];
+            for (u32 i = 0; i < IN_A_ROW && j + i < count; i++) sums[t / WARP][j + i] = some[i];
+        }
     }
     __syncthreads();
     if (t < count) {
@@ -280,15 +306,22 @@ __device__ __forceinline__ void sample(const SampleParams& p) {
     __syncthreads();
     if (t != 0) return;
     const u32 kept = left < 1 ? 1 : left;
-    double rest = draw.random * sums[1][kept - 1];
-    u32 token = token_of(ordered[kept - 1]);
-    for (u32 j = 0; j < kept; j++) {
-        rest -= tempered[j];
+    double rest = draw.random * sums[1][kept - 1], some[IN_A_ROW];
+    // The first with which it is less than zero, as it then stays.
+    u32 chosen = 0;
+#pragma unroll 1
+    for (; chosen < kept; chosen += IN_A_ROW) {
+        load_in_a_row(tempered + chosen, kept - chosen, some);
+        u32 passed = 0;
+        for (u32 i = 0; i < IN_A_ROW; i++) {
+            rest -= some[i];
+            passed += rest >= 0;
+        }
         if (rest < 0) {
-            token = token_of(ordered[j]);
+            chosen += passed;
             break;
         }
     }
-    p.drawn[slot] = token;
+    p.drawn[slot] = token_of(ordered[chosen < kept ? chosen : kept - 1]);
 }
 MOR_WORK(mor_sample, SampleParams, (BLOCK), sample)
