@@ -593,12 +593,13 @@ fn activations_that_come_together_change_no_bit() {
                 let name = format!("{kind}_product_{}", ty.name().to_lowercase());
                 let rows = if kind == "few" { 8 } else { 40 };
                 // Down has eight tiles. (With fewer multiprocessors wide blocks would be enough for 40 rows.)
-                let [together, apart] = ["16=132", "16=6"].map(|attributes| {
+                let run = |attributes| {
                     let logits = logits_on(&fake, attributes, &bytes, 40, rows);
                     (logits, fake.shared(&name))
-                });
-                assert!(together.0 == apart.0, "{name}, {feed_forward}");
-                let (least, most) = (apart.1, together.1);
+                };
+                let (together, most) = run("16=132");
+                let (one_by_one, least) = run("16=6");
+                assert!(together == one_by_one, "{name}, {feed_forward}");
                 assert!(
                     0 < least && least < most,
                     "{name}: {least} and {most} bytes"

@@ -187,10 +187,10 @@ impl Ring {
 
     /// Whether stages of so many units are filled before they are used, where what is waited for are activations, `ahead`
     /// groups of them, that came before or together with the weights: they are filled when the stage before is done with,
-    /// or all at the beginning.
+    /// or all at the beginning, which is so where all `groups` of a run, that may begin within a unit, have room.
     pub fn is_early_enough(&self, units: u32, groups: u32, ahead: u32) -> bool {
         let stage = units * self.groups;
-        (self.stages - 1) * stage + 1 >= ahead || self.stages * stage >= groups
+        (self.stages - 1) * stage + 1 >= ahead || self.stages * stage >= groups + self.groups - 1
     }
 }
 

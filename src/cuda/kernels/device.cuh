@@ -156,7 +156,8 @@ __device__ __forceinline__ void mark(Moment) {}
 
 // The kernels of a program overlap where the device can do that (9.0 and later, src/cuda/launch.rs): each
 // lets the next one begin at once, and looks at what those before it wrote, or writes, only after
-// `wait_for_previous`, which every thread calls. Weights, which nobody writes, may be read before.
+// `wait_for_previous`, which every thread calls. Weights, which nobody writes, may be read before. The emulation runs one
+// after the other, but goes the way of devices on which they overlap, so that it is tested.
 #if __CUDA_ARCH__ >= 900 || defined(MOR_EMULATED)
 constexpr bool KERNELS_OVERLAP = true;
 #else

@@ -145,8 +145,8 @@ struct OfChunk {
     }
 };
 
-// What a thread has of a list in memory, of which it keeps the first ones: of 40 candidates of each chunk of 50,000 tokens
-// all. There may be thousands more, which are loaded whenever they are looked at.
+// What a thread has of a list in memory. It keeps the first ones, which are all if each chunk of 50,000 tokens has 40; there
+// may be thousands more, which are loaded whenever they are looked at.
 struct OfList {
     static constexpr u32 TOGETHER = 8;
 
