@@ -1467,6 +1467,55 @@ fn tensors_that_lie_oddly_are_copied() {
     fake.reset();
 }
 
+/// Halves that lie row by row, as the device finds them in the file, give the same bits as in the tiles of a copy: in every
+/// kind of product, with a last group that has no partner and a last tile that is not full.
+#[test]
+fn halves_in_place_and_in_tiles_give_the_same_bits() {
+    let Some((fake, _alone)) = Fake::find() else {
+        return;
+    };
+    let original = of_sizes(HIDDEN, 2336, 1001);
+    for ty in [TensorType::F16, TensorType::BF16] {
+        let bytes = converted(&original, ty);
+        let name = ty.name().to_lowercase();
+        let mut kernels: Vec<String> = [
+            "lone_product_norm",
+            "lone_product_plain",
+            "lone_product_attention",
+            "lone_swiglu",
+            "few_product",
+            "few_swiglu",
+            "many_product",
+            "many_swiglu",
+            "wide_product_128x128",
+            "warpgroup_product_128x64",
+            "warpgroup_product_128x128",
+        ]
+        .map(|kind| format!("{kind}_{name}"))
+        .into();
+        kernels.extend(["mor_exact", "mor_lone_exact"].map(String::from));
+        for (arch, multiprocessors) in [("72", 8), ("80", 1), ("90", 1), ("90", 4), ("90", 8)] {
+            for (count, batch) in [(3, 1), (7, 7), (40, 20), (130, 130)] {
+                let run = |integrated| {
+                    fake.reset();
+                    fake.set("MOR_FAKE_CUDA_ARCH", arch);
+                    fake.set("MOR_FAKE_CUDA_ATTRIBUTE", &format!("16={multiprocessors}"));
+                    fake.set("MOR_FAKE_CUDA_INTEGRATED", integrated);
+                    let model = Model::from_bytes_on(bytes.clone(), Device::Cuda(0)).unwrap();
+                    assert_eq!(model.is_in_place_on_gpu(), integrated == "1");
+                    let tokens: Vec<u32> = (0..count).map(|i| i * i * 31 % 1001).collect();
+                    logits_after(&model, &tokens, 140, batch)
+                };
+                let same = run("0") == run("1");
+                assert!(same, "{name} on {arch}: {count} rows, {batch} at a time");
+                kernels.retain(|kernel| fake.kernels(kernel) == 0);
+            }
+        }
+        assert!(kernels.is_empty(), "these did not run: {kernels:?}");
+    }
+    fake.reset();
+}
+
 /// What the kernels' numbers, or a launch, cannot hold is refused by the plan.
 #[test]
 fn sizes_that_cannot_be_counted_are_refused() {

@@ -194,6 +194,7 @@ impl<'a> Writer<'a> {
 
     pub(super) fn matrix(&self, linear: &Linear) -> Result<Matrix> {
         let m = &linear.weight;
+        let (row_step, group_step) = self.weights.steps(m);
         Ok(Matrix {
             data: self.weights.at(m.offset)?,
             bias: match &linear.bias {
@@ -205,6 +206,8 @@ impl<'a> Writer<'a> {
             rows: m.rows as u32,
             columns: m.columns as u32,
             row_bytes: m.row_bytes as u32,
+            row_step: row_step as u32,
+            group_step: group_step as u32,
             out_stride: m.rows as u32,
             add: 0,
             by_slot: 0,

@@ -80,7 +80,7 @@ structs! {
     }
     struct Matrix {
         data: Address, bias: Address, out: Address, ty: u32, rows: u32, columns: u32, row_bytes: u32,
-        out_stride: u32, add: u32, by_slot: u32, unused: u32,
+        row_step: u32, group_step: u32, out_stride: u32, add: u32, by_slot: u32, unused: u32,
     }
     struct Input {
         entering: u32, flying: u32, waiting: u32, changes: u32, asked: u32, by_capacity: u32,

@@ -4,10 +4,11 @@ use super::driver::{Address, Device};
 use super::images;
 use super::launch::Module;
 use super::memory::{Buffer, Registered};
+use super::params;
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::memory::{Shared, reserved, try_push};
-use crate::model::{Hyperparameters, TensorLayout};
+use crate::model::{Hyperparameters, Matrix, TensorLayout};
 use crate::quant::TensorType;
 use crate::quant::tiles::{TILE_ROWS, interleave, is_tiled};
 
@@ -23,7 +24,7 @@ pub(crate) struct Weights {
 }
 
 enum Place {
-    /// A copy in the device's memory, with all block formats in whole tiles.
+    /// A copy in the device's memory, with block formats and most halves in whole tiles.
     Copy(Buffer),
     /// The file itself, where host and device share their memory.
     InPlace(Registered),
@@ -34,6 +35,9 @@ const STAGE: usize = 1 << 20;
 
 /// Tensors begin at multiples of this.
 const ALIGNMENT: usize = 256;
+
+/// Columns of which kernels read some together.
+const GROUP: usize = params::GROUP as usize;
 
 impl Weights {
     /// Opens device number `index` and brings the weights there.
@@ -76,8 +80,9 @@ impl Weights {
         let mut stage = reserved::<u8>(STAGE)?;
         for (tensor, (_, to)) in gguf.tensors().iter().zip(&table) {
             let rows = &file[tensor.offset..][..tensor.bytes];
-            if is_tiled(tensor.ty) {
-                send_tiles(&mut buffer, *to, tensor, rows, tiled, &mut stage)?;
+            if is_tiled_in_copy(tensor.ty, tensor.columns()) {
+                let ready = tiled && is_tiled(tensor.ty);
+                send_tiles(&mut buffer, *to, tensor, rows, ready, &mut stage)?;
             } else {
                 buffer.write(*to, rows)?;
             }
@@ -105,6 +110,15 @@ impl Weights {
         matches!(self.place, Place::InPlace(_))
     }
 
+    /// Of a matrix of a plain type, bytes from a row to the next of its tile, and from a group of a row to its next.
+    pub(super) fn steps(&self, m: &Matrix) -> (usize, usize) {
+        let group_bytes = m.ty.block_bytes() * GROUP;
+        match !self.in_place() && is_tiled_in_copy(m.ty, m.columns) {
+            true => (group_bytes, TILE_ROWS * group_bytes),
+            false => (m.row_bytes, group_bytes),
+        }
+    }
+
     /// Where the tensor that begins at `offset` in the file is on the device.
     pub(super) fn at(&self, offset: usize) -> Result<Address> {
         let found = self.table.binary_search_by_key(&offset, |(from, _)| *from);
@@ -125,30 +139,36 @@ fn lies_ready(tensor: &TensorInfo, file: &[u8], tiled: bool) -> bool {
     begins && (!is_tiled(tensor.ty) || tiled && tensor.rows().is_multiple_of(TILE_ROWS))
 }
 
-/// Bytes of a tensor on the device: whole tiles.
+/// Whether rows become tiles where they are copied to the device. Of halves a tile has of each group of columns one row
+/// after the other: kernels read some groups of sixteen rows together, and memory is quickest with what lies together.
+fn is_tiled_in_copy(ty: TensorType, columns: usize) -> bool {
+    is_tiled(ty) || ty.block_bytes() == 2 && columns.is_multiple_of(GROUP)
+}
+
+/// Bytes of a tensor in a copy: whole tiles.
 fn device_bytes(tensor: &TensorInfo) -> usize {
     let row_bytes = tensor.bytes / tensor.rows();
-    match is_tiled(tensor.ty) {
+    match is_tiled_in_copy(tensor.ty, tensor.columns()) {
         true => tensor.rows().next_multiple_of(TILE_ROWS) * row_bytes,
         false => tensor.bytes,
     }
 }
 
-/// Sends the rows of a block format as tiles, the last filled up with zeros.
+/// Sends rows as tiles, the last filled up with zeros; `ready`: whole tiles are tiles already.
 fn send_tiles(
     buffer: &mut Buffer,
     to: usize,
     tensor: &TensorInfo,
     rows: &[u8],
-    tiled: bool,
+    ready: bool,
     stage: &mut Vec<u8>,
 ) -> Result<()> {
     let tile_bytes = rows.len() / tensor.rows() * TILE_ROWS;
     let whole = rows.len() / tile_bytes * tile_bytes;
-    if tiled && whole > 0 {
+    if ready && whole > 0 {
         buffer.write(to, &rows[..whole])?;
     }
-    let mut at = if tiled { whole } else { 0 };
+    let mut at = if ready { whole } else { 0 };
     while at < rows.len() {
         stage.clear();
         let start = at;
@@ -170,13 +190,27 @@ fn append_tile(stage: &mut Vec<u8>, ty: TensorType, rows: &[u8], tile_bytes: usi
     stage.try_reserve(2 * tile_bytes).map_err(refused)?;
     if rows.len() == tile_bytes {
         stage.resize(length + tile_bytes, 0);
-        interleave(ty, rows, &mut stage[length..]);
+        make_tile(ty, rows, &mut stage[length..]);
         return Ok(());
     }
     stage.resize(length + 2 * tile_bytes, 0);
     let (tile, filled) = stage[length..].split_at_mut(tile_bytes);
     filled[..rows.len()].copy_from_slice(rows);
-    interleave(ty, filled, tile);
+    make_tile(ty, filled, tile);
     stage.truncate(length + tile_bytes);
     Ok(())
+}
+
+/// Sixteen rows as a tile.
+fn make_tile(ty: TensorType, rows: &[u8], tile: &mut [u8]) {
+    if is_tiled(ty) {
+        return interleave(ty, rows, tile);
+    }
+    let (row_bytes, group_bytes) = (rows.len() / TILE_ROWS, ty.block_bytes() * GROUP);
+    for (group, tile) in tile.chunks_exact_mut(TILE_ROWS * group_bytes).enumerate() {
+        for (row, to) in tile.chunks_exact_mut(group_bytes).enumerate() {
+            let from = row * row_bytes + group * group_bytes;
+            to.copy_from_slice(&rows[from..from + group_bytes]);
+        }
+    }
 }

@@ -17,14 +17,15 @@ struct Unit {
 
     // A lane's place in the next unit.
     const u8* from;
-    // Of plain types: from a lane's row to its next, and which of them there are, a bit each.
-    u32 row_step, rows_there;
+    // Of plain types: from a unit to the next, from a lane's row to its next, and which of them there are, a bit each.
+    u32 unit_step, row_step, rows_there;
 
     __device__ __forceinline__ void begin(const Matrix& m, u32 tile, u32 unit) {
         if constexpr (plain) {
-            const u32 row = tile * TILE_ROWS + lane_index() / chunks;
-            from = m.data + static_cast<u64>(row) * m.row_bytes + row_bytes * unit + 16 * (lane_index() % chunks);
-            row_step = rows * m.row_bytes;
+            const u32 row = tile * TILE_ROWS + lane_index() / chunks, chunk = lane_index() % chunks;
+            unit_step = groups * m.group_step;
+            from = plain_row(m, row) + static_cast<u64>(unit) * unit_step + chunk / 4 * m.group_step + chunk % 4 * 16;
+            row_step = rows * m.row_step;
             rows_there = 0;
             for (u32 k = 0; k < TILE_ROWS / rows; k++) rows_there |= (row + rows * k < m.rows ? 1u : 0u) << k;
         } else {
@@ -47,7 +48,7 @@ struct Unit {
             to += place(lane_index() / chunks, chunk);
             for (u32 k = 0; k < TILE_ROWS / rows; k++)
                 begin_copy<16>(to + k * rows * row_bytes, from + k * row_step, in_matrix && rows_there >> k & 1);
-            from += row_bytes;
+            from += unit_step;
         } else {
             to += 16 * lane_index();
             for (u32 i = 0; i < bytes; i += 16 * WARP) {

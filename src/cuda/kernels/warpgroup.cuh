@@ -88,7 +88,7 @@ struct Bringer {
 #pragma unroll
         for (u32 k = 0; k < mine; k++) {
             const u32 i = k * BRINGERS + threadIdx.x, chunk = i < all ? i : 0;
-            weights[k] = W::source(p, block, chunk / each) + chunk % each;
+            weights[k] = W::source(p, block, chunk / each) + (W::plain ? W::to_chunk(p, chunk % each) : chunk % each);
         }
     }
 
@@ -122,7 +122,7 @@ struct Bringer {
                 // Of a pair the second group may be missing. A tile has as many chunks as a row bytes.
                 else if ((all % BRINGERS == 0 || i < all) && (W::block_groups > 1 || i % each < left))
                     begin_copy<CHUNK_BYTES>(to, weights[k]);
-                weights[k] += each;
+                weights[k] += W::plain ? 2 * W::group_step(p) : each;
             }
         }
     }

@@ -1,7 +1,7 @@
-// Weights as they lie in memory: the block formats in tiles of sixteen rows (src/quant/tiles.rs), the
-// plain ones row by row. Everything is taken in groups of 32 columns, of which a lane with part t (0 to 3)
-// takes columns 4t to 4t + 3 and 16 + 4t to 16 + 4t + 3; of halves for tensor cores 8t to 8t + 7, which lie
-// together.
+// Weights as they lie in memory: the block formats in tiles of sixteen rows (src/quant/tiles.rs), halves in such tiles
+// too where they were copied to the device (src/cuda/weights.rs), else row by row. Everything is taken in groups of 32
+// columns, of which a lane with part t (0 to 3) takes columns 4t to 4t + 3 and 16 + 4t to 16 + 4t + 3; of halves for
+// tensor cores 8t to 8t + 7, which lie together.
 #pragma once
 #include "device.cuh"
 
@@ -173,12 +173,11 @@ __device__ __forceinline__ u32 column_of(u32 group, u32 t, u32 i) {
     return GROUP * group + (i < 4 ? 4 * t + i : 12 + 4 * t + i);
 }
 
-// A plain weight; 0 outside the matrix.
+// Number `i` of weights of a plain type.
 template <u32 TYPE>
-__device__ __forceinline__ float plain_weight(const u8* row, u32 column, u32 columns) {
-    if (column >= columns) return 0;
-    if constexpr (TYPE == F32) return reinterpret_cast<const float*>(row)[column];
-    u16 bits = reinterpret_cast<const u16*>(row)[column];
+__device__ __forceinline__ float plain_weight(const u8* data, u32 i) {
+    if constexpr (TYPE == F32) return reinterpret_cast<const float*>(data)[i];
+    u16 bits = reinterpret_cast<const u16*>(data)[i];
     return TYPE == F16 ? half_to_float(bits) : bfloat_to_float(bits);
 }
 
@@ -192,6 +191,10 @@ struct Matrix {
     u32 rows;
     u32 columns;
     u32 row_bytes;
+    // Of plain types: bytes from a row to the next of its tile, and from a group of a row to its next. A tile has the bytes
+    // of sixteen rows.
+    u32 row_step;
+    u32 group_step;
     // Elements from one row of `out` to the next.
     u32 out_stride;
     // Whether results are added to what is there, and whether a row of `out` is a row's slot, not its
@@ -201,13 +204,21 @@ struct Matrix {
     u32 unused;
 };
 
+// Where a row of a plain type begins.
+__device__ __forceinline__ const u8* plain_row(const Matrix& m, u32 row) {
+    return m.data + static_cast<u64>(row / TILE_ROWS) * TILE_ROWS * m.row_bytes +
+           static_cast<u64>(row % TILE_ROWS) * m.row_step;
+}
+
 // The eight weights of a part, whatever the type; 0 outside the matrix.
 template <u32 TYPE>
 __device__ __forceinline__ void decode(const Matrix& m, u32 row, u32 group, u32 t, float out[8]) {
     if constexpr (block_columns(TYPE) == 1) {
-        const u8* data = m.data + static_cast<u64>(row) * m.row_bytes;
-        for (u32 i = 0; i < 8; i++)
-            out[i] = row < m.rows ? plain_weight<TYPE>(data, column_of(group, t, i), m.columns) : 0;
+        const u8* data = plain_row(m, row) + static_cast<u64>(group) * m.group_step;
+        for (u32 i = 0; i < 8; i++) {
+            const bool inside = row < m.rows && column_of(group, t, i) < m.columns;
+            out[i] = inside ? plain_weight<TYPE>(data, column_of(0, t, i)) : 0;
+        }
     } else {
         const u8* tile = m.data + static_cast<u64>(row / TILE_ROWS) * TILE_ROWS * m.row_bytes;
         constexpr u32 groups = block_columns(TYPE) / GROUP;

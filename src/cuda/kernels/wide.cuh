@@ -113,9 +113,16 @@ struct Wide {
         u32 tile = block * tiles + (plain ? i / TILE_ROWS : i);
         if (tile >= p.tiles) tile = p.tiles - 1;
         const Matrix& m = p.matrices[matrix_of(p, tile)];
-        const u32 row = tile * TILE_ROWS + (plain ? i % TILE_ROWS : 0);
-        return reinterpret_cast<const uint4*>(m.data +
-                                              static_cast<u64>(row < m.rows ? row : m.rows - 1) * m.row_bytes);
+        const u32 row = tile * TILE_ROWS + (plain ? i % TILE_ROWS : 0), last = m.rows - 1;
+        const u8* tiled = m.data + static_cast<u64>(tile) * TILE_ROWS * m.row_bytes;
+        return reinterpret_cast<const uint4*>(plain ? plain_row(m, row < last ? row : last) : tiled);
+    }
+
+    // Chunks from a group of a row of a plain type to the next, which is the same for all matrices of a product; and to
+    // chunk `i` of a pair.
+    static __device__ __forceinline__ u32 group_step(const ProductParams& p) { return p.matrices[0].group_step / CHUNK_BYTES; }
+    static __device__ __forceinline__ u32 to_chunk(const ProductParams& p, u32 i) {
+        return i / (chunks / 2) * group_step(p) + i % (chunks / 2);
     }
 
     // The thread's chunk of a pair's halves, and the first of its rows; the others are `ROWS_APART` apart.
@@ -131,7 +138,8 @@ struct Wide {
             u8* to = unit(pair) + place_of_chunk(first_row(), chunk());
 #pragma unroll
             for (u32 row = 0; row < sources; row += ROWS_APART)
-                begin_copy<CHUNK_BYTES>(to + row * PAIR_BYTES, from[first_row() + row] + chunks * pair + chunk());
+                begin_copy<CHUNK_BYTES>(to + row * PAIR_BYTES,
+                                        from[first_row() + row] + 2 * pair * group_step(p) + to_chunk(p, chunk()));
         } else {
             // A tile has as many chunks as a row bytes.
             constexpr u32 each = unit_bytes / CHUNK_BYTES, all = sources * each;
