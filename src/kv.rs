@@ -270,6 +270,21 @@ impl KvCache<'_> {
         Ok(taken)
     }
 
+    /// Takes back the last entry that a list was given, as if it had never been.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn give_back(&mut self, list: usize, taken: &Taken) {
+        debug_assert!(self.length(list) == taken.slot + 1);
+        self.lengths[list] -= 1;
+        if taken.new_page {
+            self.disown(self.tables[taken.table]);
+        }
+        if let Some([old, _]) = taken.copied {
+            self.tables[taken.table] = old;
+            self.owners[old as usize] += 1;
+            self.counts[SHARED] += 1;
+        }
+    }
+
     /// Gives a list entries until it has `end`, as far as its last page, which is its own, has room.
     #[cfg(feature = "cuda")]
     pub(crate) fn fill_page(&mut self, list: usize, end: usize) {

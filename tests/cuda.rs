@@ -1187,6 +1187,88 @@ fn a_failed_launch_is_nobodys_fault() {
     fake.reset();
 }
 
+/// A sequence whose copy of a shared page failed does not have the page, and gets it by the next tick: it, and who gets the
+/// page of the sequence that it was shared with, have the tokens that they have alone.
+#[test]
+fn a_shared_page_that_was_not_copied_is_copied_later() {
+    let Some((fake, _alone)) = Fake::find() else {
+        return;
+    };
+    let prompt: Vec<u32> = (1..25).collect();
+    let other: Vec<u32> = (30..60).rev().collect();
+    let alone = SessionParams {
+        context: 64,
+        ..params()
+    };
+    let params = SessionParams {
+        sequences: 3,
+        ..alone.clone()
+    };
+    for case in ["expert_middle_cycle", "vanilla", "token_kv_shared"] {
+        let model = gpu(case, TensorType::F32).unwrap();
+        let forked = [&prompt[..], &[7, 8, 9]].concat();
+        let expected = [&forked, &other].map(|prompt| in_a_session(&model, &alone, prompt, 10));
+        for failing in 1..4 {
+            let mut batch = Batch::new(&model, &params).unwrap();
+            let parent = batch.add(&request(&prompt, 0)).unwrap();
+            run(&mut batch);
+            let fork = batch.fork(parent, 24, &request(&[7, 8, 9], 10)).unwrap();
+            fake.set(
+                "MOR_FAKE_CUDA_FAIL",
+                &format!("cuMemcpyDtoD_v2:{failing}=2"),
+            );
+            let error = batch.tick().unwrap_err();
+            assert!(matches!(error, Error::Device(_)), "{error}");
+            batch.remove(parent).unwrap();
+            let id = batch.add(&request(&other, 10)).unwrap();
+            run(&mut batch);
+            let tokens = [fork, id].map(|id| batch.tokens(id).unwrap().to_vec());
+            assert_eq!(tokens, expected, "{case}, copy {failing}");
+        }
+    }
+    fake.reset();
+}
+
+/// Without graphs a pass may fail between its kernels: the session stays as it was, also where the row of its last token
+/// had to be put aside for the pass.
+#[test]
+fn a_pass_that_fails_between_its_kernels_loses_nothing() {
+    let Some((fake, _alone)) = Fake::find() else {
+        return;
+    };
+    fake.reset();
+    fake.set("MOR_FAKE_CUDA_VERSION", "11040");
+    let model = gpu("expert_middle_cycle", TensorType::F32).unwrap();
+    let mut session = Session::new(&model, &params()).unwrap();
+    session.prefill(&[1, 2, 3]).unwrap();
+    let expected = session.logits().unwrap().to_vec();
+    let saved = |session: &mut Session| {
+        let mut state = vec![0; session.save_bytes()];
+        session.save(&mut state).unwrap();
+        state
+    };
+    let state = saved(&mut session);
+    let launches = fake.calls("cuLaunchKernel");
+    let after = scores(&mut session, &[9, 8, 7]);
+    let launches = fake.calls("cuLaunchKernel") - launches;
+    assert!(launches > 50, "{launches} kernels");
+    for failing in (1..launches).step_by(7) {
+        let mut session = Session::new(&model, &params()).unwrap();
+        session.prefill(&[1, 2, 3]).unwrap();
+        for _ in 0..2 {
+            fake.set("MOR_FAKE_CUDA_FAIL", &format!("cuLaunchKernel:{failing}=2"));
+            session.prefill(&[9, 8, 7]).unwrap_err();
+            assert!(saved(&mut session) == state, "kernel {failing}");
+            assert!(session.logits().unwrap() == expected, "kernel {failing}");
+        }
+        assert!(
+            scores(&mut session, &[9, 8, 7]) == after,
+            "kernel {failing}"
+        );
+    }
+    fake.reset();
+}
+
 /// What a tick that failed had brought comes with the next one.
 #[test]
 fn a_tick_that_fails_loses_no_event() {
@@ -1578,6 +1660,7 @@ fn other_drivers_and_devices_give_the_same() {
         let expected = everything(case).unwrap();
         for (name, value) in [
             ("MOR_FAKE_CUDA_VERSION", "12000"),
+            ("MOR_FAKE_CUDA_VERSION", "11040"),
             ("MOR_FAKE_CUDA_ARCH", "72"),
             ("MOR_FAKE_CUDA_ARCH", "87"),
             ("MOR_FAKE_CUDA_INTEGRATED", "1"),

@@ -206,7 +206,9 @@ impl Device {
     /// Whether the driver runs graphs, and graphs whose nodes the device may leave out.
     pub fn has_graphs(&self) -> bool {
         let f = &self.functions;
-        f.cuGraphCreate.is_some()
+        // `cuGraphAddKernelNode_v2` came with 12.0.
+        self.version >= 12000
+            && f.cuGraphCreate.is_some()
             && f.cuGraphDestroy.is_some()
             && f.cuGraphAddKernelNode_v2.is_some()
             && f.cuGraphAddMemcpyNode.is_some()

@@ -244,6 +244,8 @@ pub(super) struct Program {
     graph: sys::CUgraph,
     exec: sys::CUgraphExec,
     list: WorkList,
+    /// [`Program::began`].
+    began: bool,
 }
 
 // SAFETY: names that the driver gave out, good on any thread; the pointers are to pinned memory that the
@@ -263,6 +265,7 @@ impl Program {
             graph: null_mut(),
             exec: null_mut(),
             list: WorkList::default(),
+            began: false,
         };
         /// CU_STREAM_NON_BLOCKING: other work of the host program is not waited for.
         const NON_BLOCKING: c_uint = 1;
@@ -410,25 +413,34 @@ impl Program {
         Ok(())
     }
 
-    /// Does the work and waits for its end.
+    /// Does the work and waits for its end, or after an error for the end of what had begun.
     pub fn run(&mut self) -> Result<()> {
+        self.began = false;
         let _entered = self.device.enter()?;
         let f = &self.device.functions;
-        match f.cuGraphLaunch {
+        let mut began = false;
+        let started = match f.cuGraphLaunch {
             Some(launch) if !self.exec.is_null() => {
                 // SAFETY: instantiated, and what it uses is alive.
                 let status = unsafe { launch(self.exec, self.stream) };
-                self.device.check("cuGraphLaunch", status)?;
+                began = status == 0;
+                self.device.check("cuGraphLaunch", status)
             }
-            _ => self.start(&self.list.work)?,
-        }
+            _ => self.start(&self.list.work, &mut began),
+        };
+        self.began = began;
         // SAFETY: the program's stream.
         let status = unsafe { (f.cuStreamSynchronize)(self.stream) };
-        self.device.check("cuStreamSynchronize", status)
+        started.and(self.device.check("cuStreamSynchronize", status))
     }
 
-    /// Starts work piece by piece.
-    fn start(&self, work: &[Work]) -> Result<()> {
+    /// Whether the last run's first kernel was started, even if one after it was not.
+    pub fn began(&self) -> bool {
+        self.began
+    }
+
+    /// Starts work piece by piece; `began`: a kernel was.
+    fn start(&self, work: &[Work], began: &mut bool) -> Result<()> {
         let f = &self.device.functions;
         for piece in work {
             // SAFETY: what the caller of `set` vouches for.
@@ -450,6 +462,7 @@ impl Program {
                             parameters.as_mut_ptr(),
                             null_mut(),
                         );
+                        *began |= status == 0;
                         ("cuLaunchKernel", status)
                     }
                     Work::Send { to, from, bytes } => (
@@ -461,7 +474,7 @@ impl Program {
                         (f.cuMemcpyDtoHAsync_v2)(to.cast(), *from, *bytes, self.stream),
                     ),
                     Work::When { work, .. } => {
-                        self.start(work)?;
+                        self.start(work, began)?;
                         continue;
                     }
                 }

@@ -22,7 +22,7 @@ pub(crate) use plan::{DevicePlan, Sizes};
 pub(crate) use weights::Weights;
 
 use crate::error::{Error, Result};
-use crate::kv::KvCache;
+use crate::kv::{KvCache, Taken};
 use crate::memory::{Shared, reserved};
 use crate::model::{KvStrategy, Model, PlaneTokens, RouterKind};
 use crate::plan::{Plan, Region};
@@ -245,21 +245,30 @@ impl Gpu {
         let end = kv.length(list) + entries;
         while kv.length(list) < end {
             let taken = kv.take_entry(list)?;
-            if let Some([from, to]) = taken.copied {
-                let bytes = kv.shape().page_bytes();
-                let page = |page: u32| self.plan.pages.offset + page as usize * bytes;
-                self.buffer.copy_within(page(from), page(to), bytes)?;
-            }
-            if taken.new_page {
-                let change = Change {
-                    index: taken.table as u32,
-                    page: kv.tables[taken.table],
-                };
-                self.change(change)?;
+            // A page that the device did not get is not the list's: nobody would send it again.
+            if let Err(error) = self.send_page(kv, &taken) {
+                kv.give_back(list, &taken);
+                return Err(error);
             }
             kv.fill_page(list, end);
         }
         Ok(())
+    }
+
+    /// Gives the device the page of an entry, if it is new to its list.
+    fn send_page(&mut self, kv: &KvCache, taken: &Taken) -> Result<()> {
+        if let Some([from, to]) = taken.copied {
+            let bytes = kv.shape().page_bytes();
+            let page = |page: u32| self.plan.pages.offset + page as usize * bytes;
+            self.buffer.copy_within(page(from), page(to), bytes)?;
+        }
+        match taken.new_page {
+            true => self.change(Change {
+                index: taken.table as u32,
+                page: kv.tables[taken.table],
+            }),
+            false => Ok(()),
+        }
     }
 
     fn change(&mut self, change: Change) -> Result<()> {
@@ -352,14 +361,16 @@ impl Gpu {
         let running = entering + pass.active.len();
         let most = (running + pass.waiting.len()).min(self.plan.sizes.rows);
         let mut programs = self.programs.iter_mut();
-        programs
+        let program = &mut programs
             .find(|p| p.rows >= running.max(most) && (pass.apart || !p.apart))
             .ok_or_else(|| Error::argument("more rows than the pass was planned for"))?
-            .program
-            .run()?;
-        if std::mem::take(&mut self.puts_aside) {
+            .program;
+        let outcome = program.run();
+        // The first kernel puts the row aside; those after it, of which one may have failed, overwrite it.
+        if program.began() && std::mem::take(&mut self.puts_aside) {
             self.last_row = aside;
         }
+        outcome?;
         self.changed.clear();
         self.check()
     }
