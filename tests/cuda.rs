@@ -1598,6 +1598,40 @@ fn halves_in_place_and_in_tiles_give_the_same_bits() {
     fake.reset();
 }
 
+/// Rows that are longer than what is sent at a time arrive whole.
+#[test]
+fn long_rows_agree_with_the_cpu() {
+    let Some(_alone) = device() else { return };
+    let original = of_sizes(HIDDEN, 70_016, 100);
+    for ty in [TensorType::F16, TensorType::Q8_0] {
+        let name = format!("long rows {}", ty.name());
+        compare(&name, converted(&original, ty), KvType::F16);
+    }
+}
+
+/// A file that is refused is refused before anything of it is on the device.
+#[test]
+fn what_is_refused_is_not_sent() {
+    let Some((fake, _alone)) = Fake::find() else {
+        return;
+    };
+    let file = tiny(3);
+    let gguf = Gguf::parse(&file).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let to = folder.path().join("a.gguf");
+    let mut metadata = gguf.metadata.clone();
+    let architecture = metadata.str("general.architecture").unwrap().unwrap();
+    let key = format!("{architecture}.attention.causal");
+    metadata.insert(key.as_str(), false);
+    common::write_copy(&to, &metadata, &gguf, &file);
+    fake.reset();
+    let calls = fake.calls("cuInit");
+    let refused = Model::from_bytes_on(std::fs::read(&to).unwrap(), Device::Cuda(0));
+    let error = refused.err().unwrap().to_string();
+    assert!(error.contains("attention.causal"), "{error}");
+    assert_eq!(fake.calls("cuInit"), calls);
+}
+
 /// What the kernels' numbers, or a launch, cannot hold is refused by the plan.
 #[test]
 fn sizes_that_cannot_be_counted_are_refused() {

@@ -153,7 +153,7 @@ impl Gpu {
     /// Logits of `count` rows of the last chunk from row `first` on.
     pub fn logits_of(&mut self, first: usize, count: usize, out: &mut [f32]) -> Result<()> {
         if count == 1 && self.logits_slot == Some(first as u32) {
-            return self.read_logits(0, out);
+            return self.read_logits(0, &mut out[..self.vocab]);
         }
         let mut slots = [0; MAX_CANDIDATES];
         let vocab = self.vocab;

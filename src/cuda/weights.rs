@@ -77,12 +77,12 @@ impl Weights {
             bytes += device_bytes(tensor).next_multiple_of(ALIGNMENT);
         }
         let mut buffer = Buffer::new(&device, bytes)?;
-        let mut stage = reserved::<u8>(STAGE)?;
+        let mut stages = [reserved::<u8>(STAGE)?, reserved::<u8>(STAGE)?];
         for (tensor, (_, to)) in gguf.tensors().iter().zip(&table) {
             let rows = &file[tensor.offset..][..tensor.bytes];
             if is_tiled_in_copy(tensor.ty, tensor.columns()) {
                 let ready = tiled && is_tiled(tensor.ty);
-                send_tiles(&mut buffer, *to, tensor, rows, ready, &mut stage)?;
+                send_tiles(&mut buffer, *to, tensor, rows, ready, &mut stages)?;
             } else {
                 buffer.write(*to, rows)?;
             }
@@ -154,51 +154,64 @@ fn device_bytes(tensor: &TensorInfo) -> usize {
     }
 }
 
-/// Sends rows as tiles, the last filled up with zeros; `ready`: whole tiles are tiles already.
+/// Sends rows as tiles, the last filled up with zeros; `ready`: whole tiles are tiles already. `stage` and `piece` have room
+/// for [`STAGE`] bytes.
 fn send_tiles(
     buffer: &mut Buffer,
-    to: usize,
+    mut to: usize,
     tensor: &TensorInfo,
     rows: &[u8],
     ready: bool,
-    stage: &mut Vec<u8>,
+    [stage, piece]: &mut [Vec<u8>; 2],
 ) -> Result<()> {
-    let tile_bytes = rows.len() / tensor.rows() * TILE_ROWS;
-    let whole = rows.len() / tile_bytes * tile_bytes;
-    if ready && whole > 0 {
-        buffer.write(to, &rows[..whole])?;
+    let row_bytes = rows.len() / tensor.rows();
+    let tile_bytes = TILE_ROWS * row_bytes;
+    let (whole, rest) = match ready {
+        true => rows.split_at(rows.len() / tile_bytes * tile_bytes),
+        false => (&[][..], rows),
+    };
+    if !whole.is_empty() {
+        buffer.write(to, whole)?;
     }
-    let mut at = if ready { whole } else { 0 };
-    while at < rows.len() {
-        stage.clear();
-        let start = at;
-        while at < rows.len() && (stage.is_empty() || stage.len() + tile_bytes <= STAGE) {
-            let tile = &rows[at..rows.len().min(at + tile_bytes)];
-            append_tile(stage, tensor.ty, tile, tile_bytes)?;
-            at += tile.len();
+    to += whole.len();
+    stage.clear();
+    // A tile is made in pieces of so many bytes of each row, whole blocks.
+    let block_bytes = tile_block_bytes(tensor.ty);
+    let most = STAGE / TILE_ROWS / block_bytes * block_bytes;
+    for tile in rest.chunks(tile_bytes) {
+        for start in (0..row_bytes).step_by(most) {
+            let width = most.min(row_bytes - start);
+            if stage.len() + TILE_ROWS * width > STAGE {
+                buffer.write(to, stage)?;
+                to += stage.len();
+                stage.clear();
+            }
+            let length = stage.len();
+            stage.resize(length + TILE_ROWS * width, 0);
+            if tile.len() == TILE_ROWS * width {
+                make_tile(tensor.ty, tile, &mut stage[length..]);
+                continue;
+            }
+            piece.clear();
+            for row in tile.chunks(row_bytes) {
+                piece.extend_from_slice(&row[start..start + width]);
+            }
+            piece.resize(TILE_ROWS * width, 0);
+            make_tile(tensor.ty, piece, &mut stage[length..]);
         }
-        buffer.write(to + start, stage)?;
     }
-    Ok(())
+    match stage.is_empty() {
+        true => Ok(()),
+        false => buffer.write(to, stage),
+    }
 }
 
-/// Appends up to sixteen rows as a tile.
-fn append_tile(stage: &mut Vec<u8>, ty: TensorType, rows: &[u8], tile_bytes: usize) -> Result<()> {
-    let length = stage.len();
-    // Room for the tile and, before it, for rows that have to be filled up.
-    let refused = |_| Error::OutOfMemory { bytes: tile_bytes };
-    stage.try_reserve(2 * tile_bytes).map_err(refused)?;
-    if rows.len() == tile_bytes {
-        stage.resize(length + tile_bytes, 0);
-        make_tile(ty, rows, &mut stage[length..]);
-        return Ok(());
+/// Bytes of a row that stand together in a tile: a block's, or of halves a group of columns.
+fn tile_block_bytes(ty: TensorType) -> usize {
+    match is_tiled(ty) {
+        true => ty.block_bytes(),
+        false => ty.block_bytes() * GROUP,
     }
-    stage.resize(length + 2 * tile_bytes, 0);
-    let (tile, filled) = stage[length..].split_at_mut(tile_bytes);
-    filled[..rows.len()].copy_from_slice(rows);
-    make_tile(ty, filled, tile);
-    stage.truncate(length + tile_bytes);
-    Ok(())
 }
 
 /// Sixteen rows as a tile.
@@ -206,7 +219,7 @@ fn make_tile(ty: TensorType, rows: &[u8], tile: &mut [u8]) {
     if is_tiled(ty) {
         return interleave(ty, rows, tile);
     }
-    let (row_bytes, group_bytes) = (rows.len() / TILE_ROWS, ty.block_bytes() * GROUP);
+    let (row_bytes, group_bytes) = (rows.len() / TILE_ROWS, tile_block_bytes(ty));
     for (group, tile) in tile.chunks_exact_mut(TILE_ROWS * group_bytes).enumerate() {
         for (row, to) in tile.chunks_exact_mut(group_bytes).enumerate() {
             let from = row * row_bytes + group * group_bytes;

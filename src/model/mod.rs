@@ -181,18 +181,10 @@ impl Model {
             Err(Error::Tokenizer(why)) => Err(why),
             Err(other) => Err(Text::new(other)),
         };
-        #[cfg(feature = "cuda")]
-        let on_device = match device {
-            Device::Cpu => None,
-            // SAFETY: the bytes of a storage stay where they are when it is moved, and `Parts` drops it
-            // last.
-            Device::Cuda(index) => Some(Shared::new(unsafe {
-                crate::cuda::Weights::new(index, &gguf, &h, storage.bytes())
-            }?)?),
-        };
-        let model = Model(Shared::new(Parts {
+        #[cfg_attr(not(feature = "cuda"), allow(unused_mut))]
+        let mut parts = Parts {
             #[cfg(feature = "cuda")]
-            on_device,
+            on_device: None,
             storage,
             gguf,
             hyperparameters: h,
@@ -207,9 +199,19 @@ impl Model {
             routers,
             auxiliary_routers,
             tokenizer,
-        })?);
-        strict::check(&model)?;
-        Ok(model)
+        };
+        strict::check(&parts)?;
+        // Of a file that is refused nothing was sent anywhere.
+        #[cfg(feature = "cuda")]
+        if let Device::Cuda(index) = device {
+            let (gguf, h) = (&parts.gguf, &parts.hyperparameters);
+            // SAFETY: the bytes of a storage stay where they are when it is moved, and `Parts` drops it
+            // last.
+            let weights =
+                unsafe { crate::cuda::Weights::new(index, gguf, h, parts.storage.bytes()) }?;
+            parts.on_device = Some(Shared::new(weights)?);
+        }
+        Ok(Model(Shared::new(parts)?))
     }
 
     fn find_routers(finder: &Finder, h: &Hyperparameters) -> Result<(Vec<Router>, Vec<Router>)> {

@@ -2,15 +2,14 @@
 //! computation that is not done, means that the file holds another model than the one that would
 //! run. All of it is looked at once, when the model is opened.
 
-use super::{Architecture, Hyperparameters, Layer, Linear, Model, Parts, RouterKind};
+use super::{Architecture, Hyperparameters, Layer, Linear, Parts, RouterKind};
 use crate::error::{Error, Result};
 use crate::gguf::{Array, Gguf, Metadata, Value};
 use crate::memory::reserved;
 use std::fmt;
 
 /// Fails on the first tensor or key of the file that the model does not follow.
-pub(super) fn check(model: &Model) -> Result<()> {
-    let parts: &Parts = &model.0;
+pub(super) fn check(parts: &Parts) -> Result<()> {
     let (gguf, h) = (&parts.gguf, &parts.hyperparameters);
     check_keys(&gguf.metadata, h)?;
     check_aliases(gguf, h)?;
