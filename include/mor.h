@@ -801,7 +801,7 @@ typedef struct mor_sampler_params {
   float min_p;
   /**
    * Logits of recent tokens are divided by this where positive and multiplied where negative; 1
-   * (the default) does nothing.
+   * (the default) does nothing. From 0.001 to 1000.
    */
   float repeat_penalty;
   /**

@@ -8,7 +8,8 @@ use std::cmp::Ordering;
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplerParams {
     /// Logits of the last [`SamplerParams::repeat_last_n`] tokens are divided by this where
-    /// positive and multiplied where negative (Keskar et al., 2019); 1 does nothing.
+    /// positive and multiplied where negative (Keskar et al., 2019); 1 does nothing. From 0.001 to 1000, so that
+    /// what comes of it is a number.
     pub repeat_penalty: f32,
     /// How far back the penalty looks.
     pub repeat_last_n: usize,
@@ -53,8 +54,12 @@ impl SamplerParams {
                 "{what} is {value}; it must be {range}"
             )))
         };
-        if !(self.repeat_penalty.is_finite() && self.repeat_penalty > 0.0) {
-            return wrong("the repetition penalty", self.repeat_penalty, "positive");
+        if !(0.001..=1000.0).contains(&self.repeat_penalty) {
+            return wrong(
+                "the repetition penalty",
+                self.repeat_penalty,
+                "between 0.001 and 1000",
+            );
         }
         if !(0.0..=1.0).contains(&self.top_p) {
             return wrong("top-p", self.top_p, "between 0 and 1");
@@ -389,6 +394,8 @@ mod tests {
             |p| p.top_p = 1.5,
             |p| p.min_p = -0.1,
             |p| p.repeat_penalty = 0.0,
+            |p| p.repeat_penalty = 1e-38,
+            |p| p.repeat_penalty = f32::INFINITY,
         ] {
             let mut params = SamplerParams::default();
             change(&mut params);

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! 0   magic        "MORS"
-//! 4   version      u32, 2
+//! 4   version      u32, 3
 //! 8   bytes        u64, of all this
-//! 16  model        u64, a fingerprint of the model's file
+//! 16  model        u64, a fingerprint of the model
 //! 24  KV type      u32
 //! 28  last row     u32, 1 when the residual stream of the last token follows, else 0
 //! 32  length       u64, tokens
@@ -21,13 +21,14 @@
 
 use crate::error::{Error, Result};
 use crate::kv::{KvType, PAGE_TOKENS};
-use crate::model::Model;
+use crate::model::{Model, RouterKind, RouterSpec};
 #[cfg(feature = "cuda")]
 use crate::session::Engine;
 use crate::session::{Last, Session};
+use std::fmt::{self, Write as _};
 
 const MAGIC: [u8; 4] = *b"MORS";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const HEAD: usize = 48;
 const CHECKSUM: usize = 8;
 
@@ -278,8 +279,13 @@ impl<'a> Saved<'a> {
         }
         let tokens = state[layout.tokens..layout.depths].as_chunks::<4>().0;
         let vocab = h.vocab_size as u32;
+        // Only where routers choose tokens one may have run no recursion; else planes have an entry of each.
+        let expert = |router: &RouterSpec| router.kind == RouterKind::Expert;
+        let least = u8::from(!h.router.as_ref().is_some_and(expert));
         if tokens.iter().any(|t| u32::from_le_bytes(*t) >= vocab)
-            || depths.iter().any(|d| usize::from(*d) > h.recursions)
+            || depths
+                .iter()
+                .any(|d| *d < least || usize::from(*d) > h.recursions)
         {
             return Err(damaged());
         }
@@ -344,12 +350,23 @@ impl Hash {
     }
 }
 
-/// Tells one model's file from another: its tensor table, and the first bytes of each tensor, for
+impl fmt::Write for Hash {
+    /// Byte by byte: into which pieces a text is cut must not matter.
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        text.bytes()
+            .for_each(|byte| self.add_number(u64::from(byte)));
+        Ok(())
+    }
+}
+
+/// Tells one model from another: its sizes and rules, its tensor table, and the first bytes of each tensor, for
 /// two trainings of one model differ in nothing else. Reads a page of each tensor.
 fn fingerprint(model: &Model) -> u64 {
     const SAMPLE: usize = 64;
     let (gguf, bytes) = (model.gguf(), model.bytes());
     let mut hash = Hash::new();
+    // Never fails.
+    let _ = write!(hash, "{:?}", model.hyperparameters());
     hash.add_number(gguf.file_bytes as u64);
     for tensor in gguf.tensors() {
         hash.add(tensor.name.as_bytes());

@@ -499,7 +499,7 @@ fn who_ends_beside_a_failure_leaves_nothing_in_flight() {
     let add = |batch: &mut Batch, prompt: &[u32]| {
         let request = Request {
             prompt,
-            max_tokens: 0,
+            max_tokens: 1,
             ..Default::default()
         };
         batch.add(&request).unwrap()
@@ -518,6 +518,117 @@ fn who_ends_beside_a_failure_leaves_nothing_in_flight() {
     let again = add(&mut batch, &prompts[good.unwrap()]);
     run(&mut batch);
     assert_eq!(end(&batch, again), Status::Finished(Finish::Length));
+}
+
+/// With `Refuse` only who needs a page stands still, whatever its rank.
+#[test]
+fn who_needs_no_page_is_not_halted() {
+    let model = model("vanilla", TensorType::F32);
+    let planes = model.schedule().planes.len();
+    let mut batch = Batch::new(&model, &params(2, 32, 1, 2 * planes)).unwrap();
+    batch.set_pressure(Pressure::Refuse);
+    // One page is enough for the second to its end, but not for the first.
+    let [more, enough] = [(15, 1), (3, 0)].map(|(length, priority)| {
+        let prompt: Vec<u32> = (1..=length).collect();
+        let request = Request {
+            prompt: &prompt,
+            max_tokens: 10,
+            ignore_end: true,
+            priority,
+            ..Default::default()
+        };
+        batch.add(&request).unwrap()
+    });
+    run(&mut batch);
+    assert_eq!(batch.status(more).unwrap(), Status::Full);
+    let ended = Status::Finished(Finish::Length);
+    assert_eq!(batch.status(enough).unwrap(), ended);
+    batch.remove(enough).unwrap();
+    batch.resume(more).unwrap();
+    run(&mut batch);
+    assert_eq!(batch.status(more).unwrap(), ended);
+}
+
+/// Who stands still gives its pages to those that run, when that is wanted again; resumed, it goes on as if nothing had been.
+#[test]
+fn who_stands_still_gives_way_when_sequences_are_evicted() {
+    let model = model("vanilla", TensorType::F32);
+    let planes = model.schedule().planes.len();
+    // One full context.
+    let pages = planes * CONTEXT / PAGE_TOKENS;
+    let prompt: Vec<u32> = (1..31).collect();
+    let request = |priority| Request {
+        prompt: &prompt,
+        ignore_end: true,
+        priority,
+        ..Default::default()
+    };
+    let tokens = {
+        let mut batch = Batch::new(&model, &params(1, 32, 1, pages)).unwrap();
+        let id = batch.add(&request(0)).unwrap();
+        run(&mut batch);
+        batch.tokens(id).unwrap().to_vec()
+    };
+    assert_eq!(tokens.len(), CONTEXT);
+    for resumed_first in [0, 1] {
+        let mut batch = Batch::new(&model, &params(2, 32, 1, pages)).unwrap();
+        batch.set_pressure(Pressure::Refuse);
+        let ids = [0, 1].map(|priority| batch.add(&request(priority)).unwrap());
+        run(&mut batch);
+        assert!(
+            ids.iter()
+                .all(|id| batch.status(*id).unwrap() == Status::Full)
+        );
+        batch.set_pressure(Pressure::Evict);
+        for id in [ids[resumed_first], ids[1 - resumed_first]] {
+            batch.resume(id).unwrap();
+            run(&mut batch);
+            let ended = Status::Finished(Finish::ContextFull);
+            assert_eq!(batch.status(id).unwrap(), ended);
+            assert_eq!(batch.tokens(id).unwrap(), tokens);
+        }
+    }
+}
+
+/// Prompts and generated tokens have their share also of passes of one row.
+#[test]
+fn passes_of_one_row_starve_nobody() {
+    for case in ["vanilla", "expert_middle_cycle"] {
+        let model = model(case, TensorType::F32);
+        let long = SessionParams {
+            context: 2048,
+            ..params(3, 1, 1, 0)
+        };
+        let mut batch = Batch::new(&model, &long).unwrap();
+        let request = |prompt, max_tokens| Request {
+            prompt,
+            max_tokens,
+            ignore_end: true,
+            ..Default::default()
+        };
+        let generating = batch.add(&request(&[1], 2000)).unwrap();
+        let prompt: Vec<u32> = (1..40).collect();
+        let mut prompts: Vec<_> = Vec::new();
+        let mut done = 0;
+        for _ in 0..1000 {
+            while prompts.len() < 2 {
+                prompts.push(batch.add(&request(&prompt, 0)).unwrap());
+            }
+            batch.tick().unwrap();
+            prompts.retain(|id| {
+                let ended = matches!(batch.status(*id).unwrap(), Status::Finished(_));
+                if ended {
+                    batch.remove(*id).unwrap();
+                    done += 1;
+                }
+                !ended
+            });
+        }
+        // Each has half of the passes, and a token takes up to three.
+        let drawn = batch.tokens(generating).unwrap().len() - 1;
+        assert!(drawn >= 150, "{case}: {drawn} tokens beside {done} prompts");
+        assert!(done * prompt.len() >= 150, "{case}: {done} prompts");
+    }
 }
 
 #[test]

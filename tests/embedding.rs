@@ -189,6 +189,15 @@ fn states_that_do_not_fit_are_refused_and_change_nothing() {
     };
     let mut exact = Session::new(&one, &exact).unwrap();
     assert!(matches!(refused(&mut exact, &state), Error::State(_)));
+    // The same tensors with another rule.
+    let mut bytes = gguf_bytes(case, TensorType::F32);
+    let key = b"rope.freq_base";
+    let at = bytes.windows(key.len()).position(|bytes| bytes == key);
+    let at = at.unwrap() + key.len() + 4;
+    bytes[at..at + 4].copy_from_slice(&500.0f32.to_le_bytes());
+    let other_rule = Model::from_bytes(bytes).unwrap();
+    let mut other_rule = Session::new(&other_rule, &params).unwrap();
+    assert!(matches!(refused(&mut other_rule, &state), Error::State(_)));
     let different = model("expert_cycle", TensorType::F32);
     let mut different = Session::new(&different, &params).unwrap();
     assert!(matches!(refused(&mut different, &state), Error::State(_)));
@@ -207,6 +216,43 @@ fn states_that_do_not_fit_are_refused_and_change_nothing() {
     };
     let mut few = Session::new(&one, &few).unwrap();
     assert!(matches!(refused(&mut few, &state), Error::KvFull { .. }));
+}
+
+/// A state whose checksum is right, though no session of that model can have written it.
+#[test]
+fn depths_that_no_token_can_have_are_refused() {
+    let case = "token_kv_shared";
+    let model = model(case, TensorType::F32);
+    let params = SessionParams {
+        context: 64,
+        batch: 16,
+        kv: KvType::F16,
+        ..Default::default()
+    };
+    let mut session = Session::new(&model, &params).unwrap();
+    session.prefill(&[1, 2, 3]).unwrap();
+    let mut state = vec![0; session.save_bytes()];
+    session.save(&mut state).unwrap();
+    // Twenty tokens of no recursion, and the entries that follow from that.
+    let h = model.hyperparameters();
+    let all = |plane: &&mor::model::Plane| plane.tokens == mor::model::PlaneTokens::All;
+    let entries = 20 * model.schedule().planes.iter().filter(all).count();
+    let row = (48usize + 5 * 20).next_multiple_of(8);
+    let kv = (row + 4 * h.hidden_size).next_multiple_of(8);
+    let end = (kv + entries * 4 * h.kv_heads * h.head_dim).next_multiple_of(8);
+    let mut forged = vec![0; end + 8];
+    forged[..48].copy_from_slice(&state[..48]);
+    forged[8..16].copy_from_slice(&(end as u64 + 8).to_le_bytes());
+    forged[32..40].copy_from_slice(&20u64.to_le_bytes());
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for word in forged[..end].as_chunks::<8>().0 {
+        hash = (hash ^ u64::from_le_bytes(*word)).wrapping_mul(0x100_0000_01b3);
+        hash ^= hash >> 32;
+    }
+    forged[end..].copy_from_slice(&hash.to_le_bytes());
+    let error = session.restore(&forged).unwrap_err();
+    assert!(matches!(error, Error::State(_)), "{error}");
+    assert_eq!(session.tokens(), [1, 2, 3]);
 }
 
 #[test]

@@ -88,6 +88,8 @@ pub(super) struct Books {
     pub waiting: Vec<u32>,
     /// Places at which to begin when tokens are chosen: those with one to run, those with several.
     turns: [usize; 2],
+    /// Whether an odd place, which cannot be halved, is for prompts this time.
+    odd_to_prompts: bool,
     arrivals: u64,
     /// Rows of a pass.
     rows: usize,
@@ -136,6 +138,7 @@ impl Books {
             free_slots,
             waiting: reserved(plan.slots())?,
             turns: [0; 2],
+            odd_to_prompts: true,
             arrivals: 0,
             rows: params.batch,
             logit_rows: params.logit_rows,
@@ -234,8 +237,14 @@ impl Books {
         let prompts = self.sequences.iter().filter(|s| s.pending() > 1).count();
         let kept_free = match prompts {
             0 => 0,
-            _ => (self.rows / 4).max(1).min(places.div_ceil(2)),
+            _ => (self.rows / 4)
+                .max(1)
+                .min((places + usize::from(self.odd_to_prompts)) / 2),
         };
+        let single = |s: &Sequence| s.pending() == 1;
+        if prompts > 0 && !places.is_multiple_of(2) && self.sequences.iter().any(single) {
+            self.odd_to_prompts = !self.odd_to_prompts;
+        }
         let mut new = 0;
         let begin = self.turns[0];
         for place in (begin..count).chain(0..begin) {
@@ -370,7 +379,14 @@ impl Books {
             let row = b.rows[*slot as usize];
             let (place, position) = (row.sequence as usize, row.position as usize);
             b.depths[place * self.context + position] = b.depth[*slot as usize];
-            if self.sequences[place].note_done(position) {
+            let sequence = &mut self.sequences[place];
+            if !sequence.note_done(position) {
+                continue;
+            }
+            if sequence.known == sequence.end {
+                let reason = sequence.end_reason;
+                self.end(place, reason);
+            } else {
                 // Its logits are wanted, with those of others side by side.
                 let to = self.waiting.len() * d;
                 b.leaving.copy_within(index * d..(index + 1) * d, to);
@@ -402,10 +418,6 @@ impl Books {
         let b = &mut *pass.buffers;
         let place = b.rows[slot as usize].sequence as usize;
         let sequence = &mut self.sequences[place];
-        if sequence.known == sequence.end {
-            let reason = sequence.end_reason;
-            return self.end(place, reason);
-        }
         let known = &b.tokens[place * self.context..][..sequence.known];
         let token = sequence
             .sampler

@@ -54,28 +54,34 @@ impl Books {
         if rows * pass.model.schedule().planes.len() <= pass.buffers.kv.pages_free() {
             return new;
         }
-        while self.pages_for_tick(pass, new) > pass.buffers.kv.pages_free() {
+        while self.pages_for_rows(pass, new, |_| true) > pass.buffers.kv.pages_free() {
             if self.reclaim(pass) {
                 continue;
             }
             let evicts = self.pressure == Pressure::Evict;
-            // Who has begun has pages or is about to take some; rows that are not done need more.
+            // Who does not run now gives its pages first. Else who has begun has pages or is about to take some; where
+            // none are taken away only who takes some is in the way.
+            let stands_still = |place: usize| match self.sequences[place].state {
+                State::Waiting { .. } => true,
+                State::Full => evicts,
+                _ => false,
+            };
             let may_give_way = |place: &usize| {
                 let sequence = &self.sequences[*place];
                 match sequence.state {
                     State::Running if evicts => sequence.entered > 0,
-                    State::Running => sequence.entered > sequence.done,
-                    State::Waiting { .. } => sequence.done > 0,
-                    _ => false,
+                    State::Running => self.pages_for_rows(pass, new, |other| other == *place) > 0,
+                    _ => stands_still(*place) && sequence.done > 0,
                 }
             };
             let places = (0..self.sequences.len()).filter(may_give_way);
             let count = places.clone().count();
-            let Some(victim) = places.min_by_key(|place| self.sequences[*place].rank()) else {
+            let order = |place: &usize| (!stands_still(*place), self.sequences[*place].rank());
+            let Some(victim) = places.min_by_key(order) else {
                 // Pages are needed, so somebody runs.
                 return new;
             };
-            let waits = matches!(self.sequences[victim].state, State::Waiting { .. });
+            let waits = stands_still(victim);
             let first_new = pass.flying;
             let its_new = self.new_rows_of(pass, victim, new);
             let its_others = self.sequences[victim].entered - self.sequences[victim].done - its_new;
@@ -183,9 +189,9 @@ impl Books {
         true
     }
 
-    /// The most pages that a tick takes for the rows in flight and `new` more: for their next
-    /// recursion, and for the last layers, which any of them may reach.
-    fn pages_for_tick(&self, pass: &Pass, new: usize) -> usize {
+    /// The most pages that a tick takes for the rows in flight and `new` more of the sequences at some places: for
+    /// their next recursion, and for the last layers, which any of them may reach.
+    fn pages_for_rows(&self, pass: &Pass, new: usize, of: impl Fn(usize) -> bool) -> usize {
         let (b, schedule) = (&*pass.buffers, pass.model.schedule());
         let active = &b.active[..pass.flying + new];
         let row = |slot: &u32| b.rows[*slot as usize];
@@ -198,6 +204,10 @@ impl Books {
                 (row.sequence, row.recursion) == (here.sequence, here.recursion)
             };
             let count = active[first..].iter().take_while(same).count();
+            if !of(here.sequence as usize) {
+                first += count;
+                continue;
+            }
             let takes = |runs: &[LayerRun]| -> usize {
                 let runs = runs.iter().filter(|run| run.keys == Keys::Append);
                 let lists = runs.map(|run| b.kv.list(here.sequence as usize, run.plane));
@@ -217,7 +227,12 @@ impl Books {
             }
             first += count;
         }
-        for (place, sequence) in self.sequences.iter().enumerate() {
+        for (place, sequence) in self
+            .sequences
+            .iter()
+            .enumerate()
+            .filter(|(place, _)| of(*place))
+        {
             let rows = sequence.entered - sequence.done;
             let lists = schedule.coda.iter().map(|run| b.kv.list(place, run.plane));
             pages += lists.map(|list| b.kv.pages_for(list, rows)).sum::<usize>();

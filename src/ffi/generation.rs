@@ -154,7 +154,7 @@ pub struct mor_sampler_params {
     /// 0.05.
     pub min_p: f32,
     /// Logits of recent tokens are divided by this where positive and multiplied where negative; 1
-    /// (the default) does nothing.
+    /// (the default) does nothing. From 0.001 to 1000.
     pub repeat_penalty: f32,
     /// Only this many of the likeliest tokens stay; 0 does nothing. Default: 40.
     pub top_k: u32,
