@@ -151,7 +151,8 @@ typedef enum mor_status {
    */
   MOR_ERROR_THREAD = 11,
   /**
-   * The call was cancelled; the session is as it was before the call.
+   * The call was cancelled; the session is as it was before the call (after `mor_session_prefill_whole`
+   * it holds what the text has in common with what it held).
    */
   MOR_ERROR_CANCELLED = 12,
   /**
@@ -212,7 +213,8 @@ typedef enum mor_finish {
    */
   MOR_FINISH_END = 0,
   /**
-   * A stop string came up.
+   * A stop string came up. Its tokens, which were not shown, were run and are in the session:
+   * `mor_session_rewind` takes them out before the text goes on.
    */
   MOR_FINISH_STOP = 1,
   /**
@@ -833,7 +835,8 @@ typedef struct mor_piece {
   /**
    * The text that is certain with this token: UTF-8, whole characters, nothing that may still
    * turn out to be a stop string, with a zero byte behind it. Often empty; the last call of a
-   * generation may repeat the last token with the rest of the text.
+   * generation may repeat the last token with the rest of the text (but not after the callback
+   * itself has ended it: it is not called again, and what was held back is not shown).
    */
   const char *text;
   /**
@@ -1499,11 +1502,13 @@ enum mor_status mor_session_free(struct mor_session *session);
 const char *mor_session_last_error(const struct mor_session *session);
 
 /**
- * Ends the session's call in progress within the time of one layer (on a GPU of one pass), or its next
- * call at once. Any thread, any time, also from a signal handler or a callback; never blocks. One
- * cancel ends one `mor_session_prefill` or `mor_session_step`, with `MOR_ERROR_CANCELLED`, or one
- * `mor_session_generate`, with `MOR_OK` and `MOR_FINISH_CANCELLED` (with no call of its callback,
- * where the cancel came before the first token). Only a NULL or freed session is a failure.
+ * Ends the session's call that runs tokens within the time of one layer (on a GPU of one pass); where
+ * none is in progress, the next one at once. Any thread, any time, also from a signal handler or a
+ * callback; never blocks. One cancel ends one `mor_session_prefill`, `mor_session_prefill_whole` or
+ * `mor_session_step`, with `MOR_ERROR_CANCELLED`, or one `mor_session_generate`, with `MOR_OK` and
+ * `MOR_FINISH_CANCELLED` (with no call of its callback, where the cancel came before the first token).
+ * Other calls, and those that have nothing to run, leave it pending. Only a NULL or freed session is a
+ * failure.
  */
 enum mor_status mor_session_cancel(struct mor_session *session);
 
@@ -1612,10 +1617,14 @@ enum mor_status mor_generate_params_init(struct mor_generate_params *params, siz
  * Continues the text so far, token by token: draws with the session's sampler, runs, decodes with
  * the model's tokenizer and calls back. Needs a prompt (`mor_session_prefill`) first.
  *
+ * The text of each call is one of its own: where calls follow one another, a character whose tokens they
+ * share is not put together, and a stop string that begins in one and ends in the next is not found. Text that
+ * goes on from call to call is made of the tokens by `mor_tokenizer_decode_next`.
+ *
  * @param session     the session
  * @param params      what, or NULL
  * @param out_finish  gets why it ended; may be NULL
- * @return `MOR_ERROR_NOT_READY` without a prompt, `MOR_ERROR_TOKENIZER` when the model has none,
+ * @return `MOR_ERROR_NOT_READY` without a prompt and after a rewind, `MOR_ERROR_TOKENIZER` when the model has none,
  *         `MOR_ERROR_KV_FULL`, `MOR_ERROR_NOT_FINITE`, `MOR_ERROR_FILE_CHANGED`,
  *         `MOR_ERROR_INVALID_ARGUMENT`, `MOR_ERROR_BUSY`. The tokens before a failure stay
  */
@@ -1732,12 +1741,14 @@ enum mor_status mor_session_set_routing(struct mor_session *session, uint32_t ro
 enum mor_status mor_session_rewind(struct mor_session *session, size_t length);
 
 /**
- * Bytes that `mor_session_save` writes now.
+ * Bytes that `mor_session_save` writes now: never more than the plan's `kv_bytes`, 5 for each token of
+ * the context, 4 for each element of the model's hidden size and 128.
  *
  * @param session    the session
  * @param out_bytes  gets the number
  */
-enum mor_status mor_session_save_size(struct mor_session *session, size_t *out_bytes);
+enum mor_status mor_session_save_size(struct mor_session *session,
+                                      size_t *out_bytes);
 
 /**
  * Writes the sequence so far to memory of the caller: tokens, depths, keys and values, and where
@@ -1757,8 +1768,10 @@ enum mor_status mor_session_save(struct mor_session *session,
 /**
  * Replaces the sequence so far by a saved one, of this or another session of the same model file
  * and KV type, on this or another machine. The next logits are the same bits that the saved session
- * would have computed here. A state is not trusted: what is damaged or does not fit is refused, and
- * the session is as before.
+ * would have computed here; where it had none, because it was rewound, `MOR_ERROR_NOT_READY` comes here
+ * too. So does the next random number, if the sampler is set before: `mor_session_set_sampler` begins the
+ * random sequence again. A state is not trusted: what is damaged or does not fit is refused, and the
+ * session is as before.
  *
  * @param session  the session
  * @param state    the state

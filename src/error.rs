@@ -52,7 +52,7 @@ pub enum Error {
     Template(Text),
     /// The sequence does not fit into the session's context.
     #[error(
-        "the text needs {needed} tokens, but the session's context holds {context}; plan a larger context or shorten the text"
+        "the text needs {needed} tokens, but the planned context holds {context}; plan a larger context or shorten the text"
     )]
     ContextFull {
         /// Tokens that the call would have come to.

@@ -401,7 +401,7 @@ impl Session {
         match self.last {
             Last::Logits => Ok(()),
             Last::Nothing => Err(Error::not_ready(
-                "there is no last token to take logits of; run a prompt first",
+                "there is no last token to take logits of since the session began or was rewound; run a prompt first",
             )),
             Last::Row => {
                 self.model.check_file()?;

@@ -13,7 +13,8 @@
  *   empty, and calls on it fail with MOR_ERROR_INVALID_ARGUMENT. get() is the C handle.
  * - Failures are exceptions of type mor::error. With MOR_NO_EXCEPTIONS defined, or where the compiler
  *   has exceptions switched off, every function that can fail returns a mor::result<T> instead, which
- *   holds the value or the error; nothing else differs. In this file `outcome<T>` stands for what a
+ *   holds the value or the error; nothing else differs. (A condition does not take a result<bool>, for
+ *   it would ask whether there is an answer: `*batch.is_idle()` is the answer.) In this file `outcome<T>` stands for what a
  *   function returns: T itself, or result<T>. MOR_HPP_EXCEPTIONS is 1 or 0. The standard library ends
  *   a program without exceptions when there is no memory: the functions that allocate are then not for
  *   programs that must go on.
@@ -148,7 +149,12 @@ public:
     result(T value) : value_(std::move(value)) {}
     result(mor::error error) noexcept : error_(std::move(error)) {}
 
-    explicit operator bool() const noexcept { return value_.has_value(); }
+    bool has_value() const noexcept { return value_.has_value(); }
+    /// Not of a result<bool>, for which it would not be the answer.
+    template <class U = T, std::enable_if_t<!std::is_same<U, bool>::value, int> = 0>
+    explicit operator bool() const noexcept {
+        return has_value();
+    }
     T &value() & noexcept { return *checked(); }
     const T &value() const & noexcept { return *checked(); }
     T &&value() && noexcept { return std::move(*checked()); }
@@ -178,7 +184,8 @@ public:
     result() noexcept = default;
     result(mor::error error) noexcept : error_(std::move(error)) {}
 
-    explicit operator bool() const noexcept { return error_.status() == MOR_OK; }
+    bool has_value() const noexcept { return error_.status() == MOR_OK; }
+    explicit operator bool() const noexcept { return has_value(); }
     const mor::error &error() const noexcept { return error_; }
 
 private:
@@ -317,6 +324,7 @@ struct session_params : mor_session_params {
         cpus = numbers.data();
         cpu_count = numbers.size();
     }
+    void set_cpus(std::vector<std::uint32_t> &&numbers) = delete;
 };
 
 /// mor_sampler_params with the defaults set.
@@ -337,6 +345,7 @@ struct generate_params : mor_generate_params {
         stop = texts.data();
         stop_count = texts.size();
     }
+    void set_stop(std::vector<const char *> &&texts) = delete;
 };
 
 /// mor_batch_params with the defaults set.
@@ -350,6 +359,7 @@ struct batch_params : mor_batch_params {
         cpus = numbers.data();
         cpu_count = numbers.size();
     }
+    void set_cpus(std::vector<std::uint32_t> &&numbers) = delete;
 };
 
 /// mor_batch_request with the defaults set.
@@ -363,6 +373,7 @@ struct batch_request : mor_batch_request {
         prompt = tokens.data();
         prompt_count = tokens.size();
     }
+    explicit batch_request(std::vector<std::uint32_t> &&tokens) = delete;
 
     /// How tokens are drawn; the parameters must live as long as the request.
     void set_sampler(const sampler_params &params) noexcept { sampler = &params; }

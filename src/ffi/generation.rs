@@ -266,7 +266,8 @@ pub struct mor_piece {
     pub depth: u32,
     /// The text that is certain with this token: UTF-8, whole characters, nothing that may still
     /// turn out to be a stop string, with a zero byte behind it. Often empty; the last call of a
-    /// generation may repeat the last token with the rest of the text.
+    /// generation may repeat the last token with the rest of the text (but not after the callback
+    /// itself has ended it: it is not called again, and what was held back is not shown).
     pub text: *const c_char,
     /// Bytes of `text` without the zero byte.
     pub text_bytes: usize,
@@ -335,7 +336,8 @@ pub unsafe extern "C" fn mor_generate_params_init(
 pub enum mor_finish {
     /// The model drew a token that ends a text; it is neither run nor shown.
     MOR_FINISH_END = 0,
-    /// A stop string came up.
+    /// A stop string came up. Its tokens, which were not shown, were run and are in the session:
+    /// `mor_session_rewind` takes them out before the text goes on.
     MOR_FINISH_STOP = 1,
     /// `max_tokens` were written.
     MOR_FINISH_LENGTH = 2,
@@ -368,10 +370,14 @@ impl From<Finish> for mor_finish {
 /// Continues the text so far, token by token: draws with the session's sampler, runs, decodes with
 /// the model's tokenizer and calls back. Needs a prompt (`mor_session_prefill`) first.
 ///
+/// The text of each call is one of its own: where calls follow one another, a character whose tokens they
+/// share is not put together, and a stop string that begins in one and ends in the next is not found. Text that
+/// goes on from call to call is made of the tokens by `mor_tokenizer_decode_next`.
+///
 /// @param session     the session
 /// @param params      what, or NULL
 /// @param out_finish  gets why it ended; may be NULL
-/// @return `MOR_ERROR_NOT_READY` without a prompt, `MOR_ERROR_TOKENIZER` when the model has none,
+/// @return `MOR_ERROR_NOT_READY` without a prompt and after a rewind, `MOR_ERROR_TOKENIZER` when the model has none,
 ///         `MOR_ERROR_KV_FULL`, `MOR_ERROR_NOT_FINITE`, `MOR_ERROR_FILE_CHANGED`,
 ///         `MOR_ERROR_INVALID_ARGUMENT`, `MOR_ERROR_BUSY`. The tokens before a failure stay
 #[unsafe(no_mangle)]

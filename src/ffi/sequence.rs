@@ -254,7 +254,8 @@ pub unsafe extern "C" fn mor_session_rewind(
     })
 }
 
-/// Bytes that `mor_session_save` writes now.
+/// Bytes that `mor_session_save` writes now: never more than the plan's `kv_bytes`, 5 for each token of
+/// the context, 4 for each element of the model's hidden size and 128.
 ///
 /// @param session    the session
 /// @param out_bytes  gets the number
@@ -306,8 +307,10 @@ pub unsafe extern "C" fn mor_session_save(
 
 /// Replaces the sequence so far by a saved one, of this or another session of the same model file
 /// and KV type, on this or another machine. The next logits are the same bits that the saved session
-/// would have computed here. A state is not trusted: what is damaged or does not fit is refused, and
-/// the session is as before.
+/// would have computed here; where it had none, because it was rewound, `MOR_ERROR_NOT_READY` comes here
+/// too. So does the next random number, if the sampler is set before: `mor_session_set_sampler` begins the
+/// random sequence again. A state is not trusted: what is damaged or does not fit is refused, and the
+/// session is as before.
 ///
 /// @param session  the session
 /// @param state    the state

@@ -487,11 +487,13 @@ pub unsafe extern "C" fn mor_session_last_error(session: *const mor_session) -> 
     })
 }
 
-/// Ends the session's call in progress within the time of one layer (on a GPU of one pass), or its next
-/// call at once. Any thread, any time, also from a signal handler or a callback; never blocks. One
-/// cancel ends one `mor_session_prefill` or `mor_session_step`, with `MOR_ERROR_CANCELLED`, or one
-/// `mor_session_generate`, with `MOR_OK` and `MOR_FINISH_CANCELLED` (with no call of its callback,
-/// where the cancel came before the first token). Only a NULL or freed session is a failure.
+/// Ends the session's call that runs tokens within the time of one layer (on a GPU of one pass); where
+/// none is in progress, the next one at once. Any thread, any time, also from a signal handler or a
+/// callback; never blocks. One cancel ends one `mor_session_prefill`, `mor_session_prefill_whole` or
+/// `mor_session_step`, with `MOR_ERROR_CANCELLED`, or one `mor_session_generate`, with `MOR_OK` and
+/// `MOR_FINISH_CANCELLED` (with no call of its callback, where the cancel came before the first token).
+/// Other calls, and those that have nothing to run, leave it pending. Only a NULL or freed session is a
+/// failure.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mor_session_cancel(session: *mut mor_session) -> mor_status {
     boundary!(mor_status::MOR_ERROR_INTERNAL, {

@@ -34,7 +34,8 @@ pub enum mor_status {
     /// The system refused a thread for another reason than a lack of memory or room, or its affinity
     /// or niceness.
     MOR_ERROR_THREAD = 11,
-    /// The call was cancelled; the session is as it was before the call.
+    /// The call was cancelled; the session is as it was before the call (after `mor_session_prefill_whole`
+    /// it holds what the text has in common with what it held).
     MOR_ERROR_CANCELLED = 12,
     /// Another thread (or a callback of this one) is inside a call on this object.
     MOR_ERROR_BUSY = 13,

@@ -34,7 +34,7 @@ mor_status status_of(F &&f) {
 #else
 template <class T>
 T value_of(mor::result<T> result, int line) {
-    if (!result) expect(false, result.error().what(), line);
+    if (!result.has_value()) expect(false, result.error().what(), line);
     return std::move(result).value();
 }
 #define VALUE(call) value_of((call), __LINE__)
@@ -66,6 +66,15 @@ std::vector<std::byte> read(const char *path) {
     std::fclose(file);
     return bytes;
 }
+
+// What a request or parameters would only point to may not be gone at once.
+static_assert(!std::is_constructible<mor::batch_request, std::vector<std::uint32_t>>::value, "");
+static_assert(std::is_constructible<mor::batch_request, std::vector<std::uint32_t> &>::value, "");
+#if !MOR_HPP_EXCEPTIONS
+// Whether there is an answer is not the answer.
+static_assert(!std::is_constructible<bool, mor::result<bool>>::value, "");
+static_assert(std::is_constructible<bool, mor::result<int>>::value, "");
+#endif
 
 // A batch: what a sequence gets is what a session of its own gets.
 void run_batch(const mor::model &model, mor::session &session,
