@@ -8,7 +8,7 @@ use crate::cpu::thread::{STACK_BYTES, ThreadParams, cores};
 use crate::error::{Error, Result};
 use crate::generate;
 use crate::kv::{KvCache, KvRegions, KvShape, KvType, PAGE_TOKENS};
-use crate::model::{MAX_CONTEXT, Model, PlaneTokens};
+use crate::model::{MAX_CONTEXT, Model, PlaneTokens, RouterKind, RouterSpec};
 use crate::sampling::Candidate;
 
 /// Every part of the arena begins at a multiple of this: a cache line, and the widest vector.
@@ -220,9 +220,15 @@ impl Plan {
     pub fn pages_for(model: &Model, params: &SessionParams, mean_depth: f64) -> Result<usize> {
         let h = model.hyperparameters();
         let most = h.recursions as f64;
-        if !(0.0..=most).contains(&mean_depth) {
+        // Only where routers choose tokens one may run no recursion.
+        let expert = |router: &RouterSpec| router.kind == RouterKind::Expert;
+        let least = match h.router.as_ref().is_some_and(expert) {
+            true => 0.0,
+            false => 1.0,
+        };
+        if !(least..=most).contains(&mean_depth) {
             return Err(Error::argument(format_args!(
-                "the mean depth is {mean_depth}; this model's is between 0 and {most}"
+                "the mean depth is {mean_depth}; this model's is between {least} and {most}"
             )));
         }
         let context = match params.context {

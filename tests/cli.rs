@@ -227,6 +227,12 @@ fn chat_has_commands() {
     assert!(answers(&errors[full..]) == 1, "{errors}");
 }
 
+#[cfg(unix)]
+fn interrupt(child: &Child) {
+    // SAFETY: the child has not been waited for, so its number is its own.
+    assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGINT) }, 0);
+}
+
 /// What comes out of a pipe, as it comes.
 #[cfg(unix)]
 fn follow(mut pipe: impl Read + Send + 'static) -> std::sync::mpsc::Receiver<Vec<u8>> {
@@ -249,10 +255,6 @@ fn an_interrupt_ends_the_answer_and_then_the_program() {
     let long = Duration::from_secs(60);
     // No answer ends by itself.
     let mut child = chat(&["-n", "1000000", "-c", "20000", "--temp", "0", "-t", "1"]);
-    let interrupt = |child: &Child| {
-        // SAFETY: the child has not been waited for, so its number is its own.
-        assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGINT) }, 0);
-    };
     let mut stdin = child.stdin.take().unwrap();
     let stdout = follow(child.stdout.take().unwrap());
     let stderr = follow(child.stderr.take().unwrap());
@@ -565,4 +567,148 @@ fn chat_begins_as_run() {
     let (_, chatted) = chat_with(&["-n", "1"], b"hello\n");
     let ran = text(&mor(&["run", "-p", "hello\n\n", "-n", "1"]).stderr);
     assert_eq!(begins(&chatted), begins(&ran));
+}
+
+/// The one line with which the program refuses something.
+fn refusal(folder: &std::path::Path, args: &[&str]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mor"));
+    let output = command.args(args).current_dir(folder).output().unwrap();
+    let errors = text(&output.stderr);
+    assert!(!output.status.success(), "{args:?} succeeded");
+    assert!(output.stdout.is_empty(), "{args:?}");
+    errors
+}
+
+#[test]
+fn what_is_read_is_not_written_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    mor(&[
+        "synth",
+        "--shape",
+        "tiny",
+        "-o",
+        at("a.gguf").to_str().unwrap(),
+    ]);
+    std::fs::write(at("tokens"), "1 2 3").unwrap();
+    #[cfg(unix)]
+    std::os::unix::fs::symlink("tokens", at("link")).unwrap();
+    let checkpoint = at("checkpoint");
+    std::fs::create_dir(&checkpoint).unwrap();
+    for file in ["config.json", "mor.yaml", "model.safetensors"] {
+        let from = common::cases::case_folder("vanilla").join(file);
+        std::fs::copy(from, checkpoint.join(file)).unwrap();
+    }
+    let bytes_of = |name: &str| std::fs::read(at(name)).unwrap();
+    let names = ["a.gguf", "tokens", "checkpoint/config.json"];
+    let before = names.map(bytes_of);
+    for output in ["a.gguf", "tokens", "link"] {
+        let args = ["eval", "a.gguf", "--tokens", "tokens", "-o", output];
+        let refused = refusal(folder.path(), &args);
+        let expected = format!(
+            "mor: cannot write '{output}': it would take the place of the input; name another file\n"
+        );
+        if cfg!(unix) || output != "link" {
+            assert_eq!(refused, expected);
+        }
+    }
+    for entry in std::fs::read_dir(&checkpoint).unwrap() {
+        let output = entry.unwrap().path();
+        let args = ["convert", "checkpoint", "-o", output.to_str().unwrap()];
+        assert!(refusal(folder.path(), &args).contains("the place of the input"));
+    }
+    assert!(before == names.map(bytes_of));
+    // A GGUF file may take its own place, and one beside a checkpoint that of another.
+    mor(&[
+        "convert",
+        at("a.gguf").to_str().unwrap(),
+        "-o",
+        at("a.gguf").to_str().unwrap(),
+    ]);
+    for _ in 0..2 {
+        let output = checkpoint.join("model.gguf");
+        mor(&[
+            "convert",
+            checkpoint.to_str().unwrap(),
+            "-o",
+            output.to_str().unwrap(),
+        ]);
+    }
+}
+
+#[test]
+fn refusals_say_what_was_wrong_and_where() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    mor(&["synth", "--shape", "tiny", "-o", &at("a.gguf")]);
+    std::fs::write(at("tokens"), "1 2\n\n3 99999\n").unwrap();
+    let where_it_is =
+        "mor: 'tokens', line 3: the model has no token 99999; its vocabulary ends at 1023\n";
+    let eval = ["eval", "a.gguf", "--tokens", "tokens", "-o", "out"];
+    assert_eq!(refusal(folder.path(), &eval), where_it_is);
+    let generate = ["generate-tokens", "a.gguf", "--tokens", "tokens", "-n", "3"];
+    assert_eq!(refusal(folder.path(), &generate), where_it_is);
+    let empty = refusal(folder.path(), &["run", "a.gguf", "-p", ""]);
+    assert!(empty.starts_with("mor: the prompt is empty") && empty.lines().count() == 1);
+    for option in [
+        "--seed",
+        "--top-k",
+        "--repeat-last-n",
+        "--max-depth",
+        "-c",
+        "-t",
+    ] {
+        let refused = refusal(folder.path(), &["run", "-p", "a", option, "-1"]);
+        assert!(refused.contains("invalid value '-1'"), "{refused}");
+    }
+    let depth = ["plan", "a.gguf", "-b", "4", "-c", "64", "--mean-depth", "0"];
+    let refused = refusal(folder.path(), &depth);
+    assert!(refused.contains("between 1 and 1"), "{refused}");
+}
+
+/// Programs that know Llama files go on knowing one in which nothing was arranged.
+#[test]
+fn a_file_without_block_formats_stays_what_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    mor(&["synth", "--shape", "tiny", "-o", &at("a.gguf")]);
+    for (ty, architecture) in [("f16", "llama"), ("q8_0", "mor")] {
+        mor(&["convert", &at("a.gguf"), "--type", ty, "-o", &at("b.gguf")]);
+        let json = text(&mor(&["inspect", &at("b.gguf"), "--json"]).stdout);
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(json["metadata"]["general.architecture"], architecture);
+    }
+}
+
+/// What was written so far, and the summary.
+#[cfg(unix)]
+#[test]
+fn an_interrupt_ends_a_text() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mor"));
+    command.args([
+        "run", "-p", "Emma was", "-n", "1000000", "-c", "20000", "-t", "1",
+    ]);
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let written = follow(child.stdout.take().unwrap());
+    let mut all = Vec::new();
+    while all.len() < 60 {
+        all.extend(written.recv().unwrap());
+    }
+    interrupt(&child);
+    let status = child.wait().unwrap();
+    all.extend(written.iter().flatten());
+    assert_eq!(status.code(), Some(130));
+    assert!(all.ends_with(b"\n"));
+    let mut summary = String::new();
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut summary)
+        .unwrap();
+    assert!(summary.contains("mean depth"), "{summary}");
 }

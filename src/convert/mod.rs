@@ -64,6 +64,13 @@ pub fn convert(
 ) -> Result<Summary> {
     options.ty.map_or(Ok(()), encode::check_target)?;
     let output = Output::new(output)?;
+    for file in [&options.tokenizer, &options.training]
+        .into_iter()
+        .flatten()
+    {
+        output.differs_from(file)?;
+    }
+    // A GGUF file may be converted in its place: it is there until the new one is verified.
     if is_gguf(input)? {
         return requantize::convert(input, output, options, progress);
     }
@@ -97,6 +104,7 @@ fn convert_checkpoint(
             _ => Path::new("."),
         }
     };
+    output.differs_from_all_in(folder)?;
     let source = Source::open(input, progress)?;
     let documents = read_documents(folder, options.training.as_deref(), progress)?;
     let spec = Spec::resolve(&source, &documents, &options.overrides, progress)?;

@@ -58,6 +58,33 @@ impl Output {
         })
     }
 
+    /// Fails where the file would take the place of one that is read.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`].
+    pub fn differs_from(&self, input: &Path) -> Result<()> {
+        let place = |path: &Path| std::fs::canonicalize(path).ok();
+        match place(&self.target) {
+            Some(target) if place(input) == Some(target.clone()) => {
+                Err(Error::argument(format_args!(
+                    "cannot write '{}': it would take the place of the input; name another file",
+                    self.asked.display()
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Fails where the file would take the place of one in a folder that is read, unless that is a GGUF file,
+    /// which is no part of a checkpoint.
+    pub(super) fn differs_from_all_in(&self, folder: &Path) -> Result<()> {
+        let name = self.target.file_name().unwrap_or_default();
+        match super::is_gguf(&self.target) {
+            Ok(false) => self.differs_from(&folder.join(name)),
+            _ => Ok(()),
+        }
+    }
+
     /// Where to write until the file is complete.
     pub fn temporary(&self) -> &Path {
         &self.temporary

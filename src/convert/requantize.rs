@@ -12,7 +12,7 @@ use super::source::map_file;
 use super::tokenizer;
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, Metadata, Strings, TensorInfo, Value};
-use crate::model::{Hyperparameters, TensorLayout, check_keys, is_llama_key};
+use crate::model::{Hyperparameters, check_keys, is_llama_key};
 use crate::quant::TensorType;
 
 pub(super) fn convert(
@@ -27,7 +27,15 @@ pub(super) fn convert(
     let h = Hyperparameters::from_metadata(&gguf.metadata)?;
     check_keys(&gguf.metadata, &h)?;
     let from_layout = h.layout;
-    let mut metadata = new_metadata(&gguf, options)?;
+    let target = |info: &TensorInfo| match options.ty {
+        _ if !is_matrix(info) => TensorType::F32,
+        None => info.ty,
+        Some(ty) => encode::matrix_type(ty, info.columns()),
+    };
+    // Of a file without block formats nothing is arranged, so it stays what it is for other programs.
+    let mut types = gguf.tensors().iter().map(target);
+    let arranged = types.any(|ty| encode::makes_tiles(options.layout, ty));
+    let mut metadata = new_metadata(&gguf, options, arranged)?;
     if let Some(path) = &options.tokenizer {
         let vocab = gguf.tensor("token_embd.weight").map_or(0, TensorInfo::rows);
         tokenizer::replace(
@@ -41,15 +49,8 @@ pub(super) fn convert(
     let mut jobs = Vec::with_capacity(gguf.tensors().len());
     let (mut fallen_back, mut lossy) = (0usize, 0usize);
     for info in gguf.tensors() {
-        let to = match options.ty {
-            _ if !is_matrix(info) => TensorType::F32,
-            None => info.ty,
-            Some(ty) => {
-                let to = encode::matrix_type(ty, info.columns());
-                fallen_back += usize::from(to != ty);
-                to
-            }
-        };
+        let to = target(info);
+        fallen_back += usize::from(is_matrix(info) && options.ty.is_some_and(|ty| ty != to));
         lossy += usize::from(info.ty.block_len() > 1 && to != info.ty && to.block_len() > 1);
         jobs.push(Job {
             from_tiles: encode::makes_tiles(from_layout, info.ty),
@@ -103,7 +104,7 @@ fn check(gguf: &Gguf, overrides: &Overrides) -> Result<()> {
     Ok(())
 }
 
-fn new_metadata(gguf: &Gguf, options: &ConvertOptions) -> Result<Metadata> {
+fn new_metadata(gguf: &Gguf, options: &ConvertOptions, arranged: bool) -> Result<Metadata> {
     let mut metadata = gguf.metadata.clone();
     if let Some(name) = &options.overrides.name {
         metadata.insert("general.name", Value::String(name.clone()));
@@ -113,7 +114,7 @@ fn new_metadata(gguf: &Gguf, options: &ConvertOptions) -> Result<Metadata> {
     }
     if metadata.str("general.architecture")? == Some("mor") {
         set_layout(&mut metadata, options.layout);
-    } else if options.layout == TensorLayout::Tiles16 {
+    } else if arranged {
         // Programs that know Llama files do not know tiles and must not take them for rows.
         metadata = from_llama(&metadata);
         set_layout(&mut metadata, options.layout);

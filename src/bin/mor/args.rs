@@ -1,7 +1,7 @@
 //! The command line as types.
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use mor::convert::{
     Balancing, Gating, Kind, KvStrategy, Overrides, RouterFunction, Selection, Sharing, SynthShape,
 };
@@ -24,6 +24,27 @@ macro_rules! one_of {
 pub struct Args {
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Args {
+    /// Those that the program was called with. What looks like a negative number behind an option is its value, about
+    /// which it can say what is wrong, and no option.
+    pub fn read() -> Result<Self, clap::Error> {
+        let mut command = Self::command();
+        let names: Vec<String> = command
+            .get_subcommands()
+            .map(|c| c.get_name().to_owned())
+            .collect();
+        for name in names {
+            command = command.mut_subcommand(name, |subcommand| {
+                subcommand.mut_args(|arg| {
+                    let takes = !arg.is_positional() && arg.get_action().takes_values();
+                    arg.allow_negative_numbers(takes)
+                })
+            });
+        }
+        Self::from_arg_matches(&command.try_get_matches()?)
+    }
 }
 
 #[derive(Subcommand)]
@@ -63,7 +84,7 @@ pub struct EngineArgs {
     #[arg(long, value_enum)]
     pub kv: Option<Kv>,
     /// Cut of the routers, 0 to 1: higher is faster and coarser [default: as trained]
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long)]
     pub cut: Option<f32>,
     /// Most recursions that a token takes
     #[arg(long, value_name = "D")]
@@ -117,34 +138,19 @@ impl From<Kv> for KvType {
 #[derive(clap::Args)]
 pub struct SamplingArgs {
     /// Temperature; 0 always takes the likeliest token
-    #[arg(long, default_value_t = 0.8, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 0.8)]
     pub temp: f32,
     /// Draw from the K likeliest tokens only; 0 is off
     #[arg(long, value_name = "K", default_value_t = 40)]
     pub top_k: usize,
     /// Draw from the likeliest tokens that add up to P only; 1 is off
-    #[arg(
-        long,
-        value_name = "P",
-        default_value_t = 0.95,
-        allow_negative_numbers = true
-    )]
+    #[arg(long, value_name = "P", default_value_t = 0.95)]
     pub top_p: f32,
     /// Draw from tokens at least P times as likely as the likeliest only; 0 is off
-    #[arg(
-        long,
-        value_name = "P",
-        default_value_t = 0.05,
-        allow_negative_numbers = true
-    )]
+    #[arg(long, value_name = "P", default_value_t = 0.05)]
     pub min_p: f32,
     /// Divide the logits of the last tokens by R; 1 is off
-    #[arg(
-        long,
-        value_name = "R",
-        default_value_t = 1.0,
-        allow_negative_numbers = true
-    )]
+    #[arg(long, value_name = "R", default_value_t = 1.0)]
     pub repeat_penalty: f32,
     /// How many of the last tokens that is for
     #[arg(long, value_name = "N", default_value_t = 64)]
@@ -171,7 +177,7 @@ pub struct RunArgs {
     #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
     pub file: Option<PathBuf>,
     /// Most tokens to write
-    #[arg(short, default_value_t = 128, value_parser = tokens, allow_negative_numbers = true)]
+    #[arg(short, default_value_t = 128, value_parser = tokens)]
     pub n: usize,
     /// Tokens that prompt and answer may take [default: as trained, at most 4096]
     #[arg(short, long)]
@@ -196,7 +202,7 @@ pub struct ChatArgs {
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub system: Option<String>,
     /// Most tokens of an answer
-    #[arg(short, default_value_t = 512, value_parser = tokens, allow_negative_numbers = true)]
+    #[arg(short, default_value_t = 512, value_parser = tokens)]
     pub n: usize,
     /// Tokens that the conversation may take [default: as trained, at most 4096]
     #[arg(short, long)]
@@ -237,7 +243,7 @@ pub struct PlanArgs {
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     pub memory: Option<usize>,
     /// With --sequences or --memory: KV pages for tokens that run D recursions on average [default: all]
-    #[arg(long, value_name = "D", allow_negative_numbers = true)]
+    #[arg(long, value_name = "D")]
     pub mean_depth: Option<f64>,
     /// Rows of one pass over the weights [default: 64, on a GPU 512]
     #[arg(long, value_parser = from_one)]
@@ -291,7 +297,7 @@ pub struct GenerateTokensArgs {
     #[arg(long, value_name = "FILE")]
     pub tokens: PathBuf,
     /// Tokens to write after each line
-    #[arg(short, value_parser = tokens, allow_negative_numbers = true)]
+    #[arg(short, value_parser = tokens)]
     pub n: usize,
     #[command(flatten)]
     pub engine: EngineArgs,
@@ -347,13 +353,13 @@ pub struct BenchArgs {
     pub model: PathBuf,
     /// Tokens of a prompt; several tests are separated by commas, 0 leaves prompts out [default: 512;
     /// with -b 1]
-    #[arg(short, value_name = "N", value_delimiter = ',', value_parser = tokens, allow_negative_numbers = true)]
+    #[arg(short, value_name = "N", value_delimiter = ',', value_parser = tokens)]
     pub prompt: Option<Vec<usize>>,
     /// Tokens to generate, in the same way [default: 128; with -b 256 on average, normally distributed]
-    #[arg(short = 'n', value_name = "N", value_delimiter = ',', value_parser = tokens, allow_negative_numbers = true)]
+    #[arg(short = 'n', value_name = "N", value_delimiter = ',', value_parser = tokens)]
     pub generation: Option<Vec<usize>>,
     /// Tokens that are in the context before a test begins, in the same way
-    #[arg(short = 'd', value_name = "N", default_value = "0", value_delimiter = ',', value_parser = tokens, allow_negative_numbers = true)]
+    #[arg(short = 'd', value_name = "N", default_value = "0", value_delimiter = ',', value_parser = tokens)]
     pub before: Vec<usize>,
     /// Threads, in the same way [default: one per core]
     #[arg(short, long, value_name = "T", value_delimiter = ',', value_parser = from_one)]
@@ -363,12 +369,7 @@ pub struct BenchArgs {
     pub sequences: Vec<usize>,
     /// With -b: so many sequences come in a second, at random [default: the next comes when there is a
     /// place]
-    #[arg(
-        long,
-        value_name = "RATE",
-        requires = "sequences",
-        allow_negative_numbers = true
-    )]
+    #[arg(long, value_name = "RATE", requires = "sequences")]
     pub arrivals: Option<f64>,
     /// With -b: ordinary batching, in which everyone waits for the deepest, to compare with
     #[arg(long, requires = "sequences")]
@@ -383,7 +384,7 @@ pub struct BenchArgs {
     #[arg(long, value_enum)]
     pub kv: Option<Kv>,
     /// Cut of the routers, 0 to 1: higher is faster and coarser [default: the file's]
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long)]
     pub cut: Option<f32>,
     /// Most recursions that a token takes
     #[arg(long, value_name = "D")]
@@ -410,7 +411,7 @@ pub struct SynthArgs {
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// Set the routers' cut so that random tokens run D recursions on average [default: the cut is 0.5]
-    #[arg(long, value_name = "D", allow_negative_numbers = true)]
+    #[arg(long, value_name = "D")]
     pub mean_depth: Option<f64>,
     /// Type of the matrices: f32, f16, bf16, q8_0, q4_0 or q4_1
     #[arg(long = "type", value_name = "TYPE", default_value = "f16", value_parser = matrix_type)]
@@ -464,7 +465,7 @@ pub struct OverrideArgs {
     #[arg(long, value_name = "N")]
     pub layers: Option<u32>,
     /// Factor on the router's weight
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long)]
     pub alpha: Option<f32>,
     /// What turns a router's score into a weight
     #[arg(long, value_name = "FUNCTION", value_parser = one_of!(RouterFunction))]
@@ -476,7 +477,7 @@ pub struct OverrideArgs {
     #[arg(long, value_parser = one_of!(Balancing))]
     pub balancing: Option<Balancing>,
     /// What the router's input is divided by
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long)]
     pub temperature: Option<f32>,
     /// Whether the router's weight scales what a recursion adds
     #[arg(long, value_parser = one_of!(Gating))]

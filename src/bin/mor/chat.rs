@@ -3,16 +3,17 @@
 use crate::Result;
 use crate::args::ChatArgs;
 use crate::input;
+use crate::interrupt::Interrupt;
 use crate::run::{Output, Times, generate, prefill, sampler, summary};
 use crate::terminal::{one_line, tell};
 use mor::chat::{ChatTemplate, Message};
 use mor::generate::{Finish, GenerateParams};
 use mor::tokenizer::EncodeOptions;
-use mor::{Canceller, Error, KvType, Model, Session, SessionParams, Tokenizer};
+use mor::{Error, KvType, Model, Session, SessionParams, Tokenizer};
+use rustyline::DefaultEditor;
+use rustyline::config::{Behavior, Config};
 use rustyline::error::ReadlineError;
 use std::io::{ErrorKind, IsTerminal};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 const HELP: &str = "\
 /clear   forget the conversation and begin anew
@@ -24,7 +25,7 @@ Ctrl-C   end the answer";
 pub fn chat(args: &ChatArgs) -> Result<()> {
     let model = input::open(args.model.as_deref(), args.engine.device)?;
     let mut chat = Chat::new(&model, args)?;
-    let mut editor = rustyline::DefaultEditor::new()?;
+    let mut editor = editor()?;
     if std::io::stdin().is_terminal() {
         tell(format_args!("/help shows the commands"));
     }
@@ -55,6 +56,17 @@ pub fn chat(args: &ChatArgs) -> Result<()> {
             }
         }
     }
+}
+
+/// Reads from standard input. Where that is a terminal and standard output is none, lines are typed on the terminal itself,
+/// so that nothing but answers is written.
+fn editor() -> Result<DefaultEditor> {
+    let apart = std::io::stdin().is_terminal() && !std::io::stdout().is_terminal();
+    let config = Config::builder().behavior(match apart {
+        true => Behavior::PreferTerm,
+        false => Behavior::Stdio,
+    });
+    Ok(DefaultEditor::with_config(config.build())?)
 }
 
 /// A slash and one word of letters: no message looks like that, but a path or a fraction may begin
@@ -165,40 +177,6 @@ impl<'a> Chat<'a> {
         }
         summary(&mut self.session, &times, self.args.depths);
         Ok(out.text)
-    }
-}
-
-/// What Ctrl-C does: it ends the answer that is being given, and the program when there is none.
-/// (While a line is typed on a terminal, Ctrl-C is a key and comes from the line editor.)
-struct Interrupt {
-    answering: Arc<AtomicBool>,
-    canceller: Canceller,
-}
-
-impl Interrupt {
-    fn new(canceller: Canceller) -> Result<Self> {
-        /// As shells report a program that Ctrl-C ended.
-        const INTERRUPTED: i32 = 130;
-        let answering = Arc::new(AtomicBool::new(false));
-        let (seen, cancel) = (Arc::clone(&answering), canceller.clone());
-        ctrlc::set_handler(move || match seen.load(Ordering::SeqCst) {
-            true => cancel.cancel(),
-            false => std::process::exit(INTERRUPTED),
-        })?;
-        Ok(Interrupt {
-            answering,
-            canceller,
-        })
-    }
-
-    fn arm(&self) {
-        // One that came when the last answer was just done.
-        self.canceller.reset();
-        self.answering.store(true, Ordering::SeqCst);
-    }
-
-    fn disarm(&self) {
-        self.answering.store(false, Ordering::SeqCst);
     }
 }
 

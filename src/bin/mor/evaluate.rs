@@ -20,6 +20,9 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     let lines = input::token_lines(&args.tokens)?;
     // Before the work, so that a wrong name costs none.
     let output = Output::new(&args.output)?;
+    output.differs_from(&args.model)?;
+    output.differs_from(&args.tokens)?;
+    input::check_tokens(&args.tokens, &lines, &model)?;
     let longest = longest(&lines);
     let batch = match args.routing {
         RoutingArg::Threshold => args.batch.unwrap_or(0),
@@ -98,6 +101,7 @@ fn write(tensors: &Tensors, output: Output) -> Result<()> {
 pub fn generate_tokens(args: &GenerateTokensArgs) -> Result<()> {
     let model = input::open(Some(&args.model), args.engine.device)?;
     let lines = input::token_lines(&args.tokens)?;
+    input::check_tokens(&args.tokens, &lines, &model)?;
     let params = SessionParams {
         context: longest(&lines).saturating_add(args.n),
         ..Default::default()

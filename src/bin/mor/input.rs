@@ -4,7 +4,7 @@ use crate::Result;
 use crate::args::EngineArgs;
 use crate::terminal::tell;
 use mor::{Device, KvType, LoadParams, Model, Session, SessionParams};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 /// The bytes of the default model, aligned for the engine.
@@ -110,13 +110,41 @@ pub fn token_lines(path: &Path) -> Result<Vec<TokenLine>> {
     Ok(lines)
 }
 
+/// Fails on the first token that a model does not have, before any is run.
+pub fn check_tokens(path: &Path, lines: &[TokenLine], model: &Model) -> Result<()> {
+    let vocab = model.hyperparameters().vocab_size;
+    for line in lines {
+        if let Some(id) = line.ids.iter().find(|id| **id as usize >= vocab) {
+            return Err(format!(
+                "'{}', line {}: the model has no token {id}; its vocabulary ends at {}",
+                path.display(),
+                line.number + 1,
+                vocab - 1
+            )
+            .into());
+        }
+    }
+    Ok(())
+}
+
 /// A whole text file.
 pub fn read_text(path: &Path) -> Result<String> {
     let bytes = std::fs::read(path).map_err(|e| unreadable(path, &e))?;
-    String::from_utf8(bytes).map_err(|_| {
-        let path = path.display();
-        format!("'{path}' is no UTF-8 text; convert it to UTF-8 first").into()
-    })
+    text(bytes, &format!("'{}'", path.display()))
+}
+
+/// All of standard input.
+pub fn read_standard_input() -> Result<String> {
+    let mut bytes = Vec::new();
+    std::io::stdin()
+        .read_to_end(&mut bytes)
+        .map_err(|error| format!("cannot read standard input: {error}"))?;
+    text(bytes, "standard input")
+}
+
+fn text(bytes: Vec<u8>, name: &str) -> Result<String> {
+    String::from_utf8(bytes)
+        .map_err(|_| format!("{name} is no UTF-8 text; convert it to UTF-8 first").into())
 }
 
 /// Fails, with a sentence that says what to do, when there is no such file or folder or it may not

@@ -10,13 +10,13 @@ mod divergence;
 mod evaluate;
 mod input;
 mod inspect;
+mod interrupt;
 mod perplexity;
 mod run;
 mod synth;
 mod terminal;
 
 use args::{Args, Command};
-use clap::Parser;
 use std::io::Write;
 use std::process::ExitCode;
 use terminal::{one_line, stdout, tell};
@@ -25,7 +25,7 @@ use terminal::{one_line, stdout, tell};
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {
-    let (result, code) = match Args::try_parse() {
+    let (result, code) = match Args::read() {
         Ok(args) => (command(args.command), ExitCode::SUCCESS),
         Err(usage) => explain(&usage),
     };

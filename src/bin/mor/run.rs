@@ -3,6 +3,7 @@
 use crate::Result;
 use crate::args::{RunArgs, SamplingArgs};
 use crate::input;
+use crate::interrupt::{INTERRUPTED, Interrupt};
 use crate::terminal::{
     Progress, Stdout, counted, depth_style, grouped, has_colours, mebibytes, session_memory,
     stdout, tell,
@@ -31,6 +32,11 @@ pub fn run(args: &RunArgs) -> Result<()> {
     };
     let text = prompt(args)?;
     let prompt = tokenizer.encode(&text, options)?;
+    if prompt.is_empty() {
+        return Err("the prompt is empty, and this model has no token that begins a text; give some text with -p or -f".into());
+    }
+    let interrupt = Interrupt::new(session.canceller()?)?;
+    interrupt.arm();
     let mut times = Times::default();
     prefill(&mut session, &prompt, &mut times)?;
     let mut out = Output::new(args.depths);
@@ -46,6 +52,10 @@ pub fn run(args: &RunArgs) -> Result<()> {
         tell(format_args!("mor: the context is full; -c makes it larger"));
     }
     summary(&mut session, &times, args.depths);
+    if finish == Finish::Cancelled {
+        stdout().flush()?;
+        std::process::exit(INTERRUPTED);
+    }
     Ok(())
 }
 
@@ -55,8 +65,7 @@ fn prompt(args: &RunArgs) -> Result<String> {
         return Ok(args.prompt.clone().unwrap_or_default());
     };
     let mut text = match path.as_os_str() == "-" {
-        true => std::io::read_to_string(std::io::stdin())
-            .map_err(|error| format!("cannot read standard input: {error}"))?,
+        true => input::read_standard_input()?,
         false => input::read_text(path)?,
     };
     let line_end = if text.ends_with("\r\n") {
