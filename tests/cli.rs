@@ -612,6 +612,12 @@ fn what_is_read_is_not_written_over() {
             assert_eq!(refused, expected);
         }
     }
+    // As in caches of downloads, where a checkpoint's files are links.
+    #[cfg(unix)]
+    {
+        std::fs::rename(checkpoint.join("mor.yaml"), at("1234")).unwrap();
+        std::os::unix::fs::symlink("../1234", checkpoint.join("mor.yaml")).unwrap();
+    }
     for entry in std::fs::read_dir(&checkpoint).unwrap() {
         let output = entry.unwrap().path();
         let args = ["convert", "checkpoint", "-o", output.to_str().unwrap()];
@@ -678,6 +684,27 @@ fn a_file_without_block_formats_stays_what_it_is() {
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(json["metadata"]["general.architecture"], architecture);
     }
+}
+
+/// A prompt is no text yet.
+#[cfg(unix)]
+#[test]
+fn an_interrupt_ends_the_reading_of_a_prompt() {
+    let prompt = "a ".repeat(19_000);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mor"));
+    command.args(["run", "-p", &prompt, "-c", "20000", "-t", "1"]);
+    let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = piped.spawn().unwrap();
+    // By then it reads, which takes a minute.
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    interrupt(&child);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    assert!(output.stdout.is_empty());
+    assert_eq!(
+        text(&output.stderr).lines().last(),
+        Some("mor: the call was cancelled")
+    );
 }
 
 /// What was written so far, and the summary.

@@ -1607,6 +1607,10 @@ fn long_rows_agree_with_the_cpu() {
         let name = format!("long rows {}", ty.name());
         compare(&name, converted(&original, ty), KvType::F16);
     }
+    // The last tile has eight rows, as many bytes as half of sixteen.
+    let half = of_sizes(136, 65_536, 100);
+    let half = converted(&half, TensorType::F16);
+    compare("long rows, half a tile", half, KvType::F16);
 }
 
 /// A file that is refused is refused before anything of it is on the device.

@@ -327,11 +327,11 @@ fn token_files() {
     };
     refuse(
         &desk.file("outside.txt", "1 2 96\n"),
-        "token 96 is outside the vocabulary of 96",
+        "line 1: the model has no token 96; its vocabulary ends at 95",
     );
     refuse(
         &desk.file("last.txt", "1 2\n4294967295"),
-        "outside the vocabulary",
+        "the model has no token",
     );
     refuse(
         &desk.file("words.txt", "1 2\nthree 4\n"),

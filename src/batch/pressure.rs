@@ -66,18 +66,28 @@ impl Books {
                 State::Full => evicts,
                 _ => false,
             };
-            let may_give_way = |place: &usize| {
-                let sequence = &self.sequences[*place];
+            let may_give_way = |place: usize| {
+                let sequence = &self.sequences[place];
                 match sequence.state {
                     State::Running if evicts => sequence.entered > 0,
-                    State::Running => self.pages_for_rows(pass, new, |other| other == *place) > 0,
-                    _ => stands_still(*place) && sequence.done > 0,
+                    State::Running => sequence.entered > sequence.done,
+                    _ => stands_still(place) && sequence.done > 0,
                 }
             };
-            let places = (0..self.sequences.len()).filter(may_give_way);
-            let count = places.clone().count();
-            let order = |place: &usize| (!stands_still(*place), self.sequences[*place].rank());
-            let Some(victim) = places.min_by_key(order) else {
+            let takes_some = |place: usize| {
+                let of_place = |other| other == place;
+                evicts || stands_still(place) || self.pages_for_rows(pass, new, of_place) > 0
+            };
+            let order = |place: usize| (!stands_still(place), self.sequences[place].rank());
+            let (mut victim, mut count) = (None, 0);
+            for place in (0..self.sequences.len()).filter(|place| may_give_way(*place)) {
+                count += 1;
+                let is_before = victim.is_none_or(|victim| order(place) < order(victim));
+                if is_before && takes_some(place) {
+                    victim = Some(place);
+                }
+            }
+            let Some(victim) = victim else {
                 // Pages are needed, so somebody runs.
                 return new;
             };

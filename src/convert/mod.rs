@@ -104,6 +104,7 @@ fn convert_checkpoint(
             _ => Path::new("."),
         }
     };
+    output.differs_from(input)?;
     output.differs_from_all_in(folder)?;
     let source = Source::open(input, progress)?;
     let documents = read_documents(folder, options.training.as_deref(), progress)?;

@@ -75,14 +75,17 @@ impl Output {
         }
     }
 
-    /// Fails where the file would take the place of one in a folder that is read, unless that is a GGUF file,
-    /// which is no part of a checkpoint.
+    /// Fails where the file would take the place of one in a folder that is read, or of what a link there leads to;
+    /// but for a GGUF file, which is no part of a checkpoint.
     pub(super) fn differs_from_all_in(&self, folder: &Path) -> Result<()> {
-        let name = self.target.file_name().unwrap_or_default();
-        match super::is_gguf(&self.target) {
-            Ok(false) => self.differs_from(&folder.join(name)),
-            _ => Ok(()),
+        let by_name = self.asked.extension().is_some_and(|name| name == "gguf");
+        if by_name || super::is_gguf(&self.target).unwrap_or(true) {
+            return Ok(());
         }
+        for entry in std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
+            self.differs_from(&entry.map_err(|e| Error::io(folder, e))?.path())?;
+        }
+        Ok(())
     }
 
     /// Where to write until the file is complete.

@@ -188,7 +188,7 @@ fn send_tiles(
             }
             let length = stage.len();
             stage.resize(length + TILE_ROWS * width, 0);
-            if tile.len() == TILE_ROWS * width {
+            if tile.len() == tile_bytes && width == row_bytes {
                 make_tile(tensor.ty, tile, &mut stage[length..]);
                 continue;
             }

@@ -3,28 +3,35 @@
 use crate::Result;
 use mor::Canceller;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// As shells report a program that Ctrl-C ended.
-pub const INTERRUPTED: i32 = 130;
+pub const INTERRUPTED: u8 = 130;
 
-/// What Ctrl-C does: it ends the text that is being written, and the program when there is none.
+/// How often the text is asked to end. It may not see it, while nobody takes what it writes.
+const PATIENCE: u32 = 2;
+
+/// What Ctrl-C does: it ends the text that is being written, and the program when there is none or it does not end.
 /// (While a line is typed on a terminal, Ctrl-C is a key and comes from the line editor.)
 pub struct Interrupt {
-    answering: Arc<AtomicBool>,
+    /// How often Ctrl-C still asks.
+    patience: Arc<AtomicU32>,
     canceller: Canceller,
 }
 
 impl Interrupt {
     pub fn new(canceller: Canceller) -> Result<Self> {
-        let answering = Arc::new(AtomicBool::new(false));
-        let (seen, cancel) = (Arc::clone(&answering), canceller.clone());
-        ctrlc::set_handler(move || match seen.load(Ordering::SeqCst) {
-            true => cancel.cancel(),
-            false => std::process::exit(INTERRUPTED),
+        let patience = Arc::new(AtomicU32::new(0));
+        let (left, cancel) = (Arc::clone(&patience), canceller.clone());
+        ctrlc::set_handler(move || {
+            let asks = |left: u32| left.checked_sub(1);
+            match left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, asks) {
+                Ok(_) => cancel.cancel(),
+                Err(_) => std::process::exit(INTERRUPTED.into()),
+            }
         })?;
         Ok(Interrupt {
-            answering,
+            patience,
             canceller,
         })
     }
@@ -32,10 +39,10 @@ impl Interrupt {
     pub fn arm(&self) {
         // One that came when the last answer was just done.
         self.canceller.reset();
-        self.answering.store(true, Ordering::SeqCst);
+        self.patience.store(PATIENCE, Ordering::SeqCst);
     }
 
     pub fn disarm(&self) {
-        self.answering.store(false, Ordering::SeqCst);
+        self.patience.store(0, Ordering::SeqCst);
     }
 }

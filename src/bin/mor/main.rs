@@ -17,6 +17,7 @@ mod synth;
 mod terminal;
 
 use args::{Args, Command};
+use interrupt::INTERRUPTED;
 use std::io::Write;
 use std::process::ExitCode;
 use terminal::{one_line, stdout, tell};
@@ -36,7 +37,10 @@ fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&*error) => code,
         Err(error) => {
             tell(format_args!("mor: {}", one_line(&error.to_string())));
-            ExitCode::FAILURE
+            match error.downcast_ref() {
+                Some(mor::Error::Cancelled) => ExitCode::from(INTERRUPTED),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }

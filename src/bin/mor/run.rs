@@ -54,7 +54,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
     summary(&mut session, &times, args.depths);
     if finish == Finish::Cancelled {
         stdout().flush()?;
-        std::process::exit(INTERRUPTED);
+        std::process::exit(INTERRUPTED.into());
     }
     Ok(())
 }
