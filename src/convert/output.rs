@@ -64,15 +64,13 @@ impl Output {
     /// [`Error::InvalidArgument`].
     pub fn differs_from(&self, input: &Path) -> Result<()> {
         let place = |path: &Path| std::fs::canonicalize(path).ok();
-        match place(&self.target) {
-            Some(target) if place(input) == Some(target.clone()) => {
-                Err(Error::argument(format_args!(
-                    "cannot write '{}': it would take the place of the input; name another file",
-                    self.asked.display()
-                )))
-            }
-            _ => Ok(()),
+        if place(&self.target).is_some_and(|target| place(input) == Some(target)) {
+            return Err(Error::argument(format_args!(
+                "cannot write '{}': it would take the place of the input; name another file",
+                self.asked.display()
+            )));
         }
+        Ok(())
     }
 
     /// Fails where the file would take the place of one in a folder that is read, or of what a link there leads to;

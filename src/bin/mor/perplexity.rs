@@ -172,7 +172,8 @@ impl Base {
 
 /// The model at `path`, which must predict the same tokens as `model`.
 fn base_of(model: &Model, path: &Path, text: &str, tokens: &[u32]) -> Result<Model> {
-    let base = input::open(Some(path), Device::Cpu)?;
+    let base = input::open(Some(path), Device::Cpu)
+        .map_err(|error| format!("the model of --against: {error}"))?;
     let path = path.display();
     let vocabulary = base.hyperparameters().vocab_size;
     let needed = model.hyperparameters().vocab_size;
