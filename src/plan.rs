@@ -8,7 +8,7 @@ use crate::cpu::thread::{STACK_BYTES, ThreadParams, cores};
 use crate::error::{Error, Result};
 use crate::generate;
 use crate::kv::{KvCache, KvRegions, KvShape, KvType, PAGE_TOKENS};
-use crate::model::{MAX_CONTEXT, Model, PlaneTokens, RouterKind, RouterSpec};
+use crate::model::{MAX_CONTEXT, Model, PlaneTokens};
 use crate::sampling::Candidate;
 
 /// Every part of the arena begins at a multiple of this: a cache line, and the widest vector.
@@ -219,13 +219,7 @@ impl Plan {
     /// [`Error::InvalidArgument`] for sizes and depths that nobody can have.
     pub fn pages_for(model: &Model, params: &SessionParams, mean_depth: f64) -> Result<usize> {
         let h = model.hyperparameters();
-        let most = h.recursions as f64;
-        // Only where routers choose tokens one may run no recursion.
-        let expert = |router: &RouterSpec| router.kind == RouterKind::Expert;
-        let least = match h.router.as_ref().is_some_and(expert) {
-            true => 0.0,
-            false => 1.0,
-        };
+        let (least, most) = (h.least_depth() as f64, h.recursions as f64);
         if !(least..=most).contains(&mean_depth) {
             return Err(Error::argument(format_args!(
                 "the mean depth is {mean_depth}; this model's is between {least} and {most}"

@@ -21,7 +21,7 @@
 
 use crate::error::{Error, Result};
 use crate::kv::{KvType, PAGE_TOKENS};
-use crate::model::{Model, RouterKind, RouterSpec};
+use crate::model::Model;
 #[cfg(feature = "cuda")]
 use crate::session::Engine;
 use crate::session::{Last, Session};
@@ -279,13 +279,9 @@ impl<'a> Saved<'a> {
         }
         let tokens = state[layout.tokens..layout.depths].as_chunks::<4>().0;
         let vocab = h.vocab_size as u32;
-        // Only where routers choose tokens one may have run no recursion; else planes have an entry of each.
-        let expert = |router: &RouterSpec| router.kind == RouterKind::Expert;
-        let least = u8::from(!h.router.as_ref().is_some_and(expert));
+        let possible = h.least_depth()..=h.recursions;
         if tokens.iter().any(|t| u32::from_le_bytes(*t) >= vocab)
-            || depths
-                .iter()
-                .any(|d| *d < least || usize::from(*d) > h.recursions)
+            || depths.iter().any(|d| !possible.contains(&usize::from(*d)))
         {
             return Err(damaged());
         }

@@ -8,7 +8,7 @@
 
 mod common;
 
-use common::cases::gguf_bytes;
+use common::cases::{gguf_bytes, saved};
 use mor::batch::{Event, Pressure, Status};
 use mor::convert::{ConvertOptions, Silent, SynthOptions, SynthShape, convert, synth};
 use mor::gguf::{Gguf, GgufWriter, Metadata, TensorInfo, TensorPlan};
@@ -1187,6 +1187,18 @@ fn a_failed_launch_is_nobodys_fault() {
     fake.reset();
 }
 
+/// A batch with a sequence that has run, of which there may be forks.
+fn with_parent(model: &Model, params: &SessionParams, prompt: &[u32]) -> (Batch, SequenceId) {
+    let of_three = SessionParams {
+        sequences: 3,
+        ..params.clone()
+    };
+    let mut batch = Batch::new(model, &of_three).unwrap();
+    let parent = batch.add(&request(prompt, 0)).unwrap();
+    run(&mut batch);
+    (batch, parent)
+}
+
 /// A sequence whose copy of a shared page failed does not have the page, and gets it by the next tick: it, and who gets the
 /// page of the sequence that it was shared with, have the tokens that they have alone.
 #[test]
@@ -1196,22 +1208,16 @@ fn a_shared_page_that_was_not_copied_is_copied_later() {
     };
     let prompt: Vec<u32> = (1..25).collect();
     let other: Vec<u32> = (30..60).rev().collect();
-    let alone = SessionParams {
+    let params = SessionParams {
         context: 64,
         ..params()
-    };
-    let params = SessionParams {
-        sequences: 3,
-        ..alone.clone()
     };
     for case in ["expert_middle_cycle", "vanilla", "token_kv_shared"] {
         let model = gpu(case, TensorType::F32).unwrap();
         let forked = [&prompt[..], &[7, 8, 9]].concat();
-        let expected = [&forked, &other].map(|prompt| in_a_session(&model, &alone, prompt, 10));
+        let expected = [&forked, &other].map(|prompt| in_a_session(&model, &params, prompt, 10));
         for failing in 1..4 {
-            let mut batch = Batch::new(&model, &params).unwrap();
-            let parent = batch.add(&request(&prompt, 0)).unwrap();
-            run(&mut batch);
+            let (mut batch, parent) = with_parent(&model, &params, &prompt);
             let fork = batch.fork(parent, 24, &request(&[7, 8, 9], 10)).unwrap();
             fake.set(
                 "MOR_FAKE_CUDA_FAIL",
@@ -1242,11 +1248,6 @@ fn a_pass_that_fails_between_its_kernels_loses_nothing() {
     let mut session = Session::new(&model, &params()).unwrap();
     session.prefill(&[1, 2, 3]).unwrap();
     let expected = session.logits().unwrap().to_vec();
-    let saved = |session: &mut Session| {
-        let mut state = vec![0; session.save_bytes()];
-        session.save(&mut state).unwrap();
-        state
-    };
     let state = saved(&mut session);
     let launches = fake.calls("cuLaunchKernel");
     let after = scores(&mut session, &[9, 8, 7]);
@@ -1364,14 +1365,8 @@ fn a_failed_fork_or_restore_leaves_nothing() {
     };
     fake.reset();
     let model = gpu("expert_middle_cycle", TensorType::F32).unwrap();
-    let of_three = SessionParams {
-        sequences: 3,
-        ..params()
-    };
-    let mut batch = Batch::new(&model, &of_three).unwrap();
     let prompt: Vec<u32> = (1..25).collect();
-    let parent = batch.add(&request(&prompt, 0)).unwrap();
-    run(&mut batch);
+    let (mut batch, parent) = with_parent(&model, &params(), &prompt);
     fake.set("MOR_FAKE_CUDA_FAIL", "cuMemcpyHtoD_v2:1=719");
     let failed = batch.fork(parent, 24, &request(&[7], 3));
     assert!(matches!(failed, Err(Error::Device(_))));
@@ -1388,8 +1383,7 @@ fn a_failed_fork_or_restore_leaves_nothing() {
 
     session.rewind(0).unwrap();
     let whole = continued(&mut session, &prompt, 3);
-    let mut state = vec![0; session.save_bytes()];
-    session.save(&mut state).unwrap();
+    let state = saved(&mut session);
     fake.set("MOR_FAKE_CUDA_FAIL", "cuMemcpyHtoD_v2:3=719");
     let failed = session.restore(&state);
     assert!(matches!(failed, Err(Error::Device(_))));

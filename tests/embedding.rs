@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::cases::{Expected, gguf_bytes, model, session};
+use common::cases::{Expected, gguf_bytes, model, saved, session};
 use mor::generate::{Finish, GenerateParams};
 use mor::quant::TensorType;
 use mor::{
@@ -28,6 +28,15 @@ const KINDS: [&str; 8] = [
 
 fn default_model() -> Model {
     Model::open(common::root().join("models/austen-mor-5m-q8_0.gguf")).unwrap()
+}
+
+fn short() -> SessionParams {
+    SessionParams {
+        context: 64,
+        batch: 16,
+        kv: KvType::F16,
+        ..Default::default()
+    }
 }
 
 fn bits(logits: &[f32]) -> Vec<u32> {
@@ -147,16 +156,10 @@ fn states_that_do_not_fit_are_refused_and_change_nothing() {
     let case = "expert_middle_cycle";
     let one = model(case, TensorType::F32);
     let tokens = Expected::of(case).inputs()[0].clone();
-    let params = SessionParams {
-        context: 64,
-        batch: 16,
-        kv: KvType::F16,
-        ..Default::default()
-    };
+    let params = short();
     let mut session = Session::new(&one, &params).unwrap();
     session.prefill(&tokens[..20]).unwrap();
-    let mut state = vec![0; session.save_bytes()];
-    session.save(&mut state).unwrap();
+    let state = saved(&mut session);
     session.rewind(7).unwrap();
     let refused = |session: &mut Session, state: &[u8]| {
         let error = session.restore(state).unwrap_err();
@@ -223,16 +226,10 @@ fn states_that_do_not_fit_are_refused_and_change_nothing() {
 fn depths_that_no_token_can_have_are_refused() {
     let case = "token_kv_shared";
     let model = model(case, TensorType::F32);
-    let params = SessionParams {
-        context: 64,
-        batch: 16,
-        kv: KvType::F16,
-        ..Default::default()
-    };
+    let params = short();
     let mut session = Session::new(&model, &params).unwrap();
     session.prefill(&[1, 2, 3]).unwrap();
-    let mut state = vec![0; session.save_bytes()];
-    session.save(&mut state).unwrap();
+    let state = saved(&mut session);
     // Twenty tokens of no recursion, and the entries that follow from that.
     let h = model.hyperparameters();
     let all = |plane: &&mor::model::Plane| plane.tokens == mor::model::PlaneTokens::All;
@@ -282,8 +279,7 @@ fn a_cancel_ends_one_call_and_loses_nothing() {
         bits(session.logits().unwrap()) == logits,
         "as it was before"
     );
-    let mut state = vec![0; session.save_bytes()];
-    session.save(&mut state).unwrap();
+    let state = saved(&mut session);
     session.restore(&state).unwrap();
     assert!(bits(session.logits().unwrap()) == logits);
     session.rewind(30).unwrap();
@@ -471,8 +467,7 @@ fn a_file_that_is_truncated_is_an_error_and_a_copy_does_not_care() {
         let model = model.unwrap();
         let mut session = session(&model, 8, 1);
         let logits = bits(session.step(3).unwrap());
-        let mut state = vec![0; session.save_bytes()];
-        session.save(&mut state).unwrap();
+        let mut state = saved(&mut session);
         session.rewind(0).unwrap();
         let mut batch = Batch::new(&model, &SessionParams::default()).unwrap();
         let request = Request {

@@ -14,10 +14,10 @@
  * - Failures are exceptions of type mor::error. With MOR_NO_EXCEPTIONS defined, or where the compiler
  *   has exceptions switched off, every function that can fail returns a mor::result<T> instead, which
  *   holds the value or the error; nothing else differs. (A condition does not take a result<bool>, for
- *   it would ask whether there is an answer: `*batch.is_idle()` is the answer.) In this file `outcome<T>` stands for what a
- *   function returns: T itself, or result<T>. MOR_HPP_EXCEPTIONS is 1 or 0. The standard library ends
- *   a program without exceptions when there is no memory: the functions that allocate are then not for
- *   programs that must go on.
+ *   it would ask whether there is an answer: `*batch.is_idle()` is the answer.) In this file
+ *   `outcome<T>` stands for what a function returns: T itself, or result<T>. MOR_HPP_EXCEPTIONS is 1 or
+ *   0. The standard library ends a program without exceptions when there is no memory: the functions
+ *   that allocate are then not for programs that must go on.
  * - Text comes as std::string_view; numbers come as mor::span, which is std::span where there is one.
  * - Parameter structs are those of C, with the library's defaults already in them.
  * - A callback may be anything that can be called, and may throw: the generation ends, and the

@@ -58,40 +58,13 @@ impl Books {
             if self.reclaim(pass) {
                 continue;
             }
-            let evicts = self.pressure == Pressure::Evict;
-            // Who does not run now gives its pages first. Else who has begun has pages or is about to take some; where
-            // none are taken away only who takes some is in the way.
-            let stands_still = |place: usize| match self.sequences[place].state {
-                State::Waiting { .. } => true,
-                State::Full => evicts,
-                _ => false,
-            };
-            let may_give_way = |place: usize| {
-                let sequence = &self.sequences[place];
-                match sequence.state {
-                    State::Running if evicts => sequence.entered > 0,
-                    State::Running => sequence.entered > sequence.done,
-                    _ => stands_still(place) && sequence.done > 0,
-                }
-            };
-            let takes_some = |place: usize| {
-                let of_place = |other| other == place;
-                evicts || stands_still(place) || self.pages_for_rows(pass, new, of_place) > 0
-            };
-            let order = |place: usize| (!stands_still(place), self.sequences[place].rank());
-            let (mut victim, mut count) = (None, 0);
-            for place in (0..self.sequences.len()).filter(|place| may_give_way(*place)) {
-                count += 1;
-                let is_before = victim.is_none_or(|victim| order(place) < order(victim));
-                if is_before && takes_some(place) {
-                    victim = Some(place);
-                }
-            }
+            let (victim, count) = self.who_gives_way(pass, new);
             let Some(victim) = victim else {
                 // Pages are needed, so somebody runs.
                 return new;
             };
-            let waits = stands_still(victim);
+            let evicts = self.pressure == Pressure::Evict;
+            let waits = self.stands_still(victim);
             let first_new = pass.flying;
             let its_new = self.new_rows_of(pass, victim, new);
             let its_others = self.sequences[victim].entered - self.sequences[victim].done - its_new;
@@ -123,6 +96,42 @@ impl Books {
             }
         }
         new
+    }
+
+    /// Who gives way next, and how many might: who does not run gives its pages first, else who has begun has pages or is
+    /// about to take some; where none are taken away, only who takes some is in the way.
+    fn who_gives_way(&self, pass: &Pass, new: usize) -> (Option<usize>, usize) {
+        let evicts = self.pressure == Pressure::Evict;
+        let may_give_way = |place: &usize| {
+            let sequence = &self.sequences[*place];
+            match sequence.state {
+                State::Running if evicts => sequence.entered > 0,
+                State::Running => sequence.entered > sequence.done,
+                _ => self.stands_still(*place) && sequence.done > 0,
+            }
+        };
+        let is_in_the_way = |place: usize| {
+            let of_place = |other| other == place;
+            evicts || self.stands_still(place) || self.pages_for_rows(pass, new, of_place) > 0
+        };
+        let order = |place: usize| (!self.stands_still(place), self.sequences[place].rank());
+        let (mut first, mut count) = (None, 0);
+        for place in (0..self.sequences.len()).filter(may_give_way) {
+            count += 1;
+            if first.is_none_or(|first| order(place) < order(first)) && is_in_the_way(place) {
+                first = Some(place);
+            }
+        }
+        (first, count)
+    }
+
+    /// Whether a sequence does not run, and gives its pages to those that do.
+    fn stands_still(&self, place: usize) -> bool {
+        match self.sequences[place].state {
+            State::Waiting { .. } => true,
+            State::Full => self.pressure == Pressure::Evict,
+            _ => false,
+        }
     }
 
     /// How many of the `new` rows that are to enter are a sequence's.

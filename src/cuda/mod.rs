@@ -24,7 +24,7 @@ pub(crate) use weights::Weights;
 use crate::error::{Error, Result};
 use crate::kv::{KvCache, Taken};
 use crate::memory::{Shared, reserved};
-use crate::model::{KvStrategy, Model, PlaneTokens, RouterKind};
+use crate::model::{KvStrategy, Model, PlaneTokens};
 use crate::plan::{Plan, Region};
 use crate::routing::{self, Routing};
 use crate::sampling::Sampler;
@@ -544,14 +544,10 @@ pub(crate) fn least_score(model: &Model, cut: f32) -> f32 {
 /// those.
 pub(crate) fn may_enter(model: &Model, tokens: PlaneTokens, depth_limit: usize) -> bool {
     let h = model.hyperparameters();
-    let expert = h
-        .router
-        .as_ref()
-        .is_some_and(|r| r.kind == RouterKind::Expert);
     match tokens {
         PlaneTokens::All => true,
         PlaneTokens::DeeperThan(r) => {
-            r < depth_limit || (r == 0 && h.kv == KvStrategy::Shared && expert)
+            r < depth_limit || (r == 0 && h.kv == KvStrategy::Shared && h.is_expert_choice())
         }
     }
 }

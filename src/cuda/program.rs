@@ -370,10 +370,7 @@ impl<'a> Writer<'a> {
     /// Whether each recursion's routers are one layer in single precision, with one score.
     fn routers_are_linear(&self) -> bool {
         let h = self.model.hyperparameters();
-        let expert = h
-            .router
-            .as_ref()
-            .is_some_and(|r| r.kind == RouterKind::Expert);
+        let expert = h.is_expert_choice();
         let linear = |r: &Router| {
             r.second.is_none() && r.first.weight.ty == TensorType::F32 && r.outputs() == 1
         };
@@ -508,10 +505,7 @@ impl<'a> Writer<'a> {
 
     fn merge(&mut self, view: View) {
         let h = self.model.hyperparameters();
-        let expert = h
-            .router
-            .as_ref()
-            .is_some_and(|r| r.kind == RouterKind::Expert);
+        let expert = h.is_expert_choice();
         let params = MergeParams {
             view,
             rows: self.at(self.plan.rows),

@@ -278,6 +278,17 @@ impl Hyperparameters {
         }
     }
 
+    /// Whether routers choose tokens, not tokens their depth: only then one may run no recursion.
+    pub(crate) fn is_expert_choice(&self) -> bool {
+        let router = self.router.as_ref();
+        router.is_some_and(|router| router.kind == RouterKind::Expert)
+    }
+
+    /// The fewest recursions that a token may run.
+    pub(crate) fn least_depth(&self) -> usize {
+        usize::from(!self.is_expert_choice())
+    }
+
     /// Width of one token's keys (or values).
     pub fn kv_size(&self) -> usize {
         self.kv_heads * self.head_dim

@@ -3,7 +3,7 @@
 
 use crate::error::Result;
 use crate::memory::{reserved, try_collect, try_push};
-use crate::model::{Hyperparameters, KvStrategy, RouterKind};
+use crate::model::{Hyperparameters, KvStrategy};
 
 /// One run of one decoder layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,10 +90,7 @@ impl Schedule {
         let first = (0..ends).map(|block| builder.run(block, 0, PlaneTokens::All));
         let prelude = try_collect(first)?;
         let shared = h.kv == KvStrategy::Shared && h.router.is_some();
-        let expert = h
-            .router
-            .as_ref()
-            .is_some_and(|r| r.kind == RouterKind::Expert);
+        let expert = h.is_expert_choice();
         let mut stages = Vec::new();
         if h.sharing.repeats_in_place() && h.router.is_none() {
             for layer in 0..h.block_layers() {

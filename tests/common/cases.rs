@@ -47,6 +47,13 @@ pub fn model(case: &str, ty: TensorType) -> Model {
     Model::from_bytes_on(gguf_bytes(case, ty), device()).unwrap()
 }
 
+/// A session's state.
+pub fn saved(session: &mut Session) -> Vec<u8> {
+    let mut state = vec![0; session.save_bytes()];
+    session.save(&mut state).unwrap();
+    state
+}
+
 /// A session with exact keys and values.
 pub fn session(model: &Model, batch: usize, threads: usize) -> Session {
     let params = SessionParams {

@@ -17,12 +17,11 @@ type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 /// Scores each line of tokens.
 pub fn eval(args: &EvalArgs) -> Result<()> {
     let model = input::open(Some(&args.model), args.engine.device)?;
-    let lines = input::token_lines(&args.tokens)?;
+    let lines = input::token_lines(&args.tokens, &model)?;
     // Before the work, so that a wrong name costs none.
     let output = Output::new(&args.output)?;
     output.differs_from(&args.model)?;
     output.differs_from(&args.tokens)?;
-    input::check_tokens(&args.tokens, &lines, &model)?;
     let longest = longest(&lines);
     let batch = match args.routing {
         RoutingArg::Threshold => args.batch.unwrap_or(0),
@@ -100,8 +99,7 @@ fn write(tensors: &Tensors, output: Output) -> Result<()> {
 /// Continues each line of tokens greedily.
 pub fn generate_tokens(args: &GenerateTokensArgs) -> Result<()> {
     let model = input::open(Some(&args.model), args.engine.device)?;
-    let lines = input::token_lines(&args.tokens)?;
-    input::check_tokens(&args.tokens, &lines, &model)?;
+    let lines = input::token_lines(&args.tokens, &model)?;
     let params = SessionParams {
         context: longest(&lines).saturating_add(args.n),
         ..Default::default()

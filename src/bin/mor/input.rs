@@ -81,8 +81,8 @@ pub struct TokenLine {
     pub ids: Vec<u32>,
 }
 
-/// Token ids separated by white space, one sequence a line; blank lines are passed over.
-pub fn token_lines(path: &Path) -> Result<Vec<TokenLine>> {
+/// Token ids of a model separated by white space, one sequence a line; blank lines are passed over.
+pub fn token_lines(path: &Path, model: &Model) -> Result<Vec<TokenLine>> {
     let text = read_text(path)?;
     let mut lines = Vec::new();
     for (number, line) in text.lines().enumerate() {
@@ -107,13 +107,8 @@ pub fn token_lines(path: &Path) -> Result<Vec<TokenLine>> {
         )
         .into());
     }
-    Ok(lines)
-}
-
-/// Fails on the first token that a model does not have, before any is run.
-pub fn check_tokens(path: &Path, lines: &[TokenLine], model: &Model) -> Result<()> {
     let vocab = model.hyperparameters().vocab_size;
-    for line in lines {
+    for line in &lines {
         if let Some(id) = line.ids.iter().find(|id| **id as usize >= vocab) {
             return Err(format!(
                 "'{}', line {}: the model has no token {id}; its vocabulary ends at {}",
@@ -124,7 +119,7 @@ pub fn check_tokens(path: &Path, lines: &[TokenLine], model: &Model) -> Result<(
             .into());
         }
     }
-    Ok(())
+    Ok(lines)
 }
 
 /// A whole text file.
