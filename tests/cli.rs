@@ -61,6 +61,21 @@ fn the_same_seed_writes_the_same_and_stop_strings_end_it() {
     );
 }
 
+/// What the program writes that is given `input`.
+fn piped(args: &[&str], input: &[u8]) -> String {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_mor"))
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{args:?}");
+    text(&output.stdout)
+}
+
 /// A prompt from a file or a pipe, of which the last line's end is no part.
 #[test]
 fn a_prompt_may_stand_in_a_file() {
@@ -75,21 +90,8 @@ fn a_prompt_may_stand_in_a_file() {
         std::fs::write(&path, format!("My dear\nEmma,{line_end}")).unwrap();
         assert_eq!(said(&["-f", path.to_str().unwrap()]), expected);
     }
-    let mut child = Command::new(env!("CARGO_BIN_EXE_mor"))
-        .args(["run", "-n", "8", "--temp", "0", "-t", "1", "-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    child
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(b"My dear\nEmma,\n")
-        .unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(text(&output.stdout), expected);
+    let args = ["run", "-n", "8", "--temp", "0", "-t", "1", "-f", "-"];
+    assert_eq!(piped(&args, b"My dear\nEmma,\n"), expected);
     for (args, phrase) in [
         (&["run", "-f", "no/such/file"][..], "check the spelling"),
         (&["run", "-f", "x", "-p", "y"], "cannot be used with"),
@@ -369,6 +371,44 @@ fn lines_of_tokens_keep_their_numbers() {
     let lengths = text(&written.stdout);
     let lengths = lengths.lines().map(|line| line.split(' ').count());
     assert_eq!(lengths.collect::<Vec<_>>(), [5, 4]);
+}
+
+/// From text to tokens, through what reads tokens, and back.
+#[test]
+fn tokens_and_text_become_each_other() {
+    let typed = "It is a\ntruth, caf\u{e9} \u{65e5} <|endoftext|>";
+    let ids = text(&mor(&["tokenize", "-p", typed]).stdout);
+    let decoded = |ids: &str, more: &[&str]| {
+        let args = [&["detokenize", "--tokens", "-"], more].concat();
+        piped(&args, ids.as_bytes())
+    };
+    assert_eq!(
+        decoded(&ids, &["--special"]),
+        format!("<|endoftext|>{typed}\n")
+    );
+    assert_eq!(
+        decoded(&ids, &[]),
+        format!("{}\n", &typed[..typed.len() - 13])
+    );
+    let plain = text(&mor(&["tokenize", "--plain", "-p", typed]).stdout);
+    assert_eq!(decoded(&plain, &[]), format!("{typed}\n"));
+    assert_eq!(decoded("0 1116 365\n\n259", &[]), "It is\n a\n");
+
+    let pieces = text(&mor(&["tokenize", MODEL, "--pieces", "-p", typed]).stdout);
+    let first = pieces.lines().map(|line| line.split_once(' ').unwrap().0);
+    assert_eq!(first.collect::<Vec<_>>().join(" "), ids.trim_end());
+    assert!(pieces.starts_with("0 \"<|endoftext|>\"\n1116 \"It\"\n"));
+    assert!(
+        pieces.contains(" \"\\n\"\n") && pieces.contains(" \"\\x97\"\n"),
+        "{pieces}"
+    );
+
+    let written = ["generate-tokens", MODEL, "--tokens", "-", "-n", "3"];
+    let written = piped(&written, b"0 1116\n");
+    let run = mor(&[
+        "run", MODEL, "-n", "3", "--temp", "0", "--kv", "f32", "-p", "It",
+    ]);
+    assert_eq!(decoded(&written, &[]), text(&run.stdout));
 }
 
 #[test]

@@ -63,6 +63,10 @@ pub enum Command {
     Eval(EvalArgs),
     /// Continue token sequences greedily
     GenerateTokens(GenerateTokensArgs),
+    /// Show the tokens of a text, as eval and generate-tokens read them
+    Tokenize(TokenizeArgs),
+    /// Show the text of token sequences, a line each
+    Detokenize(DetokenizeArgs),
     /// Perplexity of a text, windows and scoring as llama-perplexity's default
     Perplexity(PerplexityArgs),
     /// Measure prompt and generation rates, mean depth and memory
@@ -160,11 +164,10 @@ pub struct SamplingArgs {
     pub seed: Option<u64>,
 }
 
+/// A text, typed or in a file.
 #[derive(clap::Args)]
-pub struct RunArgs {
-    /// GGUF file [default: the model inside this program]
-    pub model: Option<PathBuf>,
-    /// The text to continue
+pub struct TextArgs {
+    /// The text
     #[arg(
         short,
         long,
@@ -173,9 +176,17 @@ pub struct RunArgs {
         required_unless_present = "file"
     )]
     pub prompt: Option<String>,
-    /// A file with the text to continue, of which the last line's end is left out; - is standard input
+    /// A file with the text, of which the last line's end is left out; - is standard input
     #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
     pub file: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+pub struct RunArgs {
+    /// GGUF file [default: the model inside this program]
+    pub model: Option<PathBuf>,
+    #[command(flatten)]
+    pub text: TextArgs,
     /// Most tokens to write
     #[arg(short, default_value_t = 128, value_parser = tokens)]
     pub n: usize,
@@ -266,7 +277,7 @@ pub struct PlanArgs {
 pub struct EvalArgs {
     /// GGUF file
     pub model: PathBuf,
-    /// Token ids separated by white space, one sequence a line; blank lines are skipped
+    /// Token ids separated by white space, one sequence a line; blank lines are skipped; - is standard input
     #[arg(long, value_name = "FILE")]
     pub tokens: PathBuf,
     /// Who decides which tokens go on: the causal cut, or the paper's top-k over the whole line
@@ -293,7 +304,7 @@ pub enum RoutingArg {
 pub struct GenerateTokensArgs {
     /// GGUF file
     pub model: PathBuf,
-    /// Token ids separated by white space, one sequence a line; blank lines are skipped
+    /// Token ids separated by white space, one sequence a line; blank lines are skipped; - is standard input
     #[arg(long, value_name = "FILE")]
     pub tokens: PathBuf,
     /// Tokens to write after each line
@@ -304,10 +315,36 @@ pub struct GenerateTokensArgs {
 }
 
 #[derive(clap::Args)]
+pub struct TokenizeArgs {
+    /// GGUF file [default: the model inside this program]
+    pub model: Option<PathBuf>,
+    #[command(flatten)]
+    pub text: TextArgs,
+    /// The text alone: nothing is put around it, and the names of special tokens are text
+    #[arg(long)]
+    pub plain: bool,
+    /// A line for each token: its id, and what it says
+    #[arg(long)]
+    pub pieces: bool,
+}
+
+#[derive(clap::Args)]
+pub struct DetokenizeArgs {
+    /// GGUF file [default: the model inside this program]
+    pub model: Option<PathBuf>,
+    /// Token ids separated by white space, one sequence a line; blank lines are skipped; - is standard input
+    #[arg(long, value_name = "FILE")]
+    pub tokens: PathBuf,
+    /// Show the names of special tokens too
+    #[arg(long)]
+    pub special: bool,
+}
+
+#[derive(clap::Args)]
 pub struct PerplexityArgs {
     /// GGUF file
     pub model: PathBuf,
-    /// The text
+    /// A file with the text; - is standard input
     pub text: PathBuf,
     /// Tokens of a window
     #[arg(short, long, default_value_t = 512)]

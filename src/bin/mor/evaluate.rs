@@ -21,7 +21,9 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     // Before the work, so that a wrong name costs none.
     let output = Output::new(&args.output)?;
     output.differs_from(&args.model)?;
-    output.differs_from(&args.tokens)?;
+    if !input::is_standard_input(&args.tokens) {
+        output.differs_from(&args.tokens)?;
+    }
     let longest = longest(&lines);
     let batch = match args.routing {
         RoutingArg::Threshold => args.batch.unwrap_or(0),

@@ -1,7 +1,7 @@
 //! What commands read: models, token files.
 
 use crate::Result;
-use crate::args::EngineArgs;
+use crate::args::{EngineArgs, TextArgs};
 use crate::terminal::tell;
 use mor::{Device, KvType, LoadParams, Model, Session, SessionParams};
 use std::io::{ErrorKind, Read};
@@ -89,8 +89,8 @@ pub fn token_lines(path: &Path, model: &Model) -> Result<Vec<TokenLine>> {
         let ids = line.split_whitespace().map(|word| {
             word.parse::<u32>().map_err(|_| {
                 format!(
-                    "'{}', line {}: '{word}' is no token id; give whole numbers separated by white space",
-                    path.display(),
+                    "{}, line {}: '{word}' is no token id; give whole numbers separated by white space",
+                    named(path),
                     number + 1
                 )
             })
@@ -101,18 +101,15 @@ pub fn token_lines(path: &Path, model: &Model) -> Result<Vec<TokenLine>> {
         }
     }
     if lines.is_empty() {
-        return Err(format!(
-            "'{}' holds no token ids; give at least one line of them",
-            path.display()
-        )
-        .into());
+        let name = named(path);
+        return Err(format!("{name} holds no token ids; give at least one line of them").into());
     }
     let vocab = model.hyperparameters().vocab_size;
     for line in &lines {
         if let Some(id) = line.ids.iter().find(|id| **id as usize >= vocab) {
             return Err(format!(
-                "'{}', line {}: the model has no token {id}; its vocabulary ends at {}",
-                path.display(),
+                "{}, line {}: the model has no token {id}; its vocabulary ends at {}",
+                named(path),
                 line.number + 1,
                 vocab - 1
             )
@@ -122,24 +119,51 @@ pub fn token_lines(path: &Path, model: &Model) -> Result<Vec<TokenLine>> {
     Ok(lines)
 }
 
-/// A whole text file.
+/// The text that was typed, or that of the file without its last line's end.
+pub fn prompt(args: &TextArgs) -> Result<String> {
+    let Some(path) = &args.file else {
+        return Ok(args.prompt.clone().unwrap_or_default());
+    };
+    let mut text = read_text(path)?;
+    let line_end = if text.ends_with("\r\n") {
+        2
+    } else {
+        usize::from(text.ends_with('\n'))
+    };
+    text.truncate(text.len() - line_end);
+    Ok(text)
+}
+
+/// A whole text file; `-` is standard input.
 pub fn read_text(path: &Path) -> Result<String> {
-    let bytes = std::fs::read(path).map_err(|e| unreadable(path, &e))?;
-    text(bytes, &format!("'{}'", path.display()))
+    let bytes = match is_standard_input(path) {
+        true => {
+            let mut bytes = Vec::new();
+            let read = std::io::stdin().read_to_end(&mut bytes);
+            read.map_err(|error| format!("cannot read standard input: {error}"))?;
+            bytes
+        }
+        false => std::fs::read(path).map_err(|e| unreadable(path, &e))?,
+    };
+    let no_text = |_| {
+        format!(
+            "{} is no UTF-8 text; convert it to UTF-8 first",
+            named(path)
+        )
+    };
+    Ok(String::from_utf8(bytes).map_err(no_text)?)
 }
 
-/// All of standard input.
-pub fn read_standard_input() -> Result<String> {
-    let mut bytes = Vec::new();
-    std::io::stdin()
-        .read_to_end(&mut bytes)
-        .map_err(|error| format!("cannot read standard input: {error}"))?;
-    text(bytes, "standard input")
+pub fn is_standard_input(path: &Path) -> bool {
+    path.as_os_str() == "-"
 }
 
-fn text(bytes: Vec<u8>, name: &str) -> Result<String> {
-    String::from_utf8(bytes)
-        .map_err(|_| format!("{name} is no UTF-8 text; convert it to UTF-8 first").into())
+/// How a text file is called in a sentence.
+fn named(path: &Path) -> String {
+    match is_standard_input(path) {
+        true => "standard input".to_owned(),
+        false => format!("'{}'", path.display()),
+    }
 }
 
 /// Fails, with a sentence that says what to do, when there is no such file or folder or it may not

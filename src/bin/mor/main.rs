@@ -15,6 +15,7 @@ mod perplexity;
 mod run;
 mod synth;
 mod terminal;
+mod tokenize;
 
 use args::{Args, Command};
 use interrupt::INTERRUPTED;
@@ -54,6 +55,8 @@ fn command(command: Command) -> Result<()> {
         Command::Convert(args) => convert::convert(&args),
         Command::Eval(args) => evaluate::eval(&args),
         Command::GenerateTokens(args) => evaluate::generate_tokens(&args),
+        Command::Tokenize(args) => tokenize::tokenize(&args),
+        Command::Detokenize(args) => tokenize::detokenize(&args),
         Command::Perplexity(args) => perplexity::perplexity(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Synth(args) => synth::synth(&args),

@@ -30,7 +30,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
         add_special: true,
         parse_special: true,
     };
-    let text = prompt(args)?;
+    let text = input::prompt(&args.text)?;
     let prompt = tokenizer.encode(&text, options)?;
     if prompt.is_empty() {
         return Err("the prompt is empty, and this model has no token that begins a text; give some text with -p or -f".into());
@@ -57,24 +57,6 @@ pub fn run(args: &RunArgs) -> Result<()> {
         std::process::exit(INTERRUPTED.into());
     }
     Ok(())
-}
-
-/// The text to continue.
-fn prompt(args: &RunArgs) -> Result<String> {
-    let Some(path) = &args.file else {
-        return Ok(args.prompt.clone().unwrap_or_default());
-    };
-    let mut text = match path.as_os_str() == "-" {
-        true => input::read_standard_input()?,
-        false => input::read_text(path)?,
-    };
-    let line_end = if text.ends_with("\r\n") {
-        2
-    } else {
-        usize::from(text.ends_with('\n'))
-    };
-    text.truncate(text.len() - line_end);
-    Ok(text)
 }
 
 pub fn sampler(args: &SamplingArgs) -> SamplerParams {
