@@ -1060,7 +1060,7 @@ typedef struct mor_batch_request {
   float cut;
   /**
    * The most recursions of a token, from 1. 0 (the default): all; for a fork, as its parent, which
-   * is all that a fork may have. Models without routers take all.
+   * is all that a fork may have. Others are refused for models without routers.
    */
   uint32_t depth_limit;
   /**
@@ -1813,7 +1813,7 @@ enum mor_status mor_batch_plan(const struct mor_model *model,
  *
  * @param model       the model
  * @param params      for what else, or NULL
- * @param mean_depth  from 0 to the model's `recursions`
+ * @param mean_depth  to the model's `recursions`, from 0 where routers may drop a token at once, from 1 elsewhere
  * @param bytes       for the block, the plan's `bytes`; `heap_bytes` and stacks come besides. On a GPU for
  *                    its `device_bytes`; all that is on the host comes besides
  * @param out_plan    gets the plan; its `struct_size` must be set
@@ -1834,7 +1834,7 @@ enum mor_status mor_batch_plan_in(const struct mor_model *model,
  *
  * @param model       the model
  * @param params      for what, or NULL; its `kv_pages` does not matter
- * @param mean_depth  from 0 to the model's `recursions`
+ * @param mean_depth  to the model's `recursions`, from 0 where routers may drop a token at once, from 1 elsewhere
  * @param out_pages   gets the number
  * @param out_error   gets the reason of a failure, or NULL
  * @return `MOR_ERROR_INVALID_ARGUMENT`

@@ -49,7 +49,8 @@ pub struct Piece<'a> {
 pub enum Finish {
     /// The model drew an end-of-generation token.
     End,
-    /// A stop string came up.
+    /// A stop string came up. Its tokens, which were not shown, were run and are in the session:
+    /// [`Session::rewind`] takes them out before the text goes on.
     Stop,
     /// [`GenerateParams::max_tokens`] were written.
     Length,

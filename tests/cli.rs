@@ -112,6 +112,18 @@ fn a_context_beyond_the_trained_one_is_told() {
     assert!(!told("256").contains("longer than"));
 }
 
+/// What goes to a pipe is text.
+#[test]
+fn help_has_no_colours_in_a_pipe() {
+    for args in [&["--help"][..], &["help", "run"], &["run", "--help"]] {
+        let help = text(&mor(args).stdout);
+        assert!(
+            help.contains("Usage: mor") && !help.contains('\x1b'),
+            "{help}"
+        );
+    }
+}
+
 #[test]
 fn depths_are_coloured_and_counted() {
     let args = [

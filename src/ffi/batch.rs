@@ -332,7 +332,7 @@ pub unsafe extern "C" fn mor_batch_plan(
 ///
 /// @param model       the model
 /// @param params      for what else, or NULL
-/// @param mean_depth  from 0 to the model's `recursions`
+/// @param mean_depth  to the model's `recursions`, from 0 where routers may drop a token at once, from 1 elsewhere
 /// @param bytes       for the block, the plan's `bytes`; `heap_bytes` and stacks come besides. On a GPU for
 ///                    its `device_bytes`; all that is on the host comes besides
 /// @param out_plan    gets the plan; its `struct_size` must be set
@@ -364,7 +364,7 @@ pub unsafe extern "C" fn mor_batch_plan_in(
 ///
 /// @param model       the model
 /// @param params      for what, or NULL; its `kv_pages` does not matter
-/// @param mean_depth  from 0 to the model's `recursions`
+/// @param mean_depth  to the model's `recursions`, from 0 where routers may drop a token at once, from 1 elsewhere
 /// @param out_pages   gets the number
 /// @param out_error   gets the reason of a failure, or NULL
 /// @return `MOR_ERROR_INVALID_ARGUMENT`

@@ -29,7 +29,7 @@ pub struct mor_batch_request {
     /// model was trained; for a fork, as its parent, which is all that a fork may have.
     pub cut: f32,
     /// The most recursions of a token, from 1. 0 (the default): all; for a fork, as its parent, which
-    /// is all that a fork may have. Models without routers take all.
+    /// is all that a fork may have. Others are refused for models without routers.
     pub depth_limit: u32,
     /// Under pressure sequences of lower priority give way; of equals the later. Default: 0.
     pub priority: i32,

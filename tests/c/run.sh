@@ -72,6 +72,11 @@ expect_batch() { # FILE
     (($(grep -c '^\[[1-9][0-9]* tokens, mean depth [0-3]\.[0-9]*\]$' "$1") == 2))
     grep -q '^[1-9][0-9]* passes over the weights for [1-9][0-9]* tokens' "$1"
 }
+expect_chat() { # FILE OF ANSWERS, FILE OF WHAT WAS RUN: the second turn runs what is new
+    (($(wc -l <"$1") >= 2))
+    grep -q '^\[5 of 5 tokens run\]$' "$2"
+    (($(sed -nE 's/^\[([0-9]*) of [0-9]*[0-9][0-9] tokens run\]$/\1/p' "$2") < 20))
+}
 expect_embedded() { # FILE
     grep -q '^plan: [0-9]* bytes aligned to [0-9]*' "$1"
     grep -q '^It is a truth' "$1"
@@ -206,6 +211,11 @@ with_pkg_config() {
         "$out/batch_cpp" "$model" "It is a truth" "She was" >"$out/batch"
         expect_batch "$out/batch"
         fails "$out/batch_cpp" /nowhere "It is a truth"
+        g++ -std=$standard "${cpp_flags[@]}" "$examples/cpp/chat.cpp" \
+            $(pkg-config --cflags --libs mor) -o "$out/chat_cpp"
+        printf 'It is a truth\n She was\n' | "$out/chat_cpp" "$model" >"$out/chat" 2>"$out/chat_run"
+        expect_chat "$out/chat" "$out/chat_run"
+        fails "$out/chat_cpp" /nowhere </dev/null
     done
     say "mor.hpp: its examples and its test, C++17 and C++20, with exceptions and without: run"
 }

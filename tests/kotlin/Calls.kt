@@ -155,7 +155,7 @@ private class Objects(val file: String, val root: File, val threads: Int) : Auto
     private fun sessionParams(field: String): SessionParams = with(Options(field)) {
         val p = SessionParams()
         SessionParams(
-            int("context", 0), int("batch", p.batch), int("threads", threads), kv, int("pages", 0),
+            int("context", 0), int("batch", p.batch), int("threads", threads), kv, int("pages", 0).toLong(),
         )
     }
 
@@ -165,7 +165,7 @@ private class Objects(val file: String, val root: File, val threads: Int) : Auto
             context = int("context", 0),
             sequences = int("sequences", p.sequences),
             rows = int("batch", p.rows),
-            kvPages = int("pages", 0),
+            kvPages = int("pages", 0).toLong(),
             threads = int("threads", threads),
             kvType = kv,
             pressure = Pressure.valueOf((get("pressure") ?: "evict").uppercase()),

@@ -84,13 +84,13 @@ pub struct EngineArgs {
     /// Threads [default: one per core]
     #[arg(short, long, value_parser = from_one)]
     pub threads: Option<usize>,
-    /// How keys and values are stored [default: f16; eval and generate-tokens: f32]
+    /// How keys and values are stored [default: f16, of eval and generate-tokens f32]
     #[arg(long, value_enum)]
     pub kv: Option<Kv>,
     /// Cut of the routers, 0 to 1: higher is faster and coarser [default: as trained]
     #[arg(long)]
     pub cut: Option<f32>,
-    /// Most recursions that a token takes
+    /// Most recursions that a token takes [default: all]
     #[arg(long, value_name = "D")]
     pub max_depth: Option<usize>,
 }
@@ -345,6 +345,7 @@ pub struct PerplexityArgs {
     /// GGUF file
     pub model: PathBuf,
     /// A file with the text; - is standard input
+    #[arg(value_name = "TEXTFILE")]
     pub text: PathBuf,
     /// Tokens of a window
     #[arg(short, long, default_value_t = 512)]
@@ -423,7 +424,7 @@ pub struct BenchArgs {
     /// Cut of the routers, 0 to 1: higher is faster and coarser [default: the file's]
     #[arg(long)]
     pub cut: Option<f32>,
-    /// Most recursions that a token takes
+    /// Most recursions that a token takes [default: all]
     #[arg(long, value_name = "D")]
     pub max_depth: Option<usize>,
     /// One JSON object and nothing else

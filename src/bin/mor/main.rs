@@ -21,7 +21,7 @@ use args::{Args, Command};
 use interrupt::INTERRUPTED;
 use std::io::Write;
 use std::process::ExitCode;
-use terminal::{one_line, stdout, tell};
+use terminal::{has_colours, one_line, stdout, tell};
 
 /// What the commands return: an error of the library, or a sentence.
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -70,7 +70,10 @@ fn explain(usage: &clap::Error) -> (Result<()>, ExitCode) {
         let _ = write!(anstream::stderr(), "{}", text.ansi());
         return (Ok(()), ExitCode::from(2));
     }
-    let written = write!(stdout(), "{}", text.ansi());
+    let written = match has_colours() {
+        true => write!(stdout(), "{}", text.ansi()),
+        false => write!(stdout(), "{text}"),
+    };
     (written.map_err(Into::into), ExitCode::SUCCESS)
 }
 

@@ -38,7 +38,8 @@ public struct Piece: Sendable, Equatable {
 public enum Finish: UInt32, Sendable {
     /// The model drew a token that ends a text; it is neither run nor shown.
     case end
-    /// A stop string came up.
+    /// A stop string came up. Its tokens, which were not shown, were run and are in the session:
+    /// ``Session/rewind(to:)`` takes them out before the text goes on.
     case stop
     /// As many tokens were written as were asked for.
     case length
@@ -64,8 +65,8 @@ extension Session {
     /// The generation begins at once, when the calls before it are done, and does not wait for those
     /// who read the stream. It ends when the stream is cancelled: when the task that reads it is, or
     /// when nobody reads it any more. The session then stands after the last token that was run;
-    /// calls on it that come later wait until the generation has ended. ``Session/lastFinish`` says
-    /// why it did.
+    /// calls that are made once its first piece came wait until the generation has ended.
+    /// ``Session/lastFinish`` says why it did.
     public nonisolated func generate(
         _ options: GenerateOptions = GenerateOptions()
     ) -> AsyncThrowingStream<Piece, any Error> {

@@ -49,7 +49,8 @@ public class Model private constructor(
      * there, has at most so many bytes. What was sought stands in the plan's `sequences` and
      * `kvPages`; in [params] these two do not matter.
      *
-     * @param meanDepth recursions of a token on average, from 0 to the model's `recursions`
+     * @param meanDepth recursions of a token on average: from 0 to the model's `recursions` where
+     *   routers may drop a token at once, from 1 elsewhere
      * @param bytes for the block, on a GPU for `deviceBytes`; all else comes besides
      */
     @JvmOverloads
@@ -67,7 +68,8 @@ public class Model private constructor(
      * Pages of the KV pool that the sequences of [params] take when their contexts are full: a
      * value for [BatchParams.kvPages], which does not matter here.
      *
-     * @param meanDepth recursions of a token on average, from 0 to the model's `recursions`
+     * @param meanDepth recursions of a token on average: from 0 to the model's `recursions` where
+     *   routers may drop a token at once, from 1 elsewhere
      */
     @JvmOverloads
     public fun batchPagesFor(meanDepth: Double, params: BatchParams = BatchParams()): Long =

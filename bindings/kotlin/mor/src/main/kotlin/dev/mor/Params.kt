@@ -94,14 +94,14 @@ public data class SessionParams(
     var batch: Int = 0,
     var threads: Int = 0,
     var kvType: KvType = KvType.F16,
-    var kvPages: Int = 0,
+    var kvPages: Long = 0,
     var niceness: Int = 0,
     var prefault: Boolean = false,
     var lock: Boolean = false,
     var cpus: List<Int>? = null,
 ) {
     internal fun fields(): LongArray = longArrayOf(
-        context.toLong(), batch.toLong(), threads.toLong(), kvType.ordinal.toLong(), kvPages.toLong(),
+        context.toLong(), batch.toLong(), threads.toLong(), kvType.ordinal.toLong(), kvPages,
         niceness.toLong(), prefault.toLong(), lock.toLong(),
     )
 }
@@ -206,7 +206,7 @@ public data class BatchParams(
     var sequences: Int = 1,
     var rows: Int = 0,
     var logitRows: Int = 0,
-    var kvPages: Int = 0,
+    var kvPages: Long = 0,
     var threads: Int = 0,
     var kvType: KvType = KvType.F16,
     var pressure: Pressure = Pressure.EVICT,
@@ -216,7 +216,7 @@ public data class BatchParams(
     var cpus: List<Int>? = null,
 ) {
     internal fun fields(): LongArray = longArrayOf(
-        context.toLong(), sequences.toLong(), rows.toLong(), logitRows.toLong(), kvPages.toLong(),
+        context.toLong(), sequences.toLong(), rows.toLong(), logitRows.toLong(), kvPages,
         threads.toLong(), kvType.ordinal.toLong(), pressure.ordinal.toLong(), niceness.toLong(),
         prefault.toLong(), lock.toLong(),
     )

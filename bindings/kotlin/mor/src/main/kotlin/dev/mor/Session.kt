@@ -315,7 +315,10 @@ public enum class Finish {
     /** The model drew a token that ends a text; it is neither run nor shown. */
     END,
 
-    /** A stop text came up. */
+    /**
+     * A stop text came up. Its tokens, which were not shown, were run and are in the session:
+     * [Session.rewind] takes them out before the text goes on.
+     */
     STOP,
 
     /** The most tokens were written. */

@@ -41,6 +41,9 @@ class ChatActivity : Activity() {
     @Volatile
     private var session: Session? = null
 
+    /** Who said what so far, of which the last answer may be a part. */
+    private var turns = listOf<ChatMessage>()
+
     override fun onCreate(savedInstanceState: Bundle?) {
         super.onCreate(savedInstanceState)
         shown = TextView(this).apply { textSize = 18f }
@@ -87,19 +90,32 @@ class ChatActivity : Activity() {
 
     private fun answer(text: String) {
         val (model, tokenizer, session) = Triple(model ?: return, tokenizer ?: return, session ?: return)
-        val tokens = if (model.info.hasChatTemplate) {
-            show("\n\n> $text\n")
-            val turn = tokenizer.formatChat(listOf(ChatMessage("user", text)))
-            tokenizer.encode(turn, addSpecial = false, parseSpecial = true)
-        } else {
-            show("\n\n$text")
-            tokenizer.encode(text)
+        show(if (model.info.hasChatTemplate) "\n\n> $text\n" else "\n\n$text")
+        var asked = turns + ChatMessage("user", text)
+        var tokens = prompt(model, tokenizer, asked)
+        // A conversation that leaves no room for an answer begins anew.
+        if (tokens.size > context(model) / 2) {
+            asked = asked.takeLast(1)
+            tokens = prompt(model, tokenizer, asked)
         }
         session.resetCancel()
-        // A conversation that leaves no room for an answer begins anew.
-        if (session.length + tokens.size > context(model) / 2) session.rewind(0)
-        session.prefill(tokens)
-        session.generate(GenerateParams(maxTokens = 100)) { show(it, model.info.recursions) }
+        // What the session has of it already is not run again.
+        session.prefillWhole(tokens)
+        val answer = StringBuilder()
+        try {
+            session.generate(GenerateParams(maxTokens = 100)) {
+                answer.append(it.text)
+                show(it, model.info.recursions)
+            }
+        } finally {
+            turns = asked + ChatMessage("assistant", answer.toString())
+        }
+    }
+
+    /** What was said, as the model was trained on it; without a template, as one text to go on with. */
+    private fun prompt(model: Model, tokenizer: Tokenizer, said: List<ChatMessage>): IntArray {
+        if (!model.info.hasChatTemplate) return tokenizer.encode(said.joinToString("") { it.content })
+        return tokenizer.encode(tokenizer.formatChat(said), addSpecial = false, parseSpecial = true)
     }
 
     private fun context(model: Model) = minOf(model.info.contextLength, 2048)
