@@ -10,7 +10,7 @@ mod json;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Value, ValueKind};
-use minijinja::{Environment, ErrorKind, context};
+use minijinja::{Environment, ErrorKind, State, context};
 
 use crate::error::{Error, Result};
 use crate::gguf::Metadata;
@@ -23,6 +23,8 @@ const NAME: &str = "chat_template";
 /// template itself, some for each message, some for each byte of them. Real templates need a tenth.
 const BASE_FUEL: u64 = 100_000;
 const FUEL_PER_MESSAGE: u64 = 1_000;
+/// For templates that look through all messages for each of them.
+const FUEL_PER_PAIR: u64 = 16;
 const BYTES_PER_FUEL: u64 = 4;
 
 /// How deep a template may nest; each level costs stack.
@@ -110,8 +112,11 @@ fn fuel(messages: &[Message]) -> u64 {
         .iter()
         .map(|message| message.role.len() + message.content.len())
         .sum();
-    (messages.len() as u64)
+    let messages = messages.len() as u64;
+    let pairs = messages.saturating_mul(messages);
+    messages
         .saturating_mul(FUEL_PER_MESSAGE)
+        .saturating_add(pairs.saturating_mul(FUEL_PER_PAIR))
         .saturating_add(bytes as u64 / BYTES_PER_FUEL)
         .saturating_add(BASE_FUEL)
 }
@@ -125,7 +130,10 @@ fn compile(source: &str) -> Result<Environment<'static>> {
         .build()
         .map_err(|error| broken(&error))?;
     environment.set_syntax(syntax);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_unknown_method_callback(method);
+    // They indent what they print, which takes time in the cube of its depth and is not counted.
+    environment.remove_filter("pprint");
+    environment.remove_global("debug");
     environment.add_function("raise_exception", raise_exception);
     // Templates that find no clock write the date that their model knows.
     #[cfg(unix)]
@@ -192,6 +200,28 @@ impl std::fmt::Debug for ChatTemplate {
 
 /// Marks the errors that a template raises on purpose.
 const RAISED: &str = "the template refuses the conversation: ";
+
+/// Python's methods of texts, lists and dictionaries.
+fn method(
+    state: &mut State,
+    value: &Value,
+    name: &str,
+    arguments: &[Value],
+) -> std::result::Result<Value, minijinja::Error> {
+    // The engine makes room for the width of a field before it asks whether the fuel pays for it. A width stands in the
+    // text, as digits.
+    if name == "format"
+        && let Some(text) = value.as_str()
+    {
+        let numbers = text.split(|c: char| !c.is_ascii_digit());
+        let widths = numbers.filter(|digits| !digits.is_empty());
+        let bytes = widths.fold(0u64, |sum, digits| {
+            sum.saturating_add(digits.parse().unwrap_or(u64::MAX))
+        });
+        state.consume_fuel(bytes / 16)?;
+    }
+    minijinja_contrib::pycompat::unknown_method_callback(state, value, name, arguments)
+}
 
 fn raise_exception(message: String) -> std::result::Result<Value, minijinja::Error> {
     let text = format!("{RAISED}{message}");
@@ -331,5 +361,70 @@ mod tests {
         failure(&format!("{{{{ {}1", "(".repeat(100_000)));
         failure(&"{% if true %}".repeat(10_000));
         failure("{% include 'chat_template' %}");
+        // Widths that would take terabytes.
+        for field in [
+            "{:10000000000000}",
+            "{:.99999999999999999999f}",
+            "{:é^1000000000}",
+        ] {
+            let told = failure(&format!("{{{{ '{field}'.format(1.5) }}}}"));
+            assert!(told.contains("more work"), "{field}: {told}");
+        }
+        // What prints a deep value prettily takes time in the cube of its depth.
+        let deep = "{% set ns = namespace(x=[1]) %}{% for i in range(8000) %}{% set ns.x = [ns.x] %}{% endfor %}";
+        assert!(failure(&format!("{deep}{{{{ ns.x | pprint }}}}")).contains("pprint"));
+        assert!(failure(&format!("{deep}{{{{ debug() }}}}")).contains("debug"));
+    }
+
+    /// A template that looks through all messages for each of them, as Gemma's does.
+    #[test]
+    fn long_conversations_have_their_work() {
+        let source = "{% for m in messages %}{% set ns = namespace(n=0) %}{% for o in messages %}{% if o.role == m.role %}{% set ns.n = ns.n + 1 %}{% endif %}{% endfor %}{% endfor %}{{ messages | length }}";
+        let template = ChatTemplate::new(source, String::new(), String::new()).unwrap();
+        for count in [2, 300, 1000] {
+            let talk = vec![TALK[0]; count];
+            assert_eq!(template.render(&talk, true).unwrap(), count.to_string());
+        }
+    }
+
+    /// As `json.dumps` of Python 3.12 writes them.
+    #[test]
+    fn json_has_pythons_arguments() {
+        for (arguments, expected) in [
+            ("", r#"{"b": [1, true], "a": "é😀"}"#),
+            ("sort_keys=true", r#"{"a": "é😀", "b": [1, true]}"#),
+            ("separators=(',', ':')", r#"{"b":[1,true],"a":"é😀"}"#),
+            (
+                "ensure_ascii=true",
+                r#"{"b": [1, true], "a": "\u00e9\ud83d\ude00"}"#,
+            ),
+            (
+                "indent=1, separators=none",
+                "{\n \"b\": [\n  1,\n  true\n ],\n \"a\": \"é😀\"\n}",
+            ),
+        ] {
+            let source = format!("{{{{ {{'b': [1, true], 'a': 'é😀'}} | tojson({arguments}) }}}}");
+            assert_eq!(render(&source).unwrap(), expected, "{arguments}");
+        }
+        failure("{{ 1 | tojson(separators=(',',)) }}");
+        assert!(failure("{{ 1 | tojson(sorted=true) }}").contains("sorted"));
+    }
+
+    /// What looks like the namespace and is none: prose in a text, and a name that is given anew.
+    #[test]
+    fn names_that_are_no_namespaces() {
+        assert_eq!(
+            render("{% set n = 'x' %}{{ \"namespace \" + n }}{{ 'namespace' }}").unwrap(),
+            "namespace xnamespace"
+        );
+        let anew = "{% set last = namespace(value=false) %}{{ last.value }}{% set last = 3 %}";
+        assert_eq!(render(anew).unwrap().to_lowercase(), "false");
+        for inside in [
+            "{% set ns = namespace() %}{% set ns = [ns] %}",
+            "{% set ns = namespace() %}{% set ns.a = [ns] %}",
+            "{% set f = namespace %}",
+        ] {
+            assert!(failure(inside).contains("other than by"), "{inside}");
+        }
     }
 }

@@ -93,7 +93,7 @@ pub enum Error {
         /// The length that was found.
         now: u64,
     },
-    /// The call was cancelled, and the session stands where it stood before.
+    /// The call was cancelled, and the session stands where it stood before; of a conversion, nothing is left.
     #[error("the call was cancelled")]
     Cancelled,
     /// A saved state that is damaged or belongs to another model or another kind of session.

@@ -540,6 +540,45 @@ fn with_metadata(path: &std::path::Path, change: impl Fn(&mut mor::gguf::Metadat
     common::write_copy(path, &metadata, &gguf, &bytes);
 }
 
+/// The number of tokens that a Llama file gives may be that of before some were added; its list of them counts.
+#[test]
+fn a_stale_number_of_tokens_is_mended() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    mor(&[
+        "synth",
+        "--shape",
+        "tiny",
+        "--type",
+        "q8_0",
+        "-o",
+        &at("a.gguf"),
+    ]);
+    mor(&[
+        "convert",
+        &at("a.gguf"),
+        "--layout",
+        "rows",
+        "-o",
+        &at("rows.gguf"),
+    ]);
+    let bytes = std::fs::read(at("rows.gguf")).unwrap();
+    let gguf = mor::gguf::Gguf::parse(&bytes).unwrap();
+    let mut metadata = gguf.metadata.clone();
+    assert_eq!(metadata.u32("llama.vocab_size").unwrap(), Some(1024));
+    metadata.insert("llama.vocab_size", mor::gguf::Value::U32(1000));
+    common::write_copy(
+        folder.path().join("stale.gguf").as_path(),
+        &metadata,
+        &gguf,
+        &bytes,
+    );
+    mor(&["convert", &at("stale.gguf"), "-o", &at("tiles.gguf")]);
+    let bytes = std::fs::read(at("tiles.gguf")).unwrap();
+    let metadata = mor::gguf::Gguf::parse(&bytes).unwrap().metadata;
+    assert_eq!(metadata.u32("mor.vocab_size").unwrap(), Some(1024));
+}
+
 #[test]
 fn what_a_pipe_gets_is_what_was_meant() {
     for prompt in ["a\u{7}b\u{7f}c", "a\u{1b}]b", "\u{1b}[31mred"] {
@@ -757,6 +796,28 @@ fn an_interrupt_ends_the_reading_of_a_prompt() {
         text(&output.stderr).lines().last(),
         Some("mor: the call was cancelled")
     );
+}
+
+/// Nothing is left of a file in the making.
+#[cfg(unix)]
+#[test]
+fn an_interrupt_leaves_no_half_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mor"));
+    command.args(["synth", "--shape", "smollm-1.7b", "-o", "a.gguf"]);
+    let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = piped.current_dir(&folder).spawn().unwrap();
+    let files = || std::fs::read_dir(folder.path()).unwrap();
+    let bytes = |file: std::io::Result<std::fs::DirEntry>| file.unwrap().metadata().unwrap().len();
+    // Of three gigabytes.
+    while !files().any(|file| bytes(file) > 1 << 20) {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    interrupt(&child);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    assert_eq!(text(&output.stderr), "mor: the call was cancelled\n");
+    assert_eq!(files().count(), 0);
 }
 
 /// What was written so far, and the summary.

@@ -58,6 +58,29 @@ fn folders_without_a_checkpoint() {
     refuse(&desk, Path::new(&none), "neither safetensors");
 }
 
+/// To open one would wait for its writer.
+#[cfg(unix)]
+#[test]
+fn pipes_in_place_of_files() {
+    let desk = Desk::new();
+    let pipe = |path: &Path| {
+        let made = std::process::Command::new("mkfifo").arg(path).status();
+        assert!(made.unwrap().success());
+    };
+    let folder = desk.copy(&case_folder(CASE), "shard");
+    std::fs::remove_file(folder.join("model.safetensors")).unwrap();
+    pipe(&folder.join("model-00001-of-00001.safetensors"));
+    refuse(&desk, &folder, "a pipe or a socket");
+    let named = desk.path("named");
+    std::fs::create_dir(&named).unwrap();
+    pipe(&named.join("tokenizer.json"));
+    let good = case_folder(CASE);
+    let (good, named) = (good.to_str().unwrap(), named.to_str().unwrap());
+    let out = desk.arg("out.gguf");
+    let args = ["convert", good, "--tokenizer", named, "-o", &out];
+    refuses(&args, "a pipe or a socket");
+}
+
 #[test]
 fn tensors_that_are_missing_or_of_a_wrong_shape() {
     let desk = Desk::new();

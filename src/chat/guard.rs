@@ -82,6 +82,8 @@ fn check_namespaces(source: &str) -> Result<()> {
             {
                 names.push((name.text, name.start));
             }
+            // A name is never followed by a text: this is the end of one.
+            _ if source[word.end..].trim_start().starts_with(['"', '\'']) => {}
             // "namespace functions" is prose.
             _ if words.get(index + 1).is_some_and(|next| {
                 word.gap(source, next).trim().is_empty() && !is_operator(next.text)
@@ -89,8 +91,13 @@ fn check_namespaces(source: &str) -> Result<()> {
             _ => return Err(refused("namespace")),
         }
     }
-    for word in &words {
-        let is_definition = names.contains(&(word.text, word.start));
+    for (index, word) in words.iter().enumerate() {
+        // `set name = ...` gives the name something else, and what that is was looked at by itself.
+        let is_given = index > 0
+            && words[index - 1].text == "set"
+            && words[index - 1].gap(source, word).trim().is_empty()
+            && source[word.end..].trim_start().starts_with('=');
+        let is_definition = is_given || names.contains(&(word.text, word.start));
         let has_attribute = source[word.end..].starts_with(['.', '[']);
         let is_name = names.iter().any(|&(name, _)| name == word.text);
         if is_name && !is_definition && !has_attribute {

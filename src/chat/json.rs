@@ -7,15 +7,33 @@ use minijinja::{Error, ErrorKind, State};
 /// The bytes of output that one unit of fuel pays.
 const BYTES_PER_FUEL: usize = 64;
 
-/// `value | tojson(indent=none)`. Python's other arguments change nothing for valid templates.
+/// `value | tojson(ensure_ascii=false, indent=none, separators=none, sort_keys=false)`
 pub(super) fn tojson(state: &State, value: &Value, options: Kwargs) -> Result<Value, Error> {
     let indent: Option<usize> = options.get("indent")?;
+    let separators: Option<Vec<String>> = options.get("separators")?;
+    let [comma, colon] = match separators.map(<[String; 2]>::try_from) {
+        Some(Ok(two)) => two,
+        Some(Err(_)) => {
+            return Err(Error::new(
+                ErrorKind::InvalidOperation,
+                "tojson takes two separators",
+            ));
+        }
+        None => [if indent.is_some() { "," } else { ", " }, ": "].map(str::to_owned),
+    };
     let mut writer = Writer {
         state,
         indent: indent.map(|indent| indent.min(16)),
+        comma,
+        colon,
+        is_sorted: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+        is_ascii: options
+            .get::<Option<bool>>("ensure_ascii")?
+            .unwrap_or(false),
         paid: 0,
         out: String::new(),
     };
+    options.assert_all_used()?;
     writer.value(value, 0)?;
     Ok(Value::from_safe_string(writer.out))
 }
@@ -23,6 +41,12 @@ pub(super) fn tojson(state: &State, value: &Value, options: Kwargs) -> Result<Va
 struct Writer<'a, 'env> {
     state: &'a State<'a, 'env>,
     indent: Option<usize>,
+    comma: String,
+    colon: String,
+    /// Whether dictionaries are written in the order of their keys.
+    is_sorted: bool,
+    /// Whether other characters are escaped.
+    is_ascii: bool,
     /// The bytes that have been paid for.
     paid: usize,
     out: String,
@@ -55,16 +79,21 @@ impl Writer<'_, '_> {
     fn items(&mut self, value: &Value, depth: usize, is_map: bool) -> Result<(), Error> {
         self.out.push(if is_map { '{' } else { '[' });
         let mut empty = true;
-        for item in value.try_iter()? {
+        let mut items = value.try_iter()?;
+        let mut sorted = Vec::new();
+        if is_map && self.is_sorted {
+            sorted.extend(items.by_ref());
+            sorted.sort();
+        }
+        for item in sorted.into_iter().chain(items) {
             if !empty {
-                let comma = if self.indent.is_some() { "," } else { ", " };
-                self.out.push_str(comma);
+                self.out.push_str(&self.comma);
             }
             empty = false;
             self.line(depth + 1);
             if is_map {
                 self.string(&item.to_string());
-                self.out.push_str(": ");
+                self.out.push_str(&self.colon);
                 self.value(&value.get_item(&item)?, depth + 1)?;
             } else {
                 self.value(&item, depth + 1)?;
@@ -99,6 +128,11 @@ impl Writer<'_, '_> {
                 '\0'..' ' => {
                     let code = u32::from(character);
                     self.out.push_str(&format!("\\u{code:04x}"));
+                }
+                _ if self.is_ascii && !character.is_ascii() => {
+                    for code in character.encode_utf16(&mut [0; 2]) {
+                        self.out.push_str(&format!("\\u{code:04x}"));
+                    }
                 }
                 _ => self.out.push(character),
             }

@@ -5,11 +5,11 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::source::file_label;
+use super::source::{file_label, regular};
 use crate::error::{Error, Result};
 
-/// No configuration or tokenizer file of a real model comes near this.
-const MAX_BYTES: u64 = 256 << 20;
+/// No configuration, index or tokenizer of a real model comes near this. Parsed, it may take forty times as much.
+const MAX_BYTES: u64 = 64 << 20;
 
 /// A parsed configuration file, or an empty one in its place.
 #[derive(Debug, Clone)]
@@ -204,16 +204,21 @@ impl Document {
 
 /// Reads a whole text file of a bounded size.
 pub(super) fn read_text(path: &Path) -> Result<String> {
-    let length = std::fs::metadata(path)
-        .map_err(|e| Error::io(path, e))?
-        .len();
+    let length = regular(path)?;
     if length > MAX_BYTES {
         return Err(Error::convert(format_args!(
             "'{}' has {length} bytes, more than the {MAX_BYTES} that a configuration may have",
             file_label(path)
         )));
     }
-    std::fs::read_to_string(path).map_err(|e| Error::io(path, e))
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    String::from_utf8(bytes).map_err(|_| {
+        let instead = match path.extension().is_some_and(|name| name == "model") {
+            true => "SentencePiece's own files are not read; give tokenizer.json or a GGUF file that has the vocabulary",
+            false => "it must be UTF-8",
+        };
+        Error::convert(format_args!("'{}' is no text: {instead}", file_label(path)))
+    })
 }
 
 #[cfg(test)]

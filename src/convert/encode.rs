@@ -5,12 +5,12 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use super::options::Progress;
+use super::options::{Progress, advance};
 use super::output::Output;
 use super::source::{Dtype, map_file};
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, GgufWriter, Metadata, TensorPlan};
-use crate::model::{Model, TensorLayout};
+use crate::model::{Hyperparameters, Model, TensorLayout};
 use crate::quant::tiles::{TILE_ROWS, interleave, is_tiled, separate};
 use crate::quant::{TensorType, dequantize_row, quantize_row};
 
@@ -123,6 +123,13 @@ pub(super) fn write_file(
     jobs: &[Job],
     progress: &mut dyn Progress,
 ) -> Result<u64> {
+    // Before the work: limits that a file keeps are not told by the checkpoint's reader.
+    Hyperparameters::from_metadata(metadata).map_err(|error| match error {
+        Error::Format(what) => Error::convert(format_args!(
+            "{what}, which this library does not run; check config.json and the options"
+        )),
+        other => other,
+    })?;
     let bytes = write_and_verify(output.temporary(), metadata, jobs, progress)
         .map_err(|error| output.named(error))?;
     output.keep()?;
@@ -150,7 +157,7 @@ fn write_and_verify(
         hashes.push(write_tensor(&mut writer, job, progress)?);
     }
     writer.finish()?;
-    verify(path, jobs, &hashes)
+    verify(path, jobs, &hashes, progress)
 }
 
 /// Encodes one tensor chunk by chunk; returns the hash of what was written.
@@ -194,7 +201,7 @@ fn write_tensor(writer: &mut GgufWriter, job: &Job, progress: &mut dyn Progress)
         }
         writer.write_tensor_bytes(encoded)?;
         hasher.write(encoded);
-        progress.advance(chunk.len() as u64);
+        advance(progress, chunk.len())?;
     }
     writer.next_tensor()?;
     Ok(hasher.finish())
@@ -244,7 +251,7 @@ fn encode_rows(
 
 /// Reads the file back: every tensor must be there as it was meant, and the whole must be a model
 /// that opens.
-fn verify(path: &Path, jobs: &[Job], hashes: &[u64]) -> Result<u64> {
+fn verify(path: &Path, jobs: &[Job], hashes: &[u64], progress: &mut dyn Progress) -> Result<u64> {
     let map = map_file(path)?;
     let gguf = Gguf::parse(&map)?;
     let wrong = |name: &str| {
@@ -264,6 +271,7 @@ fn verify(path: &Path, jobs: &[Job], hashes: &[u64]) -> Result<u64> {
             .ok_or_else(|| wrong(&job.name))?;
         let mut hasher = DefaultHasher::new();
         hasher.write(bytes);
+        advance(progress, 0)?;
         if info.ty != job.to || info.dims != job.dims || hasher.finish() != *hash {
             return Err(wrong(&job.name));
         }

@@ -363,9 +363,11 @@ impl<'s> Planner<'s, '_> {
             if name.ends_with("rotary_emb.inv_freq") {
                 continue;
             }
-            let router = [".mor_router.", ".mlp_router.", ".router_bias"]
+            // A router that is not asked changes what is computed, unless the caller wants it so.
+            let router = [".mlp_router.", ".router_bias"]
                 .iter()
-                .any(|part| name.contains(part));
+                .any(|part| name.contains(part))
+                || (self.spec.kind_is_given && name.contains(".mor_router."));
             let parts = [
                 "model.layers.",
                 "model.norm.",
@@ -374,7 +376,7 @@ impl<'s> Planner<'s, '_> {
             ];
             if parts.iter().any(|part| name.starts_with(part)) && !router {
                 return Err(Error::convert(format_args!(
-                    "the checkpoint holds '{name}', which has no place in a model of kind '{}' with {} layers shared as {} by {} recursions",
+                    "the checkpoint holds '{name}', which has no place in a model of kind '{}' with {} layers shared as {} by {} recursions; check the training configuration, or say what it is (--kind, --sharing, --recursions)",
                     self.spec.kind.name(),
                     self.logical_layers(),
                     self.spec.sharing.name(),

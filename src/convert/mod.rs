@@ -54,8 +54,8 @@ use crate::quant::TensorType;
 /// The input is mapped: a program that truncates it meanwhile faults this one.
 ///
 /// # Errors
-/// [`Error::Io`], [`Error::Convert`] and [`Error::Unsupported`] with the reason, [`Error::Format`] of a GGUF file. The output
-/// is then as it was.
+/// [`Error::Io`], [`Error::Convert`] and [`Error::Unsupported`] with the reason, [`Error::Format`] of a GGUF file,
+/// [`Error::Cancelled`] by `progress`. The output is then as it was.
 pub fn convert(
     input: &Path,
     output: &Path,
@@ -82,6 +82,7 @@ fn is_gguf(input: &Path) -> Result<bool> {
     if input.is_dir() {
         return Ok(false);
     }
+    source::regular(input)?;
     let mut magic = Vec::new();
     let file = std::fs::File::open(input).map_err(|e| Error::io(input, e))?;
     file.take(4)

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::error::{Error, Result};
 use crate::model::TensorLayout;
 use crate::quant::TensorType;
 
@@ -195,9 +196,22 @@ pub trait Progress {
     fn advance(&mut self, bytes: u64) {
         let _ = bytes;
     }
+    /// Asked now and then; true ends the work with [`Error::Cancelled`](crate::Error::Cancelled), and nothing is left of it.
+    fn is_cancelled(&self) -> bool {
+        false
+    }
     /// One sentence about something that was assumed, skipped or done differently.
     fn note(&mut self, text: &str) {
         let _ = text;
+    }
+}
+
+/// Tells that `bytes` more are done, and asks whether to go on.
+pub(super) fn advance(progress: &mut dyn Progress, bytes: usize) -> Result<()> {
+    progress.advance(bytes as u64);
+    match progress.is_cancelled() {
+        true => Err(Error::Cancelled),
+        false => Ok(()),
     }
 }
 

@@ -2,9 +2,9 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::error::{Error, Result};
+use crate::gguf::create_beside;
 
 /// Most symbolic links that are followed, as on Linux.
 const MAX_LINKS: usize = 40;
@@ -21,11 +21,11 @@ pub struct Output {
 }
 
 impl Output {
-    /// Follows symbolic links and refuses what no file may take the place of. Nothing is created.
+    /// Follows symbolic links, refuses what no file may take the place of, and creates the hidden file, empty.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when something that is no regular file (a device, a pipe, a
-    /// folder) has that name, or when its folder does not exist.
+    /// folder) has that name, or when its folder does not exist; [`Error::Io`] where nothing can be written there.
     pub fn new(path: &Path) -> Result<Output> {
         let target = resolve(path)?;
         let of_folder = path.as_os_str().as_encoded_bytes().ends_with(b"/");
@@ -46,13 +46,11 @@ impl Output {
                 folder.display()
             )));
         }
-        // Not made of the file's own, which may be as long as names can be.
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let hidden = format!(".mor-{}-{number}.unverified", std::process::id());
+        let created = create_beside(&target);
+        let (temporary, _) = created.map_err(|error| renamed(error, path))?;
         Ok(Output {
             asked: path.to_owned(),
-            temporary: target.with_file_name(hidden),
+            temporary,
             target,
             kept: false,
         })
@@ -108,19 +106,23 @@ impl Output {
 
     /// The error of writing, with the file's own name instead of the temporary one.
     pub fn named(&self, error: Error) -> Error {
-        match error {
-            Error::Io { system, .. } => Error::io(&self.asked, system),
-            other => other,
-        }
+        renamed(error, &self.asked)
     }
 }
 
 impl Drop for Output {
     fn drop(&mut self) {
         if !self.kept {
-            // Often it was never made; and nobody is left who could be told.
+            // Nobody is left who could be told.
             let _ = std::fs::remove_file(&self.temporary);
         }
+    }
+}
+
+fn renamed(error: Error, path: &Path) -> Error {
+    match error {
+        Error::Io { system, .. } => Error::io(path, system),
+        other => other,
     }
 }
 

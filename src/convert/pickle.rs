@@ -22,6 +22,10 @@ const MAX_STACK: usize = 1 << 20;
 const MAX_ARGUMENTS: usize = 4;
 const MAX_DIMENSIONS: usize = 8;
 const MAX_KEY: usize = 256;
+/// Tensors of a state dict, as many as a GGUF file may have, and bytes of a name: one that is named again and again
+/// is copied as often too.
+const MAX_TENSORS: usize = 1 << 16;
+const MAX_NAME: usize = 1024;
 
 /// Where training scripts keep the model in a larger dictionary.
 const WRAPPING_KEYS: [&str; 4] = ["state_dict", "model", "module", "model_state_dict"];
@@ -38,11 +42,22 @@ pub(super) struct PickledTensor {
     pub strides: Vec<usize>,
 }
 
-/// The tensors of a state dict, and the keys of what was in it besides.
+/// The tensors of a state dict, and how much was in it besides.
 #[derive(Debug, Default)]
 pub(super) struct StateDict {
     pub tensors: Vec<(String, PickledTensor)>,
-    pub skipped: Vec<String>,
+    pub skipped: usize,
+    /// The key of the first of those, where it is text.
+    pub first_skipped: Option<String>,
+}
+
+impl StateDict {
+    fn skip(&mut self, key: Option<&str>) {
+        if self.skipped == 0 {
+            self.first_skipped = key.map(str::to_owned);
+        }
+        self.skipped += 1;
+    }
 }
 
 /// Interprets a pickle.
@@ -235,10 +250,7 @@ impl Machine<'_> {
     fn ordered_dict(&mut self, arguments: &[Item]) -> Result<Item> {
         let mut entries = Vec::new();
         if let Some(&first) = arguments.first() {
-            self.entries += self.sequence(first)?.len();
-            if self.entries > MAX_OBJECTS {
-                return Err(refuse(format!("makes more than {MAX_OBJECTS} entries")));
-            }
+            self.count_entries(self.sequence(first)?.len())?;
             for &pair in self.sequence(first)? {
                 match self.sequence(pair)? {
                     &[key, value] => entries.push((key, value)),
@@ -358,6 +370,7 @@ impl Machine<'_> {
         };
         let item = if matches!(op, b'}' | b'd') {
             let entries = pairs(&items)?;
+            self.count_entries(entries.len())?;
             self.new_dict(entries)?
         } else {
             self.count_objects()?;
@@ -384,8 +397,10 @@ impl Machine<'_> {
                 list.extend(items);
             }
             (b's' | b'u', Some(Item::Dict(at))) => {
+                let entries = pairs(&items)?;
+                self.count_entries(entries.len())?;
                 let dict = self.dicts.get_mut(at).ok_or_else(damaged)?;
-                dict.extend(pairs(&items)?);
+                dict.extend(entries);
             }
             _ => return Err(damaged()),
         }
@@ -406,24 +421,26 @@ impl Machine<'_> {
         };
         if !tensors_here(at) {
             for &(key, value) in entries(at) {
-                let name = self.as_text(key)?;
+                let name = self.name(key)?;
+                let wraps = name.is_some_and(|name| WRAPPING_KEYS.contains(&name));
                 match value {
-                    Item::Dict(inner) if WRAPPING_KEYS.contains(&name) && tensors_here(inner) => {
-                        at = inner;
-                    }
-                    _ => state.skipped.push(name.to_string()),
+                    Item::Dict(inner) if wraps && tensors_here(inner) => at = inner,
+                    _ => state.skip(name),
                 }
             }
         }
         for &(key, value) in entries(at) {
-            let name = self.as_text(key)?.to_string();
-            match value {
-                Item::Tensor(t) => {
-                    let tensor = self.tensors.get(t).cloned().ok_or_else(damaged)?;
-                    state.tensors.push((name, tensor));
-                }
-                _ => state.skipped.push(name),
+            let name = self.name(key)?;
+            let Item::Tensor(tensor) = value else {
+                state.skip(name);
+                continue;
+            };
+            let name = name.ok_or_else(|| refuse("names a tensor by what is no text".into()))?;
+            if state.tensors.len() >= MAX_TENSORS {
+                return Err(refuse(format!("names more than {MAX_TENSORS} tensors")));
             }
+            let tensor = self.tensors.get(tensor).cloned().ok_or_else(damaged)?;
+            state.tensors.push((name.to_owned(), tensor));
         }
         if state.tensors.is_empty() {
             return Err(refuse("holds no tensors".into()));
@@ -431,10 +448,30 @@ impl Machine<'_> {
         Ok(state)
     }
 
+    /// A dictionary's key, where it is text.
+    fn name(&self, key: Item) -> Result<Option<&str>> {
+        let Item::Text(..) = key else {
+            return Ok(None);
+        };
+        let name = self.as_text(key)?;
+        match name.len() > MAX_NAME {
+            true => Err(refuse(format!("has a key of {} bytes", name.len()))),
+            false => Ok(Some(name)),
+        }
+    }
+
     fn new_dict(&mut self, entries: Vec<(Item, Item)>) -> Result<Item> {
         self.count_objects()?;
         self.dicts.push(entries);
         Ok(Item::Dict(self.dicts.len() - 1))
+    }
+
+    fn count_entries(&mut self, more: usize) -> Result<()> {
+        self.entries += more;
+        match self.entries > MAX_OBJECTS {
+            true => Err(refuse(format!("makes more than {MAX_OBJECTS} entries"))),
+            false => Ok(()),
+        }
     }
 
     fn count_objects(&self) -> Result<()> {
@@ -520,11 +557,12 @@ impl Machine<'_> {
         Ok(bytes.iter().rev().fold(0, |n, &b| (n << 8) | u64::from(b)))
     }
 
-    /// LONG1: a two's-complement number of up to 8 bytes.
+    /// LONG1: a two's-complement number. One beyond 64 bits is nothing that a tensor has.
     fn long(&mut self) -> Result<Item> {
         let count = usize::from(self.byte()?);
         if count > 8 {
-            return Err(refuse("holds a number beyond 64 bits".into()));
+            self.take(count)?;
+            return Ok(Item::None);
         }
         let value = self.number(count)?;
         let unused = 64 - 8 * count as u32;
@@ -609,6 +647,38 @@ mod tests {
         let pairs = [pairs, &b"K\x01K\x01\x86".repeat(1000)[..], b"tq\x03"].concat();
         let refused = calls(&pairs, b"h\x01h\x03\x85R0");
         assert!(refused.contains("entries"), "{refused}");
+    }
+
+    /// As for names; and what is no state dict's is left out, not damaged.
+    #[test]
+    fn long_names_are_not_copied_again_and_again() {
+        let tensor = b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nBFloat16Storage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x02tQK\x00K\x02\x85K\x01\x85tR";
+        // A dictionary in which a key of so many bytes has a tensor so often.
+        let dict = |bytes: u32, times: usize| {
+            let mut p = b"\x80\x02X".to_vec();
+            p.extend(bytes.to_le_bytes());
+            p.extend(b"k".repeat(bytes as usize));
+            p.extend([b"q\x010", &tensor[..], b"q\x020}("].concat());
+            p.extend(b"h\x01h\x02".repeat(times));
+            p.extend(b"u.");
+            read_state_dict(&p)
+        };
+        assert_eq!(dict(1000, 3).unwrap().tensors.len(), 3);
+        let refused = |bytes, times| dict(bytes, times).unwrap_err().to_string();
+        assert!(refused(1 << 20, 3000).contains("a key of 1048576 bytes"));
+        assert!(refused(8, MAX_TENSORS + 1).contains("more than 65536 tensors"));
+        // A number as a key, and one of ten bytes as a value.
+        let odd = [
+            b"\x80\x02}K\x01\x8a\x0a0123456789sX\x01\x00\x00\x00a",
+            &tensor[..],
+            b"s.",
+        ]
+        .concat();
+        let state = read_state_dict(&odd).unwrap();
+        assert_eq!(
+            (state.tensors.len(), state.skipped, state.first_skipped),
+            (1, 1, None)
+        );
     }
 
     #[test]

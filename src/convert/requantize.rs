@@ -35,7 +35,7 @@ pub(super) fn convert(
     // Of a file without block formats nothing is arranged, so it stays what it is for other programs.
     let mut types = gguf.tensors().iter().map(target);
     let arranged = types.any(|ty| encode::makes_tiles(options.layout, ty));
-    let mut metadata = new_metadata(&gguf, options, arranged)?;
+    let mut metadata = new_metadata(&gguf, &h, options, arranged)?;
     if let Some(path) = &options.tokenizer {
         let vocab = gguf.tensor("token_embd.weight").map_or(0, TensorInfo::rows);
         tokenizer::replace(
@@ -104,7 +104,12 @@ fn check(gguf: &Gguf, overrides: &Overrides) -> Result<()> {
     Ok(())
 }
 
-fn new_metadata(gguf: &Gguf, options: &ConvertOptions, arranged: bool) -> Result<Metadata> {
+fn new_metadata(
+    gguf: &Gguf,
+    h: &Hyperparameters,
+    options: &ConvertOptions,
+    arranged: bool,
+) -> Result<Metadata> {
     let mut metadata = gguf.metadata.clone();
     if let Some(name) = &options.overrides.name {
         metadata.insert("general.name", Value::String(name.clone()));
@@ -117,6 +122,8 @@ fn new_metadata(gguf: &Gguf, options: &ConvertOptions, arranged: bool) -> Result
     } else if arranged {
         // Programs that know Llama files do not know tiles and must not take them for rows.
         metadata = from_llama(&metadata);
+        // A Llama file's own may be that of before tokens were added.
+        metadata.insert("mor.vocab_size", Value::U32(h.vocab_size as u32));
         set_layout(&mut metadata, options.layout);
     }
     Ok(metadata)

@@ -26,7 +26,8 @@ pub(super) struct Rope<'a> {
 impl<'a> Rope<'a> {
     pub(super) fn of(config: &'a Document) -> Result<Self> {
         let is_table = |key: &str| config.get(key).is_some_and(|value| value.is_object());
-        let table = match ["rope_parameters", "rope_scaling"]
+        // Where both are there, as where rope_scaling was added to a newer file, transformers takes this one.
+        let table = match ["rope_scaling", "rope_parameters"]
             .iter()
             .find(|key| is_table(key))
         {
@@ -63,9 +64,10 @@ impl<'a> Rope<'a> {
     }
 
     pub(super) fn theta(&self) -> Result<Option<f32>> {
-        Ok(match self.config.f32("rope_theta")? {
-            Some(theta) => Some(theta),
-            None => self.number("rope_theta")?.map(|theta| theta as f32),
+        // In this order as transformers does it.
+        Ok(match self.number("rope_theta")? {
+            Some(theta) => Some(theta as f32),
+            None => self.config.f32("rope_theta")?,
         })
     }
 

@@ -175,8 +175,21 @@ impl Source {
     }
 }
 
+/// The length of a file. Anything else is refused: to open a pipe would wait for its writer.
+pub(super) fn regular(path: &Path) -> Result<u64> {
+    let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+    match metadata.is_file() {
+        true => Ok(metadata.len()),
+        false => Err(Error::convert(format_args!(
+            "'{}' is a folder, a device, a pipe or a socket, where a file is needed",
+            path.display()
+        ))),
+    }
+}
+
 /// Maps a file read-only.
 pub(super) fn map_file(path: &Path) -> Result<Mmap> {
+    regular(path)?;
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
     // SAFETY: the map is read-only and lives no longer than the conversion. A file that another
     // program truncates meanwhile would fault, as for every program that maps files; the

@@ -21,6 +21,8 @@ pub(super) struct Documents {
 #[derive(Debug)]
 pub(super) struct Spec {
     pub kind: Kind,
+    /// Whether the caller has said that kind.
+    pub kind_is_given: bool,
     pub style: Style,
     pub sharing: Sharing,
     pub recursions: usize,
@@ -76,6 +78,7 @@ impl Spec {
             style: census.style,
             shape: hyper::resolve(source, &structure, &documents.config, overrides, progress)?,
             kind: structure.kind,
+            kind_is_given: overrides.kind.is_some(),
             sharing: structure.sharing,
             recursions: structure.recursions,
             block: structure.block,

@@ -10,7 +10,7 @@ use super::hyper::Shape as Widths;
 use super::layout::Layout;
 use super::metadata;
 use super::options::{
-    Gating, Kind, KvStrategy, Overrides, Progress, RouterFunction, Selection, Sharing,
+    Gating, Kind, KvStrategy, Overrides, Progress, RouterFunction, Selection, Sharing, advance,
 };
 use super::output::Output;
 use super::random::{Random, RandomTokens};
@@ -149,6 +149,7 @@ impl SynthShape {
         // To the nearest, halves up.
         let block = (2 * (layers - ends) + self.recursions) / (2 * self.recursions);
         Ok(Spec {
+            kind_is_given: true,
             kind: self.kind,
             style: Style::Plain,
             sharing: if vanilla {
@@ -428,7 +429,7 @@ fn write(
                     },
                 )?;
             writer.write_tensor_bytes(&out)?;
-            progress.advance((count * columns) as u64);
+            advance(progress, count * columns)?;
         }
         writer.next_tensor()?;
     }
@@ -478,7 +479,7 @@ fn calibrate(
             session.rewind(0)?;
             for chunk in text.chunks(rows) {
                 session.prefill(chunk)?;
-                progress.advance(chunk.len() as u64);
+                advance(progress, chunk.len())?;
             }
             sum += session
                 .depths()

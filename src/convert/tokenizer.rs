@@ -50,14 +50,45 @@ pub(super) fn replace(
     }
     let inside = path.join("tokenizer.json");
     let path = if path.is_dir() { &inside } else { path };
+    let mut ends = Vec::new();
     if super::is_gguf(path)? {
         copy(metadata, path)?;
     } else {
         tokenizer_json::insert(metadata, path, vocab, config, progress)?;
+        ends = tokenizer_json::ends(path, config)?;
     }
     fit(metadata, path, vocab, progress)?;
     // What this library cannot read back must not go into a file.
-    Tokenizer::from_metadata(metadata).map(|_| ())
+    let tokenizer = Tokenizer::from_metadata(metadata)?;
+    add_ends(metadata, &tokenizer, &ends, progress);
+    Ok(())
+}
+
+/// Makes these tokens end a text, besides those that do already, by their role or by their name.
+fn add_ends(
+    metadata: &mut Metadata,
+    tokenizer: &Tokenizer,
+    ends: &[u32],
+    progress: &mut dyn Progress,
+) {
+    let mut places = vec!["tokenizer.ggml.eom_token_id"];
+    if tokenizer.eot().is_none() {
+        places.push("tokenizer.ggml.eot_token_id");
+    }
+    let mut done = Vec::new();
+    for &id in ends {
+        if (id as usize) < tokenizer.vocab_size() && !tokenizer.is_end(id) && !done.contains(&id) {
+            match places.pop() {
+                Some(key) => {
+                    metadata.insert(key, Value::U32(id));
+                }
+                None => progress.note(&format!(
+                    "Token {id} is said to end a text, for which a GGUF file has no place left; it does not."
+                )),
+            }
+            done.push(id);
+        }
+    }
 }
 
 fn tokenizer_keys(metadata: &Metadata) -> Vec<String> {
@@ -71,7 +102,15 @@ fn tokenizer_keys(metadata: &Metadata) -> Vec<String> {
 
 fn copy(metadata: &mut Metadata, path: &Path) -> Result<()> {
     let map = map_file(path)?;
-    let other = Gguf::parse(&map)?.metadata;
+    let other = match Gguf::parse(&map) {
+        Ok(gguf) => gguf.metadata,
+        Err(error) => {
+            return Err(Error::convert(format_args!(
+                "the tokenizer cannot be taken from '{}': {error}",
+                file_label(path)
+            )));
+        }
+    };
     if other.get(TOKENS).is_none() {
         return Err(Error::convert(format_args!(
             "'{}' holds no tokenizer ({TOKENS}); give another file",

@@ -1,7 +1,7 @@
 //! Reading the `tokenizer.json` of Hugging Face: byte-level BPE, with the companions that name
 //! its special tokens and its chat template.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use serde_json::Value as Json;
@@ -46,6 +46,7 @@ pub(super) fn insert(
     }
     note_added_tokens(&document, progress);
     let vocabulary = Vocabulary::read(&document, path, vocab)?;
+    note_unknown_bytes(&document, &vocabulary, progress);
     let text = |s: &str| Value::String(s.to_string());
     metadata.insert("tokenizer.ggml.model", text("gpt2"));
     metadata.insert("tokenizer.ggml.pre", text(pre));
@@ -184,6 +185,27 @@ fn note_added_tokens(document: &Document, progress: &mut dyn Progress) {
     }
 }
 
+/// A byte without a token becomes the unknown token there, and nothing here, as in llama.cpp.
+fn note_unknown_bytes(document: &Document, vocabulary: &Vocabulary, progress: &mut dyn Progress) {
+    let Some(unknown) = document.get("model.unk_token").and_then(Json::as_str) else {
+        return;
+    };
+    // How byte-level BPE spells the 256 bytes.
+    let bytes = ('!'..='~')
+        .chain('\u{a1}'..='\u{ac}')
+        .chain('\u{ae}'..='\u{143}');
+    let mut missing: HashSet<String> = bytes.map(String::from).collect();
+    for token in vocabulary.tokens.iter() {
+        missing.remove(token);
+    }
+    if !missing.is_empty() {
+        progress.note(&format!(
+            "{} bytes are no tokens: they are left out of a text, where the tokenizer writes '{unknown}'.",
+            missing.len()
+        ));
+    }
+}
+
 /// Tokens and their types by number.
 struct Vocabulary {
     tokens: Strings,
@@ -301,6 +323,26 @@ fn merges(document: &Document) -> Result<Strings> {
     .collect()
 }
 
+fn generation_config(path: &Path) -> Result<Document> {
+    let name = "generation_config.json";
+    Ok(match beside(path, name) {
+        path if path.is_file() => Document::json(&path)?,
+        _ => Document::absent(name),
+    })
+}
+
+/// The tokens that end a text, as the configurations list them.
+pub(super) fn ends(path: &Path, config: &Document) -> Result<Vec<u32>> {
+    let generation = generation_config(path)?;
+    let mut ids = Vec::new();
+    for value in [config, &generation].map(|document| document.get("eos_token_id")) {
+        let listed = value.and_then(Json::as_array).map(Vec::as_slice);
+        let all = listed.unwrap_or_else(|| value.map_or(&[], std::slice::from_ref));
+        ids.extend(all.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()));
+    }
+    Ok(ids)
+}
+
 /// The tokens with a role, and whether a text begins with one.
 fn special_tokens(
     document: &Document,
@@ -325,8 +367,14 @@ fn special_tokens(
         let name = value.as_str().or_else(|| value.get("content")?.as_str())?;
         ids.get(name).copied()
     };
+    let generation = generation_config(path)?;
     let numbered = |role: &str| {
-        let value = config.get(&format!("{role}_token_id"))?;
+        // Qwen's config.json has one all the same, and templates would write it.
+        if role == "bos" && companion.is_null("bos_token") {
+            return None;
+        }
+        let key = format!("{role}_token_id");
+        let value = config.get(&key).or_else(|| generation.get(&key))?;
         let id = value.as_u64().or_else(|| value.get(0)?.as_u64())?;
         usize::try_from(id)
             .ok()

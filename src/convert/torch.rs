@@ -45,12 +45,16 @@ pub(super) fn read(bytes: &[u8], path: &Path, progress: &mut dyn Progress) -> Re
             archive.label
         )));
     }
-    let state = read_state_dict(pickle)?;
-    if let Some(first) = state.skipped.first() {
+    let state = read_state_dict(pickle).map_err(|error| match error {
+        Error::Convert(what) => Error::convert(format_args!("'{}': {what}", archive.label)),
+        other => other,
+    })?;
+    if state.skipped > 0 {
+        let first = state.first_skipped.as_deref();
+        let first = first.map_or(String::new(), |name| format!(", '{name}' first"));
         progress.note(&format!(
-            "{} entries of '{}' are no tensors and were left out, '{first}' first.",
-            state.skipped.len(),
-            archive.label
+            "{} entries of '{}' are no tensors and were left out{first}.",
+            state.skipped, archive.label
         ));
     }
     state

@@ -19,6 +19,8 @@ mod writer;
 pub use metadata::Metadata;
 pub use strings::Strings;
 pub use value::{Array, Value};
+#[cfg(feature = "convert")]
+pub(crate) use writer::create_beside;
 pub use writer::{GgufWriter, TensorPlan};
 
 use crate::quant::TensorType;

@@ -333,6 +333,27 @@ fn put_elements(out: &mut Vec<u8>, array: &Array) {
     }
 }
 
+/// Creates a hidden file in the folder of `target`, so that renaming stays on one file system. It is nobody else's: not
+/// that of another process either, which may have the same number where it runs in a container.
+pub(crate) fn create_beside(target: &Path) -> Result<(PathBuf, File)> {
+    /// Files of this process, so that two writers never meet.
+    static SERIAL: AtomicU32 = AtomicU32::new(0);
+    /// Those of others, and what killed ones have left, are stepped over.
+    const ATTEMPTS: u32 = 1000;
+    let mut failure = io::Error::from(io::ErrorKind::AlreadyExists);
+    for _ in 0..ATTEMPTS {
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        // Not made of the target's name, which may be as long as names can be.
+        let path = target.with_file_name(format!(".mor-{}-{serial}.part", std::process::id()));
+        match OpenOptions::new().write(true).create_new(true).open(&path) {
+            Ok(file) => return Ok((path, file)),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => failure = e,
+            Err(e) => return Err(Error::io(target, e)),
+        }
+    }
+    Err(Error::io(target, failure))
+}
+
 /// A file that disappears unless it is renamed.
 #[derive(Debug)]
 struct Temporary {
@@ -343,29 +364,13 @@ struct Temporary {
 }
 
 impl Temporary {
-    /// Creates a new file in the folder of `target`, so that renaming stays on one file system.
     fn beside(target: &Path) -> Result<Self> {
-        /// Files of this process, so that two writers never meet.
-        static SERIAL: AtomicU32 = AtomicU32::new(0);
-        /// Leftovers of killed processes with the same number are stepped over.
-        const ATTEMPTS: u32 = 1000;
-        let mut failure = io::Error::from(io::ErrorKind::AlreadyExists);
-        for _ in 0..ATTEMPTS {
-            let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-            let path = target.with_file_name(format!(".mor-{}-{serial}.part", std::process::id()));
-            match OpenOptions::new().write(true).create_new(true).open(&path) {
-                Ok(file) => {
-                    return Ok(Self {
-                        path,
-                        file: Some(BufWriter::with_capacity(1 << 20, file)),
-                        renamed: false,
-                    });
-                }
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => failure = e,
-                Err(e) => return Err(Error::io(target, e)),
-            }
-        }
-        Err(Error::io(target, failure))
+        let (path, file) = create_beside(target)?;
+        Ok(Self {
+            path,
+            file: Some(BufWriter::with_capacity(1 << 20, file)),
+            renamed: false,
+        })
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {

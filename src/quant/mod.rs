@@ -82,7 +82,7 @@ pub fn quantize_row(ty: TensorType, row: &[f32], out: &mut [u8]) -> Result<()> {
     };
     stored.map_err(|TooLarge { column }| {
         Error::argument(format_args!(
-            "the weights from column {column} on (the first is {}) are too large for {}; store this tensor as F32",
+            "the weights from column {column} on (the first is {}) are too large for {}; choose BF16 or F32",
             row[column],
             ty.name()
         ))

@@ -331,6 +331,25 @@ mod tests {
         assert_eq!(spm.encode("a</s>a", special).unwrap(), [5, 2, 5]);
     }
 
+    /// The worst there is: no token has a space, whose three bytes are tokens, and each user's token begins a text anew.
+    #[test]
+    fn the_most_tokens_are_enough() {
+        let mut tokens = vec!["<unk>".to_owned(), "x".to_owned()];
+        tokens.extend((0..256).map(|byte| format!("<0x{byte:02X}>")));
+        let mut metadata = spm();
+        metadata.insert(TOKENS, Value::Array(Array::String(tokens.iter().collect())));
+        let types = [2, 4].into_iter().chain([6; 256]).collect();
+        metadata.insert(TYPES, Value::Array(Array::I32(types)));
+        metadata.insert(SCORES, Value::Array(Array::F32(vec![0.0; 258])));
+        metadata.insert(BOS, Value::U32(0));
+        let tokenizer = Tokenizer::from_metadata(&metadata).unwrap();
+        for text in ["x x x x x x x x x x x x", " ", "x", "xxx", ""] {
+            let most = tokenizer.max_tokens(text.len());
+            let count = tokenizer.encode(text, EncodeOptions::PROMPT).unwrap().len();
+            assert!(count <= most, "{count} tokens, {most} at most: '{text}'");
+        }
+    }
+
     /// `</s>` as in Qwen's vocabulary, which merges it from letters.
     #[test]
     fn what_text_becomes_is_no_end() {

@@ -123,11 +123,11 @@ impl Tokenizer {
 
     /// The most tokens that a text of `text_bytes` bytes can become.
     pub fn max_tokens(&self, text_bytes: usize) -> usize {
-        // A byte is at most one token, but a space of SentencePiece may be spelled by three; there
-        // is one more before the text (those after special tokens are paid by the latter's bytes).
+        // A byte is at most one token, but a space of SentencePiece may be spelled by three. There is one more before
+        // the text and after each special token, which is a byte or more and one token.
         let text = match self.model {
             Model::Bpe(_) => text_bytes,
-            Model::Spm(_) => text_bytes.saturating_mul(3).saturating_add(3),
+            Model::Spm(_) => text_bytes.saturating_mul(4).saturating_add(3),
         };
         text.saturating_add(2)
     }

@@ -560,7 +560,7 @@ fn what_is_wrong_with_a_checkpoint_is_said_in_one_sentence() {
     );
     assert_eq!(
         copy.error(),
-        "cannot convert: the checkpoint holds 'model.layers.1.block.0.self_attn.q_norm.weight', which has no place in a model of kind 'expert' with 8 layers shared as middle_cycle by 3 recursions"
+        "cannot convert: the checkpoint holds 'model.layers.1.block.0.self_attn.q_norm.weight', which has no place in a model of kind 'expert' with 8 layers shared as middle_cycle by 3 recursions; check the training configuration, or say what it is (--kind, --sharing, --recursions)"
     );
 }
 
@@ -590,6 +590,18 @@ fn what_is_wrong_with_a_configuration_is_said_in_one_sentence() {
             "num_recursion: 3",
             "num_recursion: 0",
             "num_recursion is 0; it must be from 1 to 4096",
+        ),
+        (
+            "config.json",
+            "\"max_position_embeddings\": 256",
+            "\"max_position_embeddings\": 1000000000",
+            "mor.context_length is 1000000000, more than the limit of 268435456, which this library does not run; check config.json",
+        ),
+        (
+            "mor.yaml",
+            "enable: true\n  type: expert",
+            "enable: false\n  type: expert",
+            "'model.layers.1.mor_router.router.weight', which has no place",
         ),
         (
             "config.json",
@@ -778,6 +790,35 @@ fn an_existing_output_survives_a_failure_and_is_replaced_by_success() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
+/// Another process with the same number, as in another container, has its own files in the same folder.
+#[test]
+fn files_of_another_writer_are_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let process = std::process::id();
+    for number in 0..200 {
+        let name = format!(".mor-{process}-{number}.part");
+        std::fs::write(folder.path().join(name), b"another's").unwrap();
+    }
+    let output = folder.path().join("out.gguf");
+    let options = options(TensorType::F32);
+    mor::convert::convert(
+        &case_folder("vanilla"),
+        &output,
+        &options,
+        &mut mor::convert::Silent,
+    )
+    .unwrap();
+    let mut others = 0;
+    for entry in std::fs::read_dir(folder.path()).unwrap() {
+        let path = entry.unwrap().path();
+        others += usize::from(std::fs::read(path).unwrap() == b"another's");
+    }
+    assert_eq!(
+        (others, std::fs::read_dir(folder.path()).unwrap().count()),
+        (200, 201)
+    );
+}
+
 /// A vanilla checkpoint whose config.json has these keys too, or others in their place.
 fn with_config(more: serde_json::Value) -> Copy {
     let copy = Copy::of("vanilla");
@@ -801,7 +842,8 @@ fn rotary_scaling_is_taken_along() {
     // Both spellings of a table, one for all layers or for those of one type, which are all.
     for more in [
         json!({"rope_scaling": {"type": "linear", "factor": 4.0}}),
-        json!({"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5.0}}),
+        json!({"rope_theta": 5.0, "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}}),
+        json!({"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "linear", "factor": 4.0}}),
         json!({"rope_theta": null, "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}}}),
     ] {
         let m = convert(more).gguf().metadata;

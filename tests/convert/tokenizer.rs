@@ -82,6 +82,49 @@ fn the_checkpoints_own_tokenizer_json_is_found() {
     }
 }
 
+/// Of a list of tokens that end a text each does, not the first alone.
+#[test]
+fn every_token_that_ends_a_text_ends_it() {
+    let data = data_folder().join("tokenizer");
+    let ends = |config: Value, generation: Value| {
+        let copy = model_with_rows(320);
+        std::fs::copy(
+            data.join("tokenizer.json"),
+            copy.path().join("tokenizer.json"),
+        )
+        .unwrap();
+        let path = copy.path().join("config.json");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let mut document: Value = serde_json::from_str(&text).unwrap();
+        document["eos_token_id"] = config;
+        std::fs::write(path, document.to_string()).unwrap();
+        let path = copy.path().join("generation_config.json");
+        std::fs::write(path, json!({"eos_token_id": generation}).to_string()).unwrap();
+        let converted = copy.convert(&options(TensorType::F16)).unwrap();
+        let tokenizer = Tokenizer::from_metadata(&converted.gguf().metadata).unwrap();
+        let ends = (20..320)
+            .filter(|id| tokenizer.is_end(*id))
+            .collect::<Vec<u32>>();
+        let told = converted
+            .notes
+            .iter()
+            .filter(|note| note.contains("said to end a text"));
+        (tokenizer.eos(), ends, told.count())
+    };
+    assert_eq!(ends(json!(30), json!(null)), (Some(30), vec![30], 0));
+    assert_eq!(
+        ends(json!([31, 30]), json!(null)),
+        (Some(31), vec![30, 31], 0)
+    );
+    assert_eq!(ends(json!(null), json!(32)), (Some(32), vec![32], 0));
+    assert_eq!(
+        ends(json!(30), json!([30, 33])),
+        (Some(30), vec![30, 33], 0)
+    );
+    let (eos, found, told) = ends(json!(30), json!([31, 32, 33, 34, 999]));
+    assert_eq!((eos, found.len() + told), (Some(30), 5));
+}
+
 #[test]
 fn without_a_tokenizer_the_file_says_so() {
     let converted = convert_folder(&case_folder("vanilla"), &options(TensorType::F32)).unwrap();
@@ -328,6 +371,59 @@ fn tokens_around_a_text_are_those_of_the_post_processor() {
         let error = convert(post.clone(), named.clone()).unwrap_err();
         assert!(error.contains(phrase), "{post}: {error}");
     }
+}
+
+/// Qwen's config.json numbers a token with which no text begins; templates would write it.
+#[test]
+fn a_token_that_is_said_not_to_be_there_is_not() {
+    let copy = model_with_rows(320);
+    let data = data_folder().join("tokenizer");
+    std::fs::copy(
+        data.join("tokenizer.json"),
+        copy.path().join("tokenizer.json"),
+    )
+    .unwrap();
+    for (companion, bos) in [(json!({}), Some(0)), (json!({"bos_token": null}), None)] {
+        let beside = copy.path().join("tokenizer_config.json");
+        std::fs::write(beside, companion.to_string()).unwrap();
+        let metadata = copy
+            .convert(&options(TensorType::F16))
+            .unwrap()
+            .gguf()
+            .metadata;
+        assert_eq!(metadata.u32("tokenizer.ggml.bos_token_id").unwrap(), bos);
+    }
+}
+
+/// Where the tokenizer writes an unknown token, mor writes nothing, and says so.
+#[test]
+fn bytes_without_a_token_are_noted() {
+    let wanted = metadata_of(&gguf_file("gpt-2"));
+    let tokens = wanted.require_strings("tokenizer.ggml.tokens").unwrap();
+    let copy = model_with_rows(tokens.len());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tokenizer.json");
+    let notes = |unknown: Value, without: &[&str]| {
+        let mut document = as_json(&wanted, byte_level(true), false);
+        document["model"]["unk_token"] = unknown;
+        let vocabulary = document["model"]["vocab"].as_object_mut().unwrap();
+        for token in without {
+            assert!(vocabulary.remove(*token).is_some());
+        }
+        std::fs::write(&file, document.to_string()).unwrap();
+        let notes = copy.convert(&with_tokenizer(&file)).unwrap().notes;
+        notes
+            .into_iter()
+            .filter(|note| note.contains("are no tokens"))
+            .collect::<Vec<_>>()
+    };
+    assert!(notes(json!(null), &["\u{143}"]).is_empty());
+    assert!(notes(json!("<unk>"), &[]).is_empty());
+    let told = notes(json!("<unk>"), &["\u{143}", "\u{a1}"]);
+    assert!(
+        told.len() == 1 && told[0].starts_with("2 bytes are no tokens"),
+        "{told:?}"
+    );
 }
 
 /// Rules of added tokens that a GGUF file cannot hold are said.

@@ -49,7 +49,7 @@ fn a_pickle_that_would_run_a_command_is_refused() {
     let error = convert_folder(&data_folder().join("evil"), &options(TensorType::F32)).unwrap_err();
     assert_eq!(
         error,
-        "cannot convert: the pickle tries to import os.system; refused"
+        "cannot convert: 'pytorch_model.bin': the pickle tries to import os.system; refused"
     );
 }
 

@@ -3,8 +3,11 @@
 use crate::Result;
 use crate::args::ConvertArgs;
 use crate::input;
+use crate::interrupt;
 use crate::terminal::{Progress, counted, mebibytes, one_line, tell};
 use mor::convert::{ConvertOptions, convert as run};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Makes a GGUF file.
 pub fn convert(args: &ConvertArgs) -> Result<()> {
@@ -22,7 +25,7 @@ pub fn convert(args: &ConvertArgs) -> Result<()> {
         tokenizer: args.tokenizer.clone(),
         overrides: args.overrides.to_overrides(),
     };
-    let mut listener = Listener::new("converting");
+    let mut listener = Listener::new("converting")?;
     let summary = run(&args.input, &args.output, &options, &mut listener)?;
     drop(listener);
     tell(format_args!(
@@ -35,19 +38,21 @@ pub fn convert(args: &ConvertArgs) -> Result<()> {
     Ok(())
 }
 
-/// Shows on the terminal how a file is made.
+/// Shows on the terminal how a file is made. Ctrl-C ends that, and nothing of the file is left.
 pub struct Listener {
     what: &'static str,
+    interrupted: Arc<AtomicBool>,
     progress: Option<Progress>,
 }
 
 impl Listener {
     /// `what`: what is being done.
-    pub fn new(what: &'static str) -> Self {
-        Listener {
+    pub fn new(what: &'static str) -> Result<Self> {
+        Ok(Listener {
             what,
+            interrupted: interrupt::flag()?,
             progress: None,
-        }
+        })
     }
 }
 
@@ -59,6 +64,9 @@ impl mor::convert::Progress for Listener {
         if let Some(progress) = &self.progress {
             progress.advance(bytes);
         }
+    }
+    fn is_cancelled(&self) -> bool {
+        self.interrupted.load(Ordering::SeqCst)
     }
     fn note(&mut self, text: &str) {
         let text = one_line(text);

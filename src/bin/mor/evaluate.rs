@@ -3,12 +3,12 @@
 use crate::Result;
 use crate::args::{EvalArgs, GenerateTokensArgs, RoutingArg};
 use crate::input::{self, TokenLine};
+use crate::interrupt::Interrupt;
 use crate::terminal::{Progress, stdout};
 use mor::convert::Output;
 use mor::{KvType, Routing, SamplerParams, Session, SessionParams};
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::Write;
 
 /// Results by name: type, shape, bytes.
@@ -41,6 +41,8 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         RoutingArg::Threshold => Routing::Threshold,
         RoutingArg::Capacity => Routing::Capacity,
     });
+    // Ctrl-C takes the file away that was begun.
+    Interrupt::new(session.canceller()?)?.arm();
     let progress = Progress::new("scoring", lines.iter().map(|l| l.ids.len() as u64).sum());
     let mut tensors = Tensors::new();
     for line in &lines {
@@ -92,7 +94,7 @@ fn write(tensors: &Tensors, output: Output) -> Result<()> {
     });
     let views = views.collect::<Result<Vec<_>>>()?;
     // The crate makes a file that only its owner may read; this one gets the usual permissions.
-    let usual = File::create(output.temporary())?.metadata()?.permissions();
+    let usual = std::fs::metadata(output.temporary())?.permissions();
     safetensors::serialize_to_file(views, None, output.temporary())?;
     std::fs::set_permissions(output.temporary(), usual)?;
     Ok(output.keep()?)

@@ -3,10 +3,22 @@
 use crate::Result;
 use mor::Canceller;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// As shells report a program that Ctrl-C ended.
 pub const INTERRUPTED: u8 = 130;
+
+/// What Ctrl-C sets, of work that looks at it; the second time it ends the program.
+pub fn flag() -> Result<Arc<AtomicBool>> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let set = Arc::clone(&flag);
+    ctrlc::set_handler(move || {
+        if set.swap(true, Ordering::SeqCst) {
+            std::process::exit(INTERRUPTED.into());
+        }
+    })?;
+    Ok(flag)
+}
 
 /// How often the text is asked to end. It may not see it, while nobody takes what it writes.
 const PATIENCE: u32 = 2;

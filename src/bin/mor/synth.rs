@@ -15,7 +15,7 @@ pub fn synth(args: &SynthArgs) -> Result<()> {
         seed: args.seed,
         mean_depth: args.mean_depth,
     };
-    let mut listener = Listener::new("making the model");
+    let mut listener = Listener::new("making the model")?;
     let summary = run(&args.output, &options, &mut listener)?;
     drop(listener);
     let calibrated = summary
