@@ -142,7 +142,8 @@ typedef enum mor_status {
    */
   MOR_ERROR_KV_FULL = 9,
   /**
-   * The model computed a value that is not finite: its weights are damaged.
+   * The model computed a value that is not finite: its weights are damaged. Or a key or a value that is too large for
+   * the type in which they are kept.
    */
   MOR_ERROR_NOT_FINITE = 10,
   /**

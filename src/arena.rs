@@ -36,7 +36,7 @@ impl Prepared {
             false => None,
         };
         if params.prefault {
-            touch(memory);
+            touch(&mut memory[..plan.bytes()]);
         }
         let (team, arena) = plan.split(memory);
         let team = Team::new(params.threads, &params.thread, team)?;
@@ -80,7 +80,8 @@ fn touch(memory: &mut [u8]) {
     }
 }
 
-/// Memory that is kept from being swapped out until this is dropped.
+/// Memory that is kept from being swapped out until this is dropped. Locks do not nest: a page that two of them share is
+/// free when the first is dropped.
 pub(crate) struct Locked {
     start: *const u8,
     bytes: usize,

@@ -72,6 +72,16 @@ pub enum Error {
         /// The size that was asked for.
         bytes: usize,
     },
+    /// The system gave no memory, or no room, for one more thread.
+    #[error(
+        "the system refused thread {index}: it has no {bytes} bytes for its stack, or limits the number of threads (ulimit -u, a container's limit); ask for fewer"
+    )]
+    NoThread {
+        /// Which of a session's threads, from 1.
+        index: usize,
+        /// The size of its stack.
+        bytes: usize,
+    },
     /// The system refused to keep memory resident.
     #[error(
         "the system refused to lock {bytes} bytes into memory ({}); raise the limit (ulimit -l, RLIMIT_MEMLOCK) or do without the lock",
@@ -99,8 +109,9 @@ pub enum Error {
     /// A saved state that is damaged or belongs to another model or another kind of session.
     #[error("the saved state cannot be restored: {0}")]
     State(Text),
-    /// The model computed a value that is not a number or infinite.
-    #[error("the model computed a value that is not finite ({0}); its weights are damaged")]
+    /// The model computed a value that is not a number or infinite, or a key or value too large for the type in which
+    /// these are kept.
+    #[error("the model computed {0}")]
     NotFinite(Text),
     /// A thread could not be started or set up, or one of the team died.
     #[error("threads: {0}")]
@@ -146,9 +157,17 @@ impl Error {
     pub fn state(what: impl Display) -> Self {
         Error::State(Text::new(what))
     }
-    /// An [`Error::NotFinite`].
+    /// An [`Error::NotFinite`]: the weights are damaged.
     pub fn not_finite(what: impl Display) -> Self {
-        Error::NotFinite(Text::new(what))
+        Error::NotFinite(Text::new(format_args!(
+            "a value that is not finite ({what}); its weights are damaged"
+        )))
+    }
+    /// An [`Error::NotFinite`]: another type of keys and values could hold it.
+    pub(crate) fn too_large(ty: impl Display) -> Self {
+        Error::NotFinite(Text::new(format_args!(
+            "a key or a value that is too large for {ty}; keep keys and values as F32"
+        )))
     }
     /// An [`Error::Thread`].
     pub fn thread(what: impl Display) -> Self {

@@ -414,7 +414,10 @@ impl KvWriter<'_> {
             let rows = [key, value].map(|row| &row[head * head_dim..][..head_dim]);
             for (row, encoded) in rows.into_iter().zip(&mut encoded) {
                 quantize_row(ty, row, &mut encoded[..key_bytes]).map_err(|_| {
-                    Error::not_finite(format_args!("a key or a value, stored as {ty}"))
+                    match row.iter().all(|number| number.is_finite()) {
+                        true => Error::too_large(ty),
+                        false => Error::not_finite("a key or a value"),
+                    }
                 })?;
             }
             let encoded = encoded.each_ref().map(|e| &e[..key_bytes]);

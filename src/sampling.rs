@@ -184,6 +184,12 @@ fn order(a: &Candidate, b: &Candidate) -> Ordering {
     b.logit.total_cmp(&a.logit).then(a.token.cmp(&b.token))
 }
 
+/// A number that stands to those of other logits as [`f32::total_cmp`] has it.
+fn rank(logit: f32) -> i32 {
+    let bits = logit.to_bits().cast_signed();
+    bits ^ ((bits >> 31).cast_unsigned() >> 1).cast_signed()
+}
+
 /// Every token.
 fn all<'a>(logits: &[f32], candidates: &'a mut [Candidate]) -> &'a mut [Candidate] {
     let candidates = &mut candidates[..logits.len()];
@@ -221,18 +227,20 @@ fn best_few<'a>(
     const LANES: usize = 16;
     let mut count = 0;
     // The least that the next must be above.
-    let mut least = f32::NEG_INFINITY;
+    let mut least = i32::MIN;
     for (chunk, logits) in logits.chunks(LANES).enumerate() {
         if let Ok(lanes) = <&[f32; LANES]>::try_from(logits)
             && count == most
         {
-            let above = lanes.iter().fold(0, |any, l| any | u32::from(*l > least));
+            let above = lanes
+                .iter()
+                .fold(0, |any, l| any | u32::from(rank(*l) > least));
             if above == 0 {
                 continue;
             }
         }
         for (lane, logit) in logits.iter().enumerate() {
-            if count == most && *logit <= least {
+            if count == most && rank(*logit) <= least {
                 continue;
             }
             let new = Candidate {
@@ -245,7 +253,7 @@ fn best_few<'a>(
             candidates.copy_within(at..count - 1, at + 1);
             candidates[at] = new;
             if count == most {
-                least = candidates[most - 1].logit;
+                least = rank(candidates[most - 1].logit);
             }
         }
     }
@@ -331,15 +339,24 @@ mod tests {
         let mut state = 5;
         for length in [1, 15, 16, 40, 1000] {
             // Few values, so that many are equal.
-            let value = |_| (next_f64(&mut state) * 50.0).floor() as f32;
+            let value = |_| match (next_f64(&mut state) * 60.0).floor() as f32 {
+                // Zeros of both signs, and what the engine lets nobody see.
+                50.0 => -0.0,
+                51.0 => f32::NEG_INFINITY,
+                52.0 => f32::INFINITY,
+                53.0 => f32::NAN,
+                54.0 => -f32::NAN,
+                value => 25.0 - value,
+            };
             let logits: Vec<f32> = (0..length).map(value).collect();
             let mut scratch = [(); 2].map(|()| vec![Candidate::default(); length]);
             for most in [1, 2, 17, FEW] {
                 let [a, b] = &mut scratch;
                 let short = best_few(&logits, most, a);
                 let long = best(all(&logits, b), most);
-                let same =
-                    |(a, b): (&Candidate, &Candidate)| a.token == b.token && a.logit == b.logit;
+                let same = |(a, b): (&Candidate, &Candidate)| {
+                    a.token == b.token && a.logit.to_bits() == b.logit.to_bits()
+                };
                 assert!(short.len() == long.len() && short.iter().zip(long.iter()).all(same));
             }
         }

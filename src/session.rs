@@ -11,6 +11,7 @@ use crate::plan::{Buffers, Plan, Row, SessionParams};
 use crate::routing::Routing;
 use crate::sampling::{Sampler, SamplerParams};
 use memmap2::MmapMut;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -508,21 +509,27 @@ impl Session {
             gpu.keep_last_row(last != Last::Nothing);
         }
         for chunk in tokens.chunks(self.plan.params().batch) {
-            if let Err(error) = self.run_chunk(chunk, tokens.len() == 1, &mut after) {
-                self.truncate(start);
-                // The last token's row is still there; its logits, and what was drawn from them, may not be.
-                if last != Last::Nothing {
-                    self.last = Last::Row;
-                }
-                #[cfg(feature = "cuda")]
-                if let Engine::Cuda(gpu) = &mut self.engine {
-                    gpu.forget_drawn();
-                }
-                if matches!(error, Error::Cancelled) {
-                    self.take_cancel();
-                }
-                return Err(error);
+            let timed = tokens.len() == 1;
+            // A panic, of `after` or by a defect, must leave no entries of tokens that are not there.
+            let work = AssertUnwindSafe(|| self.run_chunk(chunk, timed, &mut after));
+            let ran = catch_unwind(work);
+            if let Ok(Ok(())) = ran {
+                continue;
             }
+            self.truncate(start);
+            // The last token's row is still there; its logits, and what was drawn from them, may not be.
+            if last != Last::Nothing {
+                self.last = Last::Row;
+            }
+            #[cfg(feature = "cuda")]
+            if let Engine::Cuda(gpu) = &mut self.engine {
+                gpu.forget_drawn();
+            }
+            let failed = ran.unwrap_or_else(|panic| resume_unwind(panic));
+            if matches!(failed, Err(Error::Cancelled)) {
+                self.take_cancel();
+            }
+            return failed;
         }
         let row = (tokens.len() - 1) % self.plan.params().batch;
         let hidden = self.model.hyperparameters().hidden_size;

@@ -549,6 +549,20 @@ fn locked_and_prefaulted_memory_computes_the_same() {
     };
     let plain = run(false, false).unwrap();
     assert!(run(false, true).unwrap() == plain);
+    // What of the caller's memory is not needed is not touched.
+    let params = SessionParams {
+        context: 32,
+        prefault: true,
+        ..Default::default()
+    };
+    let model = Model::open_with(&path, &LoadParams::default()).unwrap();
+    let bytes = Plan::new(&model, &params).unwrap().bytes();
+    let memory = Box::leak(vec![0xabu8; bytes + (1 << 20)].into_boxed_slice());
+    let (start, end) = (memory.as_ptr().align_offset(64), memory.as_ptr_range().end);
+    drop(Session::new_in(&model, &params, &mut memory[start..]).unwrap());
+    // SAFETY: the memory is never freed, and the session that had it is gone.
+    let behind = unsafe { std::slice::from_raw_parts(end.sub((1 << 20) - 64), (1 << 20) - 64) };
+    assert!(behind.iter().all(|byte| *byte == 0xab));
     match run(true, true) {
         Ok(locked) => assert!(locked == plain),
         // A machine may allow no locking; then it is this error and nothing else.

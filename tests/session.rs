@@ -371,6 +371,62 @@ fn a_step_without_logits_is_no_step() {
     }
 }
 
+/// What a function does that gets the logits is its own; the session is as before.
+#[test]
+fn a_panic_of_the_callers_is_undone() {
+    for case in ["expert_cycle", "token_cycle", "vanilla"] {
+        let model = model(case, TensorType::F32);
+        let (mut panicked, mut sound) = (session(&model, 128, 1), session(&model, 128, 1));
+        for start in [0, 3] {
+            for session in [&mut panicked, &mut sound] {
+                session.prefill(&[3, 4, 5][..start]).unwrap_or_default();
+            }
+            let entries = panicked.kv_entries();
+            let work = std::panic::AssertUnwindSafe(|| {
+                panicked.score(&[5, 6, 7, 8], |_, _| panic!("the caller's"))
+            });
+            assert!(std::panic::catch_unwind(work).is_err());
+            assert_eq!(panicked.kv_entries(), entries);
+            assert_eq!(panicked.tokens().len(), start);
+        }
+        let [a, b] = [&mut panicked, &mut sound].map(|session| {
+            session.prefill(&[9, 10, 11]).unwrap();
+            to_bits(session.logits().unwrap())
+        });
+        assert!(a == b, "{case}");
+    }
+}
+
+/// Keys and values of sound weights may be too large for halves.
+#[test]
+fn values_that_a_type_cannot_keep_are_told_apart_from_damage() {
+    let mut bytes = gguf_bytes("vanilla", TensorType::F32);
+    let gguf = Gguf::parse(&bytes).unwrap();
+    let value = gguf.tensor("blk.0.attn_v.weight").unwrap().offset;
+    let model_with = |bytes: Vec<u8>, kv| {
+        let model = Model::from_bytes_on(bytes, device()).unwrap();
+        let params = SessionParams {
+            context: 16,
+            kv,
+            ..Default::default()
+        };
+        Session::new(&model, &params).unwrap().prefill(&[1, 2, 3])
+    };
+    let at = value..value + 4;
+    bytes[at.clone()].copy_from_slice(&1e8f32.to_le_bytes());
+    assert!(model_with(bytes.clone(), KvType::F32).is_ok());
+    let told = model_with(bytes.clone(), KvType::F16)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        told.contains("too large for") && told.contains("as F32"),
+        "{told}"
+    );
+    bytes[at].copy_from_slice(&f32::NAN.to_le_bytes());
+    let told = model_with(bytes, KvType::F16).unwrap_err().to_string();
+    assert!(told.contains("weights are damaged"), "{told}");
+}
+
 #[test]
 fn the_plan_is_what_a_session_takes_and_adds_up() {
     for case in KINDS {

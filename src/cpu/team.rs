@@ -174,7 +174,10 @@ impl Team {
             }
             // What POSIX says when there is no memory for a thread, or one too many.
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::OutOfMemory) => {
-                Err(Error::OutOfMemory { bytes: STACK_BYTES })
+                Err(Error::NoThread {
+                    index,
+                    bytes: STACK_BYTES,
+                })
             }
             Err(e) => Err(Error::thread(format_args!(
                 "the system refused thread {index} ({e}); ask for fewer"

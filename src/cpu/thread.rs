@@ -1,6 +1,7 @@
 //! Threads for the team. The standard library's allocate when they start and end the process when
 //! that fails, so on Unix the system's are used; they also take an affinity and a priority.
 
+use super::team::MAX_THREADS;
 use crate::error::{Error, Result};
 use std::ffi::c_void;
 
@@ -103,10 +104,10 @@ type Affinity = [libc::c_ulong; CpuSet::LIMIT / WORD];
 #[cfg(any(target_os = "linux", target_os = "android"))]
 const WORD: usize = libc::c_ulong::BITS as usize;
 
-/// How many threads can run at the same time: the CPUs that this process may use, and in a container
-/// the share that it was given. As [`std::thread::available_parallelism`], without its allocations.
+/// How many threads can run at the same time, at most [`MAX_THREADS`]: the CPUs that this process may use, and in a
+/// container the share that it was given. As [`std::thread::available_parallelism`], without its allocations.
 pub fn cores() -> usize {
-    let cpus = usable_cpus().max(1);
+    let cpus = usable_cpus().clamp(1, MAX_THREADS);
     quota().map_or(cpus, |quota| quota.clamp(1, cpus))
 }
 
@@ -262,7 +263,7 @@ mod tests {
     fn cores_are_those_of_the_standard_library() {
         // It also knows older kinds of quotas, which only make its number smaller.
         let known = std::thread::available_parallelism().unwrap().get();
-        assert!(cores() >= known && cores() <= 1 << 16);
+        assert!(cores() >= known.min(MAX_THREADS) && cores() <= MAX_THREADS);
     }
 
     #[test]

@@ -28,6 +28,7 @@ use crate::model::{KvStrategy, Model, PlaneTokens};
 use crate::plan::{Plan, Region};
 use crate::routing::{self, Routing};
 use crate::sampling::Sampler;
+use crate::text::Text;
 use functions::Kernels;
 use launch::{Module, Program, WorkList};
 use memory::{Buffer, Pinned};
@@ -406,7 +407,9 @@ impl Gpu {
         match report.error {
             error::NONE => Ok(()),
             error::SCORE_NOT_FINITE => Err(Error::not_finite("a router's score")),
-            error::KEY_NOT_FINITE => Err(Error::not_finite("a key or a value")),
+            error::KEY_NOT_FINITE => Err(Error::NotFinite(Text::new(
+                "a key or a value that is not finite or too large for its type; keep keys and values as F32, and if that fails too, the weights are damaged",
+            ))),
             _ => Err(Error::not_finite("a logit")),
         }
     }

@@ -29,7 +29,8 @@ pub enum mor_status {
     MOR_ERROR_CONTEXT_FULL = 8,
     /// Every page of the KV cache is taken.
     MOR_ERROR_KV_FULL = 9,
-    /// The model computed a value that is not finite: its weights are damaged.
+    /// The model computed a value that is not finite: its weights are damaged. Or a key or a value that is too large for
+    /// the type in which they are kept.
     MOR_ERROR_NOT_FINITE = 10,
     /// The system refused a thread for another reason than a lack of memory or room, or its affinity
     /// or niceness.
@@ -71,7 +72,7 @@ impl From<&Error> for mor_status {
             Error::Template(_) => MOR_ERROR_TEMPLATE,
             Error::ContextFull { .. } => MOR_ERROR_CONTEXT_FULL,
             Error::KvFull { .. } => MOR_ERROR_KV_FULL,
-            Error::OutOfMemory { .. } => MOR_ERROR_OUT_OF_MEMORY,
+            Error::OutOfMemory { .. } | Error::NoThread { .. } => MOR_ERROR_OUT_OF_MEMORY,
             Error::Lock { .. } => MOR_ERROR_LOCK,
             Error::FileChanged { .. } => MOR_ERROR_FILE_CHANGED,
             Error::Cancelled => MOR_ERROR_CANCELLED,

@@ -228,6 +228,11 @@ impl Hyperparameters {
         }
         let hidden_size = keys.size("embedding_length", MAX_WIDTH)?;
         let head_dim = keys.size_or("attention.key_length", hidden_size / heads, MAX_HEAD_DIM)?;
+        if heads * head_dim > MAX_WIDTH {
+            return Err(Error::format(format_args!(
+                "{heads} heads of width {head_dim} are wider than the limit of {MAX_WIDTH}"
+            )));
+        }
         if keys.size_or("attention.value_length", head_dim, MAX_HEAD_DIM)? != head_dim {
             return Err(Error::unsupported(
                 "a model whose keys and values have different lengths",

@@ -23,7 +23,8 @@ public struct MorError: Error, Equatable, Sendable {
         case contextFull
         /// Every page of the KV cache is taken.
         case kvFull
-        /// The model computed a value that is not finite: its weights are damaged.
+        /// The model computed a value that is not finite: its weights are damaged. Or a key or a value that is too
+        /// large for the type in which they are kept.
         case notFinite
         /// The system refused a thread, its affinity or niceness.
         case thread

@@ -37,7 +37,10 @@ public enum class MorStatus(public val code: Int) {
     /** Every page of the KV cache is taken. */
     KV_FULL(9),
 
-    /** The model computed a value that is not finite: its weights are damaged. */
+    /**
+     * The model computed a value that is not finite: its weights are damaged. Or a key or a value that
+     * is too large for the type in which they are kept.
+     */
     NOT_FINITE(10),
 
     /**
