@@ -350,6 +350,35 @@ fn a_batch_is_planned_in_both_directions() {
     assert!(shown.contains("runs 1.5 recursions on average"), "{shown}");
 }
 
+/// What cannot have an effect is told, or refused where the user may think that a model is made so.
+#[test]
+fn options_for_routers_need_routers() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    mor(&["synth", "--shape", "tiny", "-o", &at("a.gguf")]);
+    let told = text(&mor(&["run", &at("a.gguf"), "-p", "a", "-n", "1", "--cut", "0.7"]).stderr);
+    assert!(
+        told.starts_with("mor: the model has no routers, so --cut changes nothing\n"),
+        "{told}"
+    );
+    let told = text(&mor(&["run", "-p", "a", "-n", "1", "--cut", "0.7"]).stderr);
+    assert!(!told.contains("--cut"), "{told}");
+    let vanilla = common::cases::case_folder("vanilla");
+    let convert = [
+        "convert",
+        vanilla.to_str().unwrap(),
+        "-o",
+        "b.gguf",
+        "--alpha",
+        "1",
+    ];
+    let refused = refusal(folder.path(), &convert);
+    assert!(
+        refused.contains("has no routers, to which the alpha"),
+        "{refused}"
+    );
+}
+
 #[test]
 fn short_arrays_are_shown_in_full() {
     let capacities = "[1.0,0.6666666666666666,0.3333333333333333]";

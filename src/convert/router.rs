@@ -44,7 +44,22 @@ pub(super) fn resolve(
     progress: &mut dyn Progress,
 ) -> Result<Option<Router>> {
     if !matches!(spec.kind, Kind::Expert | Kind::Token) {
-        return Ok(None);
+        let given = [
+            ("alpha", overrides.alpha.is_some()),
+            ("router function", overrides.router_function.is_some()),
+            ("selection", overrides.sampling.is_some()),
+            ("balancing", overrides.balancing.is_some()),
+            ("temperature", overrides.temperature.is_some()),
+            ("gating", overrides.gating.is_some()),
+            ("capacities", overrides.capacities.is_some()),
+        ];
+        return match given.iter().find(|(_, is_given)| *is_given) {
+            None => Ok(None),
+            Some((what, _)) => Err(Error::convert(format_args!(
+                "a model of kind '{}' has no routers, to which the {what} that was given would belong; leave it out or give the kind",
+                spec.kind.name()
+            ))),
+        };
     }
     if training.bool("mor.rand_router")? == Some(true) {
         return Err(Error::unsupported(

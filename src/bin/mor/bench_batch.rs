@@ -46,6 +46,7 @@ pub fn bench_batch(args: &BenchArgs) -> Result<()> {
         return Err("arrivals are a positive number a second".into());
     }
     let model = input::open(Some(&args.model), args.device)?;
+    input::tell_of_cut(&model, args.cut);
     let mut threads = args.threads.clone();
     if threads.is_empty() {
         threads.push(mor::cpu::thread::cores());

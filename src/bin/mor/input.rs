@@ -52,6 +52,15 @@ pub fn tell_of_context(session: &Session) {
     }
 }
 
+/// Tells where a cut changes nothing.
+pub fn tell_of_cut(model: &Model, cut: Option<f32>) {
+    if cut.is_some() && model.hyperparameters().router.is_none() {
+        tell(format_args!(
+            "mor: the model has no routers, so --cut changes nothing"
+        ));
+    }
+}
+
 /// A session as the arguments want it.
 pub fn session(
     model: &Model,
@@ -64,6 +73,7 @@ pub fn session(
     }
     params.kv = engine.kv.map_or(default_kv, KvType::from);
     let mut session = Session::new(model, &params)?;
+    tell_of_cut(model, engine.cut);
     if let Some(cut) = engine.cut {
         session.set_cut(cut)?;
     }
