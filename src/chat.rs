@@ -9,7 +9,7 @@ mod guard;
 mod json;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Value, ValueKind};
+use minijinja::value::{Rest, Value, ValueKind};
 use minijinja::{Environment, ErrorKind, State, context};
 
 use crate::error::{Error, Result};
@@ -132,8 +132,8 @@ fn compile(source: &str) -> Result<Environment<'static>> {
     environment.set_syntax(syntax);
     environment.set_unknown_method_callback(method);
     // They indent what they print, which takes time in the cube of its depth and is not counted.
-    environment.remove_filter("pprint");
-    environment.remove_global("debug");
+    environment.add_filter("pprint", refused);
+    environment.add_function("debug", refused);
     environment.add_function("raise_exception", raise_exception);
     // Templates that find no clock write the date that their model knows.
     #[cfg(unix)]
@@ -200,6 +200,13 @@ impl std::fmt::Debug for ChatTemplate {
 
 /// Marks the errors that a template raises on purpose.
 const RAISED: &str = "the template refuses the conversation: ";
+
+fn refused(_: Rest<Value>) -> std::result::Result<Value, minijinja::Error> {
+    Err(minijinja::Error::new(
+        ErrorKind::InvalidOperation,
+        "pprint and debug are not supported",
+    ))
+}
 
 /// Python's methods of texts, lists and dictionaries.
 fn method(

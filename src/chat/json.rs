@@ -4,6 +4,8 @@
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, ErrorKind, State};
 
+use crate::order::sort_by;
+
 /// The bytes of output that one unit of fuel pays.
 const BYTES_PER_FUEL: usize = 64;
 
@@ -81,11 +83,16 @@ impl Writer<'_, '_> {
         let mut empty = true;
         let mut items = value.try_iter()?;
         let mut sorted = Vec::new();
+        let mut order: Vec<u32> = Vec::new();
         if is_map && self.is_sorted {
             sorted.extend(items.by_ref());
-            sorted.sort();
+            order.extend(0..sorted.len() as u32);
+            sort_by(&mut order, &|a, b| {
+                sorted[a as usize].cmp(&sorted[b as usize])
+            });
         }
-        for item in sorted.into_iter().chain(items) {
+        let sorted = order.into_iter().map(|at| sorted[at as usize].clone());
+        for item in sorted.chain(items) {
             if !empty {
                 self.out.push_str(&self.comma);
             }
