@@ -12,16 +12,15 @@ const BYTES_PER_FUEL: usize = 64;
 /// `value | tojson(ensure_ascii=false, indent=none, separators=none, sort_keys=false)`
 pub(super) fn tojson(state: &State, value: &Value, options: Kwargs) -> Result<Value, Error> {
     let indent: Option<usize> = options.get("indent")?;
-    let separators: Option<Vec<String>> = options.get("separators")?;
-    let [comma, colon] = match separators.map(<[String; 2]>::try_from) {
-        Some(Ok(two)) => two,
-        Some(Err(_)) => {
-            return Err(Error::new(
-                ErrorKind::InvalidOperation,
-                "tojson takes two separators",
-            ));
-        }
-        None => [if indent.is_some() { "," } else { ", " }, ": "].map(str::to_owned),
+    let separators: Option<Value> = options.get("separators")?;
+    let usual = Value::from(vec![if indent.is_some() { "," } else { ", " }, ": "]);
+    let separators = separators.filter(|value| !value.is_none()).unwrap_or(usual);
+    let [comma, colon] = [0, 1].map(|at| separators.get_item_by_index(at).unwrap_or_default());
+    let (Some(comma), Some(colon)) = (comma.as_str(), colon.as_str()) else {
+        return Err(Error::new(
+            ErrorKind::InvalidOperation,
+            "tojson takes two separators",
+        ));
     };
     let mut writer = Writer {
         state,
@@ -43,8 +42,8 @@ pub(super) fn tojson(state: &State, value: &Value, options: Kwargs) -> Result<Va
 struct Writer<'a, 'env> {
     state: &'a State<'a, 'env>,
     indent: Option<usize>,
-    comma: String,
-    colon: String,
+    comma: &'a str,
+    colon: &'a str,
     /// Whether dictionaries are written in the order of their keys.
     is_sorted: bool,
     /// Whether other characters are escaped.
@@ -94,13 +93,13 @@ impl Writer<'_, '_> {
         let sorted = order.into_iter().map(|at| sorted[at as usize].clone());
         for item in sorted.chain(items) {
             if !empty {
-                self.out.push_str(&self.comma);
+                self.out.push_str(self.comma);
             }
             empty = false;
             self.line(depth + 1);
             if is_map {
                 self.string(&item.to_string());
-                self.out.push_str(&self.colon);
+                self.out.push_str(self.colon);
                 self.value(&value.get_item(&item)?, depth + 1)?;
             } else {
                 self.value(&item, depth + 1)?;

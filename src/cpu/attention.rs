@@ -256,7 +256,7 @@ impl Unit<'_> {
             Level::Scalar => unsafe { attend::<Scalar>(self, part, room, result) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => unsafe { attend_avx2(self, part, room, result) },
+            Level::Avx2 | Level::AvxVnni => unsafe { attend_avx2(self, part, room, result) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => unsafe { attend_avx512(self, part, room, result) },
@@ -323,7 +323,7 @@ levels! {
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn attend_avx2(unit: &Unit, part: usize, room: &mut Room, result: &mut Outcome) {
     // SAFETY: passed on.
-    unsafe { attend::<super::simd::Avx2>(unit, part, room, result) }
+    unsafe { attend::<super::simd::Avx2<{ super::simd::PLAIN }>>(unit, part, room, result) }
 }
 
 #[cfg(target_arch = "x86_64")]

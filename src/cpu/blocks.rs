@@ -142,6 +142,7 @@ impl<A: Place, B: Place> Place for Result<A, B> {
 
 /// 32 columns of sixteen rows: `weight = scale · (number − BIAS) + minimum`.
 #[derive(Clone, Copy)]
+#[repr(C)] // equal for instruction sets of equal registers
 pub(super) struct Group<S: Simd> {
     /// Columns 4k to 4k + 3 of each row.
     pub numbers: [S::I; 8],

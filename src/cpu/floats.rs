@@ -41,7 +41,7 @@ impl Floats<'_> {
             Level::Scalar => unsafe { all::<Scalar, T>(self) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Level::Avx2 => unsafe { all_avx2::<T>(self) },
+            Level::Avx2 | Level::AvxVnni => unsafe { all_avx2::<T>(self) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Level::Avx512 => unsafe { all_avx512::<T>(self) },
@@ -56,7 +56,7 @@ impl Floats<'_> {
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn all_avx2<T: Element>(floats: &Floats) {
     // SAFETY: passed on.
-    unsafe { all::<super::simd::Avx2, T>(floats) }
+    unsafe { all::<super::simd::Avx2<{ super::simd::PLAIN }>, T>(floats) }
 }
 
 #[cfg(target_arch = "x86_64")]

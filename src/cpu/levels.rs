@@ -28,7 +28,7 @@ macro_rules! levels {
                 | $crate::cpu::simd::Level::I8mm => plain($($arg),*),
                 // SAFETY: a `Level` is had only by a machine that has its instruction set.
                 #[cfg(target_arch = "x86_64")]
-                $crate::cpu::simd::Level::Avx2 => unsafe { avx2($($arg),*) },
+                $crate::cpu::simd::Level::Avx2 | $crate::cpu::simd::Level::AvxVnni => unsafe { avx2($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::cpu::simd::Level::Avx512 => unsafe { avx512($($arg),*) },

@@ -7,7 +7,7 @@ use super::blocks::{
 };
 use super::matmul::GROUP_BYTES;
 #[cfg(target_arch = "x86_64")]
-use super::simd::{Avx2, Avx512};
+use super::simd::{Avx2, Avx512, PLAIN, VNNI};
 #[cfg(target_arch = "aarch64")]
 use super::simd::{DOTPROD, I8MM, Neon, PLAIN};
 use super::simd::{LANES, Level, Rows, Scalar, Simd};
@@ -63,7 +63,10 @@ impl Tiles<'_> {
             Level::Scalar => unsafe { plain::tiles::<T>(&self, 1) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Level::Avx2 => unsafe { tiles_avx2::<T>(self) },
+            Level::Avx2 => unsafe { tiles_avx2::<T>(self, None) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Level::AvxVnni => unsafe { tiles_avx2::<T>(self, Some(sum_of_avx_vnni::<T>())) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Level::Avx512 => unsafe { tiles_avx512::<T>(self) },
@@ -71,7 +74,7 @@ impl Tiles<'_> {
             // SAFETY: as above.
             Level::Neon => unsafe {
                 run_tiles::<Neon<PLAIN>, T, { Neon::<PLAIN>::ROWS }, { Neon::<PLAIN>::ROWS / 2 }>(
-                    self,
+                    self, None,
                 )
             },
             #[cfg(target_arch = "aarch64")]
@@ -86,16 +89,55 @@ impl Tiles<'_> {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn tiles_avx2<T: Format>(tiles: Tiles) {
+unsafe fn tiles_avx2<T: Format>(tiles: Tiles, sum: Option<Sum<Avx2<PLAIN>>>) {
+    const ROWS: usize = Avx2::<PLAIN>::ROWS;
     // SAFETY: passed on.
-    unsafe { run_tiles::<Avx2, T, { Avx2::ROWS }, { Avx2::ROWS / 2 }>(tiles) }
+    unsafe { run_tiles::<Avx2<PLAIN>, T, ROWS, { ROWS / 2 }>(tiles, sum) }
+}
+
+/// What sums a panel on [`Level::AvxVnni`]. (A lone row mostly waits for its weights, whatever multiplies them, and the last
+/// rows of many are few: for these there is no code of their own.)
+#[cfg(target_arch = "x86_64")]
+fn sum_of_avx_vnni<T: Format>() -> Sum<Avx2<PLAIN>> {
+    #[cfg(any(test, feature = "bench"))]
+    if !super::simd::has_avx_vnni() {
+        return sum_vnni_512::<T>;
+    }
+    sum_avx_vnni::<T>
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avxvnni,avx2,fma,f16c")]
+unsafe fn sum_avx_vnni<T: Format>(
+    groups: *const Group<Avx2<PLAIN>>,
+    panel: Panel,
+    next: &mut Ahead,
+    out: &Out,
+) {
+    const ROWS: usize = Avx2::<VNNI>::ROWS;
+    // SAFETY: passed on; groups of both are the same registers in the same order.
+    unsafe { sum_unpacked::<Avx2<VNNI>, T, ROWS, ROWS>(groups.cast(), panel, next, out) }
+}
+
+#[cfg(all(target_arch = "x86_64", any(test, feature = "bench")))]
+#[target_feature(enable = "avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn sum_vnni_512<T: Format>(
+    groups: *const Group<Avx2<PLAIN>>,
+    panel: Panel,
+    next: &mut Ahead,
+    out: &Out,
+) {
+    use super::simd::VNNI_512;
+    const ROWS: usize = Avx2::<VNNI_512>::ROWS;
+    // SAFETY: as above.
+    unsafe { sum_unpacked::<Avx2<VNNI_512>, T, ROWS, ROWS>(groups.cast(), panel, next, out) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn tiles_avx512<T: Format>(tiles: Tiles) {
     // SAFETY: passed on.
-    unsafe { run_tiles::<Avx512, T, { Avx512::ROWS }, { Avx512::ROWS / 2 }>(tiles) }
+    unsafe { run_tiles::<Avx512, T, { Avx512::ROWS }, { Avx512::ROWS / 2 }>(tiles, None) }
 }
 
 #[cfg(target_arch = "aarch64")]
@@ -104,7 +146,7 @@ unsafe fn tiles_dotprod<T: Format>(tiles: Tiles) {
     // SAFETY: passed on.
     unsafe {
         run_tiles::<Neon<DOTPROD>, T, { Neon::<DOTPROD>::ROWS }, { Neon::<DOTPROD>::ROWS / 2 }>(
-            tiles,
+            tiles, None,
         )
     }
 }
@@ -113,13 +155,31 @@ unsafe fn tiles_dotprod<T: Format>(tiles: Tiles) {
 #[target_feature(enable = "dotprod,i8mm")]
 unsafe fn tiles_i8mm<T: Format>(tiles: Tiles) {
     // SAFETY: passed on.
-    unsafe { run_tiles::<Neon<I8MM>, T, { Neon::<I8MM>::ROWS }, { Neon::<I8MM>::ROWS / 2 }>(tiles) }
+    unsafe {
+        run_tiles::<Neon<I8MM>, T, { Neon::<I8MM>::ROWS }, { Neon::<I8MM>::ROWS / 2 }>(tiles, None)
+    }
 }
+
+/// One panel of activations.
+#[derive(Clone, Copy)]
+struct Panel<'a> {
+    input: &'a Activations<'a>,
+    /// Which one.
+    index: usize,
+    /// Groups of columns.
+    count: usize,
+}
+
+/// What takes the place of [`sum_unpacked`] for all rows of a panel.
+type Sum<S> = unsafe fn(*const Group<S>, Panel, &mut Ahead, &Out);
 
 /// All tiles of the job; `R` rows of activations at a time share what is taken out of a block, and
 /// the last `H` or fewer of many.
 #[inline(always)]
-unsafe fn run_tiles<S: Simd, T: Format, const R: usize, const H: usize>(tiles: Tiles) {
+unsafe fn run_tiles<S: Simd, T: Format, const R: usize, const H: usize>(
+    tiles: Tiles,
+    sum: Option<Sum<S>>,
+) {
     const { assert!(size_of::<Group<S>>() <= GROUP_BYTES && align_of::<Group<S>>() <= 64) };
     let Tiles { weight, input, .. } = tiles;
     let row_bytes = weight.row_bytes;
@@ -156,11 +216,18 @@ unsafe fn run_tiles<S: Simd, T: Format, const R: usize, const H: usize>(tiles: T
                 let count = blocks * T::GROUPS;
                 let panels = input.n.div_ceil(R);
                 let mut next = Ahead::new(start, LANES * row_bytes, count * panels);
-                for panel in 0..panels {
-                    if input.n - panel * R <= H {
-                        sum_unpacked::<S, T, H, R>(unpacked, count, input, panel, &mut next, &out);
+                for index in 0..panels {
+                    let panel = Panel {
+                        input,
+                        index,
+                        count,
+                    };
+                    if input.n - index * R <= H {
+                        sum_unpacked::<S, T, H, R>(unpacked, panel, &mut next, &out);
+                    } else if let Some(sum) = sum {
+                        sum(unpacked, panel, &mut next, &out);
                     } else {
-                        sum_unpacked::<S, T, R, R>(unpacked, count, input, panel, &mut next, &out);
+                        sum_unpacked::<S, T, R, R>(unpacked, panel, &mut next, &out);
                     }
                 }
             }
@@ -300,9 +367,11 @@ unsafe fn sum_packed<S: Simd, T: Format, P: Place>(
 #[inline(always)]
 unsafe fn sum_unpacked<S: Simd, T: Format, const R: usize, const W: usize>(
     groups: *const Group<S>,
-    count: usize,
-    input: &Activations,
-    panel: usize,
+    Panel {
+        input,
+        index: panel,
+        count,
+    }: Panel,
     next: &mut Ahead,
     out: &Out,
 ) {

@@ -3,10 +3,18 @@
 use super::{LANES, Rows, Simd, dots_by_lanes};
 use std::arch::x86_64::*;
 
-#[derive(Clone, Copy)]
-pub(in crate::cpu) struct Avx2;
+/// Any machine with AVX2.
+pub(in crate::cpu) const PLAIN: u8 = 0;
+/// Four products of bytes a lane in one instruction, of AVX-VNNI.
+pub(in crate::cpu) const VNNI: u8 = 1;
+/// As `VNNI`, in AVX-512's spelling of it: so that machines which have that one test it.
+#[cfg(any(test, feature = "bench"))]
+pub(in crate::cpu) const VNNI_512: u8 = 2;
 
-impl Avx2 {
+#[derive(Clone, Copy)]
+pub(in crate::cpu) struct Avx2<const HAS: u8>;
+
+impl<const HAS: u8> Avx2<HAS> {
     /// Rows of activations that a matrix product takes at a time: what fits the registers.
     pub const ROWS: usize = 4;
 }
@@ -16,13 +24,13 @@ type Pair<T> = [T; 2];
 
 // SAFETY: all bodies are inlined into their callers, which enable the instruction set.
 #[allow(unsafe_op_in_unsafe_fn)] // every line is an intrinsic of the set that the trait demands
-unsafe impl Simd for Avx2 {
+unsafe impl<const HAS: u8> Simd for Avx2<HAS> {
     type I = Pair<__m256i>;
     type F = Pair<__m256>;
-    /// Sixteen bits each: two for a lane.
+    /// Without VNNI sixteen bits each: two for a lane.
     type Sum = Pair<__m256i>;
-    const NARROW: i32 = 2;
-    /// Signed bytes are taken as two halves without a sign.
+    const NARROW: i32 = if HAS == PLAIN { 2 } else { 0 };
+    /// The instructions multiply unsigned with signed bytes.
     const SIGNED_BIAS: i32 = 128;
 
     #[inline(always)]
@@ -56,24 +64,39 @@ unsafe impl Simd for Avx2 {
         [_mm256_srai_epi32::<24>(a), _mm256_srai_epi32::<24>(b)]
     }
     #[inline(always)]
-    unsafe fn start(_: Self::I) -> Self::Sum {
-        [_mm256_setzero_si256(); 2]
+    unsafe fn start(total: Self::I) -> Self::Sum {
+        match HAS {
+            PLAIN => [_mm256_setzero_si256(); 2],
+            _ => total,
+        }
     }
     #[inline(always)]
     unsafe fn dot([a, b]: Self::Sum, [v, w]: Self::I, x: i32) -> Self::Sum {
         let x = _mm256_set1_epi32(x);
-        [
-            _mm256_add_epi16(a, _mm256_maddubs_epi16(v, x)),
-            _mm256_add_epi16(b, _mm256_maddubs_epi16(w, x)),
-        ]
+        match HAS {
+            PLAIN => [
+                _mm256_add_epi16(a, _mm256_maddubs_epi16(v, x)),
+                _mm256_add_epi16(b, _mm256_maddubs_epi16(w, x)),
+            ],
+            VNNI => [
+                _mm256_dpbusd_avx_epi32(a, v, x),
+                _mm256_dpbusd_avx_epi32(b, w, x),
+            ],
+            _ => [_mm256_dpbusd_epi32(a, v, x), _mm256_dpbusd_epi32(b, w, x)],
+        }
     }
-    /// Never used: [`Simd::dots`] has another way.
+    /// Without VNNI never used: [`Simd::dots`] has another way.
     #[inline(always)]
-    unsafe fn dot_signed(sum: Self::Sum, _: Self::I, _: i32) -> Self::Sum {
-        sum
+    unsafe fn dot_signed(sum: Self::Sum, [v, w]: Self::I, x: i32) -> Self::Sum {
+        let sign = _mm256_set1_epi8(-128);
+        let unsigned = [_mm256_xor_si256(v, sign), _mm256_xor_si256(w, sign)];
+        Self::dot(sum, unsigned, x)
     }
     #[inline(always)]
     unsafe fn finish([a, b]: Self::Sum, [c, d]: Self::I) -> Self::I {
+        if HAS != PLAIN {
+            return [a, b];
+        }
         let one = _mm256_set1_epi16(1);
         [
             _mm256_add_epi32(c, _mm256_madd_epi16(a, one)),
@@ -184,8 +207,8 @@ unsafe impl Simd for Avx2 {
         steps: usize,
         x: *const i8,
     ) {
-        if !SIGNED {
-            return dots_by_lanes::<Self, false, R>(totals, numbers, [from, to], steps, x);
+        if !SIGNED || HAS != PLAIN {
+            return dots_by_lanes::<Self, SIGNED, R>(totals, numbers, [from, to], steps, x);
         }
         // The instruction multiplies bytes without a sign with bytes that have one, and pairs of
         // products must fit sixteen bits. So w + 128 is taken as 16 · high + low, whose products can

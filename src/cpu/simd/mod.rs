@@ -14,7 +14,10 @@ mod neon;
 mod scalar;
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use avx2::Avx2;
+#[cfg(all(target_arch = "x86_64", any(test, feature = "bench")))]
+pub(super) use avx2::VNNI_512;
+#[cfg(target_arch = "x86_64")]
+pub(super) use avx2::{Avx2, PLAIN, VNNI};
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx512::Avx512;
 #[cfg(target_arch = "aarch64")]
@@ -33,6 +36,9 @@ pub(crate) enum Level {
     /// AVX2, FMA and F16C: x86-64 since 2013.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// As `Avx2`, with products of bytes: laptops and small boards since 2021 (Alder Lake, N100), which have no AVX-512.
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni,
     /// AVX-512 F, BW, VL and VNNI: servers since 2019, Zen 4 and later.
     #[cfg(target_arch = "x86_64")]
     Avx512,
@@ -60,7 +66,12 @@ impl Level {
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512vnni");
-            [avx2.then_some(Level::Avx2), avx512.then_some(Level::Avx512)]
+            let avx_vnni = avx2 && (has_avx_vnni() || (avx512 && HAS_STAND_IN));
+            [
+                avx2.then_some(Level::Avx2),
+                avx_vnni.then_some(Level::AvxVnni),
+                avx512.then_some(Level::Avx512),
+            ]
         };
         #[cfg(target_arch = "aarch64")]
         let more = {
@@ -82,7 +93,9 @@ impl Level {
         match self {
             Level::Scalar => 1,
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => Avx2::ROWS,
+            Level::Avx2 => Avx2::<PLAIN>::ROWS,
+            #[cfg(target_arch = "x86_64")]
+            Level::AvxVnni => Avx2::<VNNI>::ROWS,
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => Avx512::ROWS,
             #[cfg(target_arch = "aarch64")]
@@ -98,6 +111,16 @@ impl Level {
     pub fn best() -> Level {
         Level::available().last().unwrap_or(Level::Scalar)
     }
+}
+
+/// Whether AVX-512's spelling of the instruction is there for where AVX-VNNI's is missing.
+#[cfg(target_arch = "x86_64")]
+const HAS_STAND_IN: bool = cfg!(any(test, feature = "bench"));
+
+/// Whether the machine has the instruction of [`Level::AvxVnni`] in its own spelling.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn has_avx_vnni() -> bool {
+    is_x86_feature_detected!("avxvnni")
 }
 
 /// Where sixteen rows lie in memory.
