@@ -131,7 +131,7 @@ impl KvShape {
 }
 
 /// Values are kept in whole vectors of so many elements.
-const VECTOR: usize = 16;
+pub const VECTOR: usize = 16;
 
 /// Where the cache lies in the arena.
 #[derive(Debug, Clone, PartialEq, Eq)]

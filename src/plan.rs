@@ -15,7 +15,7 @@ use crate::sampling::Candidate;
 pub const ARENA_ALIGNMENT: usize = 64;
 
 /// Most sequences of a batch.
-const MAX_SEQUENCES: usize = (1 << 20) - 1;
+pub(crate) const MAX_SEQUENCES: usize = (1 << 20) - 1;
 
 /// Rows of logits that are computed together where the plan does not say: with more, reading the
 /// output matrix costs next to nothing beside the products.
@@ -608,10 +608,6 @@ pub(crate) unsafe trait Plain {}
 unsafe impl Plain for u8 {}
 // SAFETY: as above.
 unsafe impl Plain for u32 {}
-// SAFETY: as above.
-unsafe impl Plain for i8 {}
-// SAFETY: as above.
-unsafe impl Plain for i32 {}
 // SAFETY: as above.
 unsafe impl Plain for f32 {}
 // SAFETY: as above.

@@ -91,10 +91,7 @@ fn whole_numbers_of_any_type_that_fit() {
     ];
     for value in fit {
         m.insert("k", value);
-        assert_eq!(
-            (m.u32("k").unwrap(), m.u64("k").unwrap()),
-            (Some(7), Some(7))
-        );
+        assert_eq!(m.u32("k").unwrap(), Some(7));
     }
     m.insert("k", u32::MAX);
     assert_eq!(m.require_u32("k").unwrap(), u32::MAX);
@@ -105,7 +102,7 @@ fn whole_numbers_of_any_type_that_fit() {
         "{text}"
     );
     m.insert("k", -1i8);
-    assert!(m.u32("k").is_err() && m.u64("k").is_err());
+    assert!(m.u32("k").is_err());
 }
 
 #[test]

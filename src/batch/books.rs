@@ -84,7 +84,7 @@ pub(super) struct Books {
     pub left: usize,
     /// Slots that no row has.
     pub free_slots: Vec<u32>,
-    /// Rows that wait for others before them; only during a tick.
+    /// Rows that wait for others before them, and then those whose logits are wanted; only during a tick.
     pub waiting: Vec<u32>,
     /// Places at which to begin when tokens are chosen: those with one to run, those with several.
     turns: [usize; 2],

@@ -18,7 +18,7 @@ use crate::cuda::{self, Gpu};
 use crate::error::{Error, Result};
 use crate::memory::reserved;
 use crate::model::{MAX_RECURSIONS, Model};
-use crate::plan::{Plan, SessionParams};
+use crate::plan::{MAX_SEQUENCES, Plan, SessionParams};
 use crate::routing::Routing;
 use crate::sampling::{Sampler, SamplerParams};
 #[cfg(feature = "ffi")]
@@ -33,7 +33,7 @@ pub struct SequenceId(pub(crate) u64);
 
 impl SequenceId {
     /// The lower bits are the sequence's place, of which a plan has at most so many.
-    const PLACES: u64 = 1 << 20;
+    const PLACES: u64 = MAX_SEQUENCES as u64 + 1;
 
     fn place(self) -> usize {
         (self.0 % Self::PLACES) as usize

@@ -159,14 +159,14 @@ pub(super) struct Repeat {
 impl Repeat {
     /// The stored layer that stands for logical layer `layer`.
     fn base_of(&self, layer: usize) -> usize {
-        let middle = usize::from(self.sharing.is_middle());
-        if self.sharing.is_middle() && (layer == 0 || layer + 1 == self.layers) {
+        let middle = usize::from(self.sharing.has_own_ends());
+        if self.sharing.has_own_ends() && (layer == 0 || layer + 1 == self.layers) {
             return layer;
         }
         let inner = layer - middle;
         let block = (self.layers - 2 * middle) / self.recursions;
         middle
-            + if self.sharing.is_sequence() {
+            + if self.sharing.repeats_in_place() {
                 inner - inner % self.recursions
             } else {
                 inner % block
@@ -177,7 +177,7 @@ impl Repeat {
     fn block(&self) -> Option<usize> {
         let inner = self
             .layers
-            .checked_sub(2 * usize::from(self.sharing.is_middle()))?;
+            .checked_sub(2 * usize::from(self.sharing.has_own_ends()))?;
         (self.recursions > 0 && inner % self.recursions == 0)
             .then_some(inner / self.recursions)
             .filter(|&b| b > 0)
@@ -244,11 +244,11 @@ pub(super) fn logical_layers(
 ) -> Result<usize> {
     let end = census.plain_end();
     let last_block = end.div_ceil(recursions);
-    if sharing.is_middle() {
+    if sharing.has_own_ends() {
         // The own last layer is always stored.
         return Ok(end);
     }
-    if sharing.is_sequence() {
+    if sharing.repeats_in_place() {
         return Ok(last_block * recursions);
     }
     let complete = census.complete(source);

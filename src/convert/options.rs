@@ -3,32 +3,9 @@
 use std::path::PathBuf;
 
 use crate::error::{Error, Result};
-use crate::model::TensorLayout;
+pub use crate::model::{KvStrategy, RouterFunction, Sharing};
+use crate::model::{TensorLayout, named};
 use crate::quant::TensorType;
-
-/// An enum whose values have a spelling of their own in files and options.
-macro_rules! named {
-    ($(#[$doc:meta])* $name:ident { $($(#[$item_doc:meta])* $item:ident = $text:literal,)* }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum $name { $($(#[$item_doc])* $item,)* }
-
-        impl $name {
-            /// Every value.
-            pub const ALL: &'static [Self] = &[$(Self::$item,)*];
-
-            /// The spelling in files and options.
-            pub fn name(self) -> &'static str {
-                match self { $(Self::$item => $text,)* }
-            }
-
-            /// The value that is spelled `name`.
-            pub fn parse(name: &str) -> Option<Self> {
-                match name { $($text => Some(Self::$item),)* _ => None }
-            }
-        }
-    };
-}
 
 named! {
     /// How a model decides which tokens go through a recursion.
@@ -41,48 +18,6 @@ named! {
         Expert = "expert",
         /// One router gives each token its depth.
         Token = "token",
-    }
-}
-
-named! {
-    /// Which logical layers share one stored layer.
-    Sharing {
-        /// None: each layer is its own.
-        None = "none",
-        /// 1 2 3 · 1 2 3
-        Cycle = "cycle",
-        /// 1 1 · 2 2 · 3 3
-        Sequence = "sequence",
-        /// `cycle` between an own first and an own last layer.
-        MiddleCycle = "middle_cycle",
-        /// `sequence` between an own first and an own last layer.
-        MiddleSequence = "middle_sequence",
-    }
-}
-
-impl Sharing {
-    /// Whether an own first and an own last layer stand around the shared block.
-    pub fn is_middle(self) -> bool {
-        matches!(self, Self::MiddleCycle | Self::MiddleSequence)
-    }
-
-    /// Whether each shared layer repeats in place.
-    pub fn is_sequence(self) -> bool {
-        matches!(self, Self::Sequence | Self::MiddleSequence)
-    }
-}
-
-named! {
-    /// What turns a router's score into a weight.
-    RouterFunction {
-        /// The logistic function.
-        Sigmoid = "sigmoid",
-        /// The hyperbolic tangent (expert-choice only).
-        Tanh = "tanh",
-        /// Softmax over the depths (token-choice only).
-        Softmax = "softmax",
-        /// The score itself (expert-choice only).
-        None = "none",
     }
 }
 
@@ -116,16 +51,6 @@ named! {
     }
 }
 
-named! {
-    /// What deeper recursions attend to.
-    KvStrategy {
-        /// Each recursion has its own keys and values, of the tokens active there.
-        RecursionWise = "recursion_wise",
-        /// Recursion 0 fills one cache that all recursions read.
-        Shared = "shared",
-    }
-}
-
 /// What the caller knows better than the checkpoint and its configuration.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Overrides {
@@ -136,7 +61,7 @@ pub struct Overrides {
     /// How layers are shared.
     pub sharing: Option<Sharing>,
     /// The number of recursions.
-    pub num_recursion: Option<u32>,
+    pub recursions: Option<u32>,
     /// Layers that a token of full depth passes (`num_hidden_layers`).
     pub layers: Option<u32>,
     /// The factor on the router's weight.
@@ -144,7 +69,7 @@ pub struct Overrides {
     /// The router's function.
     pub router_function: Option<RouterFunction>,
     /// Expert-choice: what decides causally (`sampling` in the training configuration).
-    pub sampling: Option<Selection>,
+    pub selection: Option<Selection>,
     /// Token-choice: how the depths were balanced.
     pub balancing: Option<Balancing>,
     /// What the router's input is divided by.
@@ -154,7 +79,7 @@ pub struct Overrides {
     /// Expert-choice: the share of the sequence that enters each recursion.
     pub capacities: Option<Vec<f64>>,
     /// What deeper recursions attend to.
-    pub kv_sharing: Option<KvStrategy>,
+    pub kv_strategy: Option<KvStrategy>,
     /// Query heads.
     pub heads: Option<u32>,
     /// Key and value heads.

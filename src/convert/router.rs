@@ -47,7 +47,7 @@ pub(super) fn resolve(
         let given = [
             ("alpha", overrides.alpha.is_some()),
             ("router function", overrides.router_function.is_some()),
-            ("selection", overrides.sampling.is_some()),
+            ("selection", overrides.selection.is_some()),
             ("balancing", overrides.balancing.is_some()),
             ("temperature", overrides.temperature.is_some()),
             ("gating", overrides.gating.is_some()),
@@ -121,7 +121,7 @@ fn function(
         Some(function) => function,
         // A key that is there and null means no function at all. For token-choice the authors' code takes the softmax
         // over the depths unless it says sigmoid.
-        None if training.is_null(&key) && kind == Kind::Expert => RouterFunction::None,
+        None if training.is_null(&key) && kind == Kind::Expert => RouterFunction::Identity,
         None if training.is_present() && kind == Kind::Token => RouterFunction::Softmax,
         None => {
             let assumed = match kind {
@@ -159,7 +159,7 @@ fn alpha(
     progress: &mut dyn Progress,
 ) -> Result<f32> {
     // Without a function the score itself is the weight, whatever alpha says.
-    if function == RouterFunction::None {
+    if function == RouterFunction::Identity {
         return Ok(1.0);
     }
     let named = match overrides.alpha {
@@ -233,7 +233,7 @@ fn expert(
     overrides: &Overrides,
     progress: &mut dyn Progress,
 ) -> Result<Rule> {
-    let named = match overrides.sampling {
+    let named = match overrides.selection {
         Some(selection) => Some(selection),
         None => training.named(
             "mor.expert.sampling",

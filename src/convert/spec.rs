@@ -50,7 +50,7 @@ impl Spec {
         let census = Census::take(source)?;
         let known = Known {
             sharing: named_sharing(training, overrides)?,
-            recursions: match overrides.num_recursion {
+            recursions: match overrides.recursions {
                 Some(n) => Some(n as usize),
                 None => training.usize("recursive.num_recursion")?,
             },
@@ -92,7 +92,7 @@ impl Spec {
 
     /// 1 where an own first (and last) layer stands around the block.
     pub(super) fn middle(&self) -> usize {
-        usize::from(self.sharing.is_middle())
+        usize::from(self.sharing.has_own_ends())
     }
 
     /// Stored blocks.
@@ -160,11 +160,11 @@ fn layer_name(
     r: usize,
     j: usize,
 ) -> String {
-    let middle = usize::from(sharing.is_middle());
+    let middle = usize::from(sharing.has_own_ends());
     match style {
         Style::Block => format!("model.layers.{}.block.{j}", middle + r),
         Style::BlockList => format!("model.layers.{middle}.block_list.{r}.{j}"),
-        Style::Plain if sharing.is_sequence() => {
+        Style::Plain if sharing.repeats_in_place() => {
             format!("model.layers.{}", middle + j * recursions + r)
         }
         Style::Plain => format!("model.layers.{}", middle + r * block + j),
@@ -337,7 +337,7 @@ fn block_layers(layers: usize, sharing: Sharing, recursions: usize) -> Result<us
             "{recursions} recursions share their layers in some way, but the sharing is said to be none"
         )));
     }
-    let inner = layers.checked_sub(2 * usize::from(sharing.is_middle()));
+    let inner = layers.checked_sub(2 * usize::from(sharing.has_own_ends()));
     inner
         .filter(|inner| recursions > 0 && inner % recursions == 0 && *inner > 0)
         .map(|inner| inner / recursions)
@@ -361,7 +361,7 @@ fn kv_strategy(
         Some(on) => Ok(Some(on)),
         None => documents.config.bool(key),
     };
-    let named = match overrides.kv_sharing {
+    let named = match overrides.kv_strategy {
         Some(strategy) => Some(strategy),
         None => said("kv_sharing.enable")?.map(|on| match on {
             true => KvStrategy::Shared,
@@ -379,9 +379,9 @@ fn kv_strategy(
     // In a block that runs first the new entries are those that stand there already.
     let updates = named == Some(KvStrategy::Shared)
         && spec.kind == Kind::Expert
-        && spec.sharing.is_middle()
+        && spec.sharing.has_own_ends()
         && said("kv_sharing.update_cache")? == Some(true);
-    if updates && overrides.kv_sharing.is_none() {
+    if updates && overrides.kv_strategy.is_none() {
         return Err(Error::unsupported(
             "a shared cache that later recursions update (kv_sharing.update_cache); --kv-strategy shared converts it to one that recursion 0 alone fills",
         ));

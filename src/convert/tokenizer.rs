@@ -50,13 +50,12 @@ pub(super) fn replace(
     }
     let inside = path.join("tokenizer.json");
     let path = if path.is_dir() { &inside } else { path };
-    let mut ends = Vec::new();
-    if super::is_gguf(path)? {
+    let ends = if super::is_gguf(path)? {
         copy(metadata, path)?;
+        Vec::new()
     } else {
-        tokenizer_json::insert(metadata, path, vocab, config, progress)?;
-        ends = tokenizer_json::ends(path, config)?;
-    }
+        tokenizer_json::insert(metadata, path, vocab, config, progress)?
+    };
     fit(metadata, path, vocab, progress)?;
     // What this library cannot read back must not go into a file.
     let tokenizer = Tokenizer::from_metadata(metadata)?;

@@ -21,14 +21,15 @@ const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{
 /// Qwen 2's words: the same with single digits.
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// Writes the vocabulary of a `tokenizer.json` into the metadata.
+/// Writes the vocabulary of a `tokenizer.json` into the metadata. Returns the tokens that end a text, of which a file
+/// names one as such.
 pub(super) fn insert(
     metadata: &mut Metadata,
     path: &Path,
     vocab: usize,
     config: &Document,
     progress: &mut dyn Progress,
-) -> Result<()> {
+) -> Result<Vec<u32>> {
     let document = Document::json(path)?;
     check_model(&document)?;
     check_normalizer(&document, progress)?;
@@ -51,7 +52,8 @@ pub(super) fn insert(
     metadata.insert("tokenizer.ggml.model", text("gpt2"));
     metadata.insert("tokenizer.ggml.pre", text(pre));
     let merges = Value::Array(Array::String(merges(&document)?));
-    let special = special_tokens(&document, path, config, &vocabulary)?;
+    let generation = generation_config(path)?;
+    let special = special_tokens(&document, path, [config, &generation], &vocabulary)?;
     metadata.insert(TOKENS, Value::Array(Array::String(vocabulary.tokens)));
     metadata.insert(TYPES, Value::Array(Array::I32(vocabulary.types)));
     metadata.insert("tokenizer.ggml.merges", merges);
@@ -61,7 +63,7 @@ pub(super) fn insert(
     if let Some(template) = chat_template(path)? {
         metadata.insert("tokenizer.chat_template", Value::String(template));
     }
-    Ok(())
+    Ok(ends(config, &generation))
 }
 
 fn unsupported(document: &Document, what: &str) -> Error {
@@ -332,22 +334,21 @@ fn generation_config(path: &Path) -> Result<Document> {
 }
 
 /// The tokens that end a text, as the configurations list them.
-pub(super) fn ends(path: &Path, config: &Document) -> Result<Vec<u32>> {
-    let generation = generation_config(path)?;
+fn ends(config: &Document, generation: &Document) -> Vec<u32> {
     let mut ids = Vec::new();
-    for value in [config, &generation].map(|document| document.get("eos_token_id")) {
+    for value in [config, generation].map(|document| document.get("eos_token_id")) {
         let listed = value.and_then(Json::as_array).map(Vec::as_slice);
         let all = listed.unwrap_or_else(|| value.map_or(&[], std::slice::from_ref));
         ids.extend(all.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()));
     }
-    Ok(ids)
+    ids
 }
 
 /// The tokens with a role, and whether a text begins with one.
 fn special_tokens(
     document: &Document,
     path: &Path,
-    config: &Document,
+    [config, generation]: [&Document; 2],
     vocabulary: &Vocabulary,
 ) -> Result<Vec<(&'static str, Value)>> {
     let companion_path = beside(path, "tokenizer_config.json");
@@ -367,7 +368,6 @@ fn special_tokens(
         let name = value.as_str().or_else(|| value.get("content")?.as_str())?;
         ids.get(name).copied()
     };
-    let generation = generation_config(path)?;
     let numbered = |role: &str| {
         // Qwen's config.json has one all the same, and templates would write it.
         if role == "bos" && companion.is_null("bos_token") {

@@ -35,6 +35,8 @@ pub struct Seat {
 
 /// Elements of a head, in whole vectors.
 fn padded(shape: &KvShape) -> usize {
+    // A page's rows of values are as wide.
+    const { assert!(LANES == crate::kv::VECTOR) };
     shape.head_dim.next_multiple_of(LANES)
 }
 

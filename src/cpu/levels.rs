@@ -4,21 +4,21 @@
 /// [`Level`](super::simd::Level). The bodies are plain loops that compilers vectorise; since floats
 /// are neither fused nor reordered, all give the same bits.
 macro_rules! levels {
-    ($($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block)*) => {$(
+    ($($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block)*) => {$(
         $(#[$doc])*
         #[allow(clippy::too_many_arguments)]
-        $vis fn $name(level: $crate::cpu::simd::Level, $($arg: $type),*) $(-> $result)? {
+        $vis fn $name(level: $crate::cpu::simd::Level, $($arg: $type),*) {
             #[inline(always)]
             #[allow(clippy::too_many_arguments)]
-            fn plain($($arg: $type),*) $(-> $result)? $body
+            fn plain($($arg: $type),*) $body
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
             #[allow(clippy::too_many_arguments)]
-            fn avx2($($arg: $type),*) $(-> $result)? { plain($($arg),*) }
+            fn avx2($($arg: $type),*) { plain($($arg),*) }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
             #[allow(clippy::too_many_arguments)]
-            fn avx512($($arg: $type),*) $(-> $result)? { plain($($arg),*) }
+            fn avx512($($arg: $type),*) { plain($($arg),*) }
             match level {
                 $crate::cpu::simd::Level::Scalar => plain($($arg),*),
                 // NEON is what every function there is compiled for.

@@ -104,7 +104,7 @@ type Affinity = [libc::c_ulong; CpuSet::LIMIT / WORD];
 #[cfg(any(target_os = "linux", target_os = "android"))]
 const WORD: usize = libc::c_ulong::BITS as usize;
 
-/// How many threads can run at the same time, at most [`MAX_THREADS`]: the CPUs that this process may use, and in a
+/// How many threads can run at the same time, at most 256: the CPUs that this process may use, and in a
 /// container the share that it was given. As [`std::thread::available_parallelism`], without its allocations.
 pub fn cores() -> usize {
     let cpus = usable_cpus().clamp(1, MAX_THREADS);

@@ -1,5 +1,5 @@
 //! The kernels' parameters and what they share with the host, as src/cuda/kernels/*.cuh declare them: the
-//! same fields in the same order. A test compares the sizes (tests/cuda).
+//! same fields in the same order, but for one that fills a gap. A test compares the sizes (tests/cuda).
 
 use super::driver::Address;
 use crate::model::MAX_RECURSIONS;

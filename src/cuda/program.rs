@@ -190,7 +190,7 @@ impl<'a> Writer<'a> {
             Some(spec) => {
                 let choose = spec.kind == RouterKind::Token;
                 self.score(entering, 0, spec)?;
-                self.decide(entering, 0, spec, choose);
+                self.decide(entering, 0, spec, choose)?;
                 Ok(())
             }
         }
@@ -209,7 +209,7 @@ impl<'a> Writer<'a> {
         if spec.kind == RouterKind::Expert && next < self.model.hyperparameters().recursions {
             self.score(self.active(), next, spec)?;
         }
-        self.decide(self.active(), next, spec, false);
+        self.decide(self.active(), next, spec, false)?;
         Ok(())
     }
 
@@ -258,7 +258,7 @@ impl<'a> Writer<'a> {
                 self.score(selected, recursion, spec)?;
             }
         }
-        self.decide(self.active(), 1, spec, false);
+        self.decide(self.active(), 1, spec, false)?;
         Ok(())
     }
 
@@ -461,11 +461,17 @@ impl<'a> Writer<'a> {
     }
 
     /// Who of some rows goes on; `recursion` is for sessions, whose rows stand before the same.
-    fn decide(&mut self, view: View, recursion: usize, spec: &RouterSpec, choose: bool) {
+    fn decide(
+        &mut self,
+        view: View,
+        recursion: usize,
+        spec: &RouterSpec,
+        choose: bool,
+    ) -> Result<()> {
         let h = self.model.hyperparameters();
         let model = self.model;
         let bias = model.router(0).pick_bias.as_ref();
-        let bias = bias.and_then(|bias| self.weights.at(bias.offset).ok());
+        let bias = bias.map(|bias| self.weights.at(bias.offset)).transpose()?;
         let auxiliary = model.auxiliary_router(0).is_some();
         let params = DecideParams {
             view,
@@ -501,6 +507,7 @@ impl<'a> Writer<'a> {
             unused: 0,
         };
         self.launch(self.kernels.decide, [1, 1, 1], 0, &params);
+        Ok(())
     }
 
     fn merge(&mut self, view: View) {

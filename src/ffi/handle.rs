@@ -5,7 +5,6 @@ use super::status::{Failure, LastError, mor_status};
 use crate::error::Error;
 use std::alloc::{Layout, alloc, dealloc};
 use std::ffi::{CStr, c_char};
-use std::ptr::addr_of_mut;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The first word of every object: tells the kinds apart, and a freed object as long as its memory
@@ -140,45 +139,34 @@ impl Drop for Taken<'_> {
     }
 }
 
-/// An object that one call at a time may use, and that keeps its last error.
-///
-/// # Safety
-/// The pointers lead to fields of the object.
-pub(super) unsafe trait Exclusive: Object {
-    /// What calls work on.
-    type Content;
-    fn turn(pointer: *mut Self) -> *const Turn;
-    fn last_error(pointer: *mut Self) -> *mut LastError;
-    fn content(pointer: *mut Self) -> *mut Self::Content;
-}
-
 /// A call on an exclusive object: takes its turn, works, and keeps the sentence of a failure.
-pub(super) unsafe fn call<T: Exclusive>(
-    pointer: *mut T,
-    work: impl FnOnce(&mut T::Content) -> Result<(), Failure>,
+pub(super) unsafe fn call<C: Kind>(
+    pointer: *mut Owned<C>,
+    work: impl FnOnce(&mut C) -> Result<(), Failure>,
 ) -> mor_status {
     // SAFETY: the caller passes NULL or an object of ours that nobody frees meanwhile.
-    if let Some(status) = unsafe { refusal(pointer.cast(), T::MARK, T::NAME) } {
+    if let Some(status) = unsafe { refusal(pointer.cast(), C::MARK, C::NAME) } {
         return status;
     }
     // SAFETY: a field of a live object; it is only changed through its atomics.
-    let turn = unsafe { &*T::turn(pointer) };
+    let turn = unsafe { &(*pointer).turn };
     let _taken = match turn.begin() {
         Ok(taken) => taken,
         Err(status) => return status,
     };
     // SAFETY: the turn is ours, so nobody else uses these fields.
-    let (content, last) = unsafe { (&mut *T::content(pointer), &mut *T::last_error(pointer)) };
+    let (content, last) = unsafe { (&mut (*pointer).content, &mut (*pointer).last_error) };
     conclude(super::boundary::catch(|| work(content)), turn, last)
 }
 
 /// Takes an object's turn for good, before it ends: nobody gets another. Without a look at the other fields, which
 /// a call in progress may be using.
-pub(super) unsafe fn last_turn<T: Exclusive>(pointer: *mut T) -> Result<(), Failure> {
+pub(super) unsafe fn last_turn<C: Kind>(pointer: *mut Owned<C>) -> Result<(), Failure> {
     // SAFETY: passed on; a field of a live object, which is only changed through its atomics.
     let taken = unsafe {
         check(pointer)?;
-        (&*T::turn(pointer)).take()?
+        let turn = &(*pointer).turn;
+        turn.take()?
     };
     std::mem::forget(taken);
     Ok(())
@@ -204,13 +192,13 @@ fn conclude(outcome: Option<Result<(), Failure>>, turn: &Turn, last: &mut LastEr
 }
 
 /// A call on an exclusive object that writes one value.
-pub(super) unsafe fn tell<T: Exclusive, V>(
-    pointer: *mut T,
+pub(super) unsafe fn tell<C: Kind, V>(
+    pointer: *mut Owned<C>,
     out: *mut V,
     name: &str,
-    value: impl FnOnce(&mut T::Content) -> Result<V, Failure>,
+    value: impl FnOnce(&mut C) -> Result<V, Failure>,
 ) -> mor_status {
-    let work = |content: &mut T::Content| {
+    let work = |content: &mut C| {
         check_out(out, name)?;
         let value = value(content)?;
         // SAFETY: checked above.
@@ -222,14 +210,14 @@ pub(super) unsafe fn tell<T: Exclusive, V>(
 }
 
 /// The sentence about an exclusive object's last call; `gone` for what is no live object.
-pub(super) unsafe fn last_error<T: Exclusive>(
-    pointer: *mut T,
+pub(super) unsafe fn last_error<C: Kind>(
+    pointer: *mut Owned<C>,
     gone: &'static CStr,
 ) -> *const c_char {
     // SAFETY: passed on.
     match unsafe { check(pointer) } {
         // SAFETY: a field of a live object, and by the manual no call on it is in progress.
-        Ok(()) => unsafe { &*T::last_error(pointer) }.as_ptr(),
+        Ok(()) => unsafe { &(*pointer).last_error }.as_ptr(),
         Err(_) => gone.as_ptr(),
     }
 }
@@ -246,7 +234,7 @@ pub(super) struct Owned<C> {
     mark: u64,
     turn: Turn,
     last_error: LastError,
-    content: C,
+    pub content: C,
 }
 
 // SAFETY: `repr(C)` with the mark first.
@@ -255,31 +243,18 @@ unsafe impl<C: Kind> Object for Owned<C> {
     const NAME: &'static str = C::NAME;
 }
 
-// SAFETY: fields of the object.
-unsafe impl<C: Kind> Exclusive for Owned<C> {
-    type Content = C;
-    fn turn(pointer: *mut Self) -> *const Turn {
-        // SAFETY: computes a field's address.
-        unsafe { &raw const (*pointer).turn }
-    }
-    fn last_error(pointer: *mut Self) -> *mut LastError {
-        // SAFETY: as above.
-        unsafe { addr_of_mut!((*pointer).last_error) }
-    }
-    fn content(pointer: *mut Self) -> *mut C {
-        // SAFETY: as above.
-        unsafe { addr_of_mut!((*pointer).content) }
-    }
-}
-
 impl<C: Kind> Owned<C> {
-    pub fn create(content: C) -> Result<*mut Self, Error> {
-        allocate(Owned {
+    pub fn new(content: C) -> Self {
+        Owned {
             mark: C::MARK as u64,
             turn: Turn::new(),
             last_error: LastError::EMPTY,
             content,
-        })
+        }
+    }
+
+    pub fn create(content: C) -> Result<*mut Self, Error> {
+        allocate(Self::new(content))
     }
 
     /// Ends an object, unless a call on it is in progress. NULL is allowed.

@@ -1,5 +1,6 @@
-//! The C interface: nothing but translation. Each file is one object of `include/mor.h`, which is
-//! generated from here (`cargo build --features header`); the comments are the C manual.
+//! The C interface: nothing but translation. `include/mor.h` is generated from here
+//! (`cargo build --features header`); the comments are the C manual. A session's calls are in `session.rs`,
+//! `generation.rs` and `sequence.rs`, a batch's in `batch.rs` and `requests.rs`, other objects have a file each.
 //!
 //! What every export does: its whole body stands in the macro `boundary`, so that no panic leaves it; every
 //! pointer is checked for NULL and every handle for its mark; results are written on success only.

@@ -1,10 +1,10 @@
 //! `mor_session`: planned, created, freed, cancelled. What it does is in `generation.rs` and
 //! `sequence.rs`.
 
-use super::handle::{self, Exclusive, Mark, Object, Turn, call, last_error};
+use super::handle::{self, Kind, Mark, Owned, call, check, last_error};
 use super::model::{ModelObject, model, mor_log_level, mor_model};
 use super::params::{self, Params, check_out, initialise, put, slice, too_small, write_sized};
-use super::status::{Failure, LastError, mor_error, mor_status, report};
+use super::status::{Failure, mor_error, mor_status, report};
 use crate::cpu::thread::CpuSet;
 use crate::model::anonymous;
 use crate::plan::ARENA_ALIGNMENT;
@@ -24,43 +24,22 @@ pub struct mor_session {
     _private: [u8; 0],
 }
 
-/// What stands at the beginning of a session's memory.
+/// What stands at the beginning of a session's memory. Calls see the `Owned` only.
 #[repr(C)]
 struct SessionObject {
-    mark: u64,
-    turn: Turn,
+    owned: Owned<Session>,
     cancel: AtomicBool,
-    last_error: LastError,
-    content: Session,
     /// The memory that all this stands in, unless it is the caller's.
     memory: Option<MmapMut>,
 }
 
-/// Bytes before the plan's memory.
-const HEAD: usize = size_of::<SessionObject>().next_multiple_of(ARENA_ALIGNMENT);
-
-// SAFETY: `repr(C)` with the mark first.
-unsafe impl Object for SessionObject {
+impl Kind for Session {
     const MARK: Mark = Mark::Session;
     const NAME: &'static str = "session";
 }
 
-// SAFETY: fields of the object.
-unsafe impl Exclusive for SessionObject {
-    type Content = Session;
-    fn turn(pointer: *mut Self) -> *const Turn {
-        // SAFETY: computes a field's address.
-        unsafe { &raw const (*pointer).turn }
-    }
-    fn last_error(pointer: *mut Self) -> *mut LastError {
-        // SAFETY: as above.
-        unsafe { addr_of_mut!((*pointer).last_error) }
-    }
-    fn content(pointer: *mut Self) -> *mut Session {
-        // SAFETY: as above.
-        unsafe { addr_of_mut!((*pointer).content) }
-    }
-}
+/// Bytes before the plan's memory.
+const HEAD: usize = size_of::<SessionObject>().next_multiple_of(ARENA_ALIGNMENT);
 
 /// A call on the session behind a caller's pointer.
 pub(super) unsafe fn with(
@@ -68,7 +47,7 @@ pub(super) unsafe fn with(
     work: impl FnOnce(&mut Session) -> Result<(), Failure>,
 ) -> mor_status {
     // SAFETY: passed on.
-    unsafe { call(session.cast::<SessionObject>(), work) }
+    unsafe { call(session.cast::<Owned<Session>>(), work) }
 }
 
 /// A call that writes one number about the session.
@@ -80,7 +59,7 @@ pub(super) unsafe fn tell(
 ) -> mor_status {
     let number = |session: &mut Session| Ok(number(session));
     // SAFETY: passed on.
-    unsafe { handle::tell(session.cast::<SessionObject>(), out, name, number) }
+    unsafe { handle::tell(session.cast::<Owned<Session>>(), out, name, number) }
 }
 
 /// How keys and values are stored.
@@ -434,15 +413,12 @@ unsafe fn build(
     // SAFETY: aligned memory of at least `HEAD` bytes that nobody else uses.
     unsafe {
         pointer.write(SessionObject {
-            mark: Mark::Session as u64,
-            turn: Turn::new(),
+            owned: Owned::new(content),
             cancel: AtomicBool::new(false),
-            last_error: LastError::EMPTY,
-            content,
             memory,
         });
         // Both are parts of the object, of which the content is dropped first.
-        (*pointer).content.set_cancel_flag(&(*pointer).cancel);
+        (*pointer).owned.content.set_cancel_flag(&(*pointer).cancel);
     };
     Ok(pointer.cast())
 }
@@ -460,9 +436,9 @@ pub unsafe extern "C" fn mor_session_free(session: *mut mor_session) -> mor_stat
         let pointer = session.cast::<SessionObject>();
         // SAFETY: the caller's duty, see the manual.
         let free = || unsafe {
-            handle::last_turn(pointer)?;
+            handle::last_turn(session.cast::<Owned<Session>>())?;
             pointer.cast::<u64>().write_volatile(Mark::Freed as u64);
-            addr_of_mut!((*pointer).content).drop_in_place();
+            addr_of_mut!((*pointer).owned.content).drop_in_place();
             // The map holds the object itself, so it leaves before it is unmapped.
             drop(addr_of_mut!((*pointer).memory).read());
             Ok::<(), Failure>(())
@@ -481,7 +457,7 @@ pub unsafe extern "C" fn mor_session_last_error(session: *const mor_session) -> 
     boundary!(c"".as_ptr(), {
         // SAFETY: the caller's duty, see the manual.
         unsafe {
-            let pointer = session.cast_mut().cast::<SessionObject>();
+            let pointer = session.cast_mut().cast::<Owned<Session>>();
             last_error(pointer, c"the session is NULL or was freed")
         }
     })
@@ -515,7 +491,7 @@ pub unsafe extern "C" fn mor_session_reset_cancel(session: *mut mor_session) -> 
 unsafe fn set_cancel(session: *mut mor_session, value: bool) -> mor_status {
     let pointer = session.cast::<SessionObject>();
     // SAFETY: passed on.
-    if let Err(failure) = unsafe { handle::check(pointer) } {
+    if let Err(failure) = unsafe { check(session.cast::<Owned<Session>>()) } {
         return failure.status();
     }
     // SAFETY: a field of a live object, which is atomic; another call may use the others.

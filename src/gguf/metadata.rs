@@ -123,13 +123,6 @@ impl Metadata {
         })
     }
 
-    /// A whole number of any integer type that fits 64 unsigned bits.
-    pub fn u64(&self, key: &str) -> Result<Option<u64>> {
-        self.typed(key, "a whole number that is not negative", |v| {
-            u64::try_from(v.as_integer()?).ok()
-        })
-    }
-
     /// A floating-point number, rounded to single precision.
     pub fn f32(&self, key: &str) -> Result<Option<f32>> {
         Ok(self.f64(key)?.map(|v| v as f32))

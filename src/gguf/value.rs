@@ -56,7 +56,7 @@ pub(super) mod id {
     pub const F64: u32 = 12;
 }
 
-/// Applies a macro to every element type: variant, Rust type, number, noun.
+/// Applies a macro to every element type: variant, Rust type, number.
 macro_rules! each_array_type {
     ($with:ident) => {
         $with! {

@@ -52,19 +52,47 @@ pub struct Rope {
     pub scale: f64,
 }
 
-/// How the layers of a recursive model are shared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sharing {
-    /// Every layer once: a vanilla model.
-    None,
-    /// 1 2 3 · 1 2 3
-    Cycle,
-    /// 1 1 · 2 2 · 3 3
-    Sequence,
-    /// `Cycle` between an own first and an own last layer.
-    MiddleCycle,
-    /// `Sequence` between an own first and an own last layer.
-    MiddleSequence,
+/// An enum whose values have a spelling of their own in files and options.
+macro_rules! named {
+    ($(#[$doc:meta])* $name:ident { $($(#[$item_doc:meta])* $item:ident = $text:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $name { $($(#[$item_doc])* $item,)* }
+
+        impl $name {
+            /// Every value.
+            pub const ALL: [Self; [$($text,)*].len()] = [$(Self::$item,)*];
+
+            /// The spelling in files and options.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$item => $text,)* }
+            }
+
+            /// The value that is spelled `name`.
+            pub fn parse(name: &str) -> Option<Self> {
+                match name { $($text => Some(Self::$item),)* _ => None }
+            }
+        }
+    };
+}
+
+#[cfg(feature = "convert")]
+pub(crate) use named;
+
+named! {
+    /// Which layers of a recursive model share one stored layer.
+    Sharing {
+        /// None: each layer is its own.
+        None = "none",
+        /// 1 2 3 · 1 2 3
+        Cycle = "cycle",
+        /// 1 1 · 2 2 · 3 3
+        Sequence = "sequence",
+        /// `Cycle` between an own first and an own last layer.
+        MiddleCycle = "middle_cycle",
+        /// `Sequence` between an own first and an own last layer.
+        MiddleSequence = "middle_sequence",
+    }
 }
 
 impl Sharing {
@@ -76,40 +104,19 @@ impl Sharing {
     pub fn repeats_in_place(self) -> bool {
         matches!(self, Sharing::Sequence | Sharing::MiddleSequence)
     }
-    /// The name in the file.
-    pub fn name(self) -> &'static str {
-        match self {
-            Sharing::None => "none",
-            Sharing::Cycle => "cycle",
-            Sharing::Sequence => "sequence",
-            Sharing::MiddleCycle => "middle_cycle",
-            Sharing::MiddleSequence => "middle_sequence",
-        }
-    }
 }
 
-/// The function that turns a router's score into a weight.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RouterFunction {
-    /// Logistic sigmoid.
-    Sigmoid,
-    /// Hyperbolic tangent (expert-choice only).
-    Tanh,
-    /// Softmax over the depths (token-choice only).
-    Softmax,
-    /// The raw score (expert-choice only).
-    Identity,
-}
-
-impl RouterFunction {
-    /// The name in the file.
-    pub fn name(self) -> &'static str {
-        match self {
-            RouterFunction::Sigmoid => "sigmoid",
-            RouterFunction::Tanh => "tanh",
-            RouterFunction::Softmax => "softmax",
-            RouterFunction::Identity => "none",
-        }
+named! {
+    /// The function that turns a router's score into a weight.
+    RouterFunction {
+        /// Logistic sigmoid.
+        Sigmoid = "sigmoid",
+        /// Hyperbolic tangent (expert-choice only).
+        Tanh = "tanh",
+        /// Softmax over the depths (token-choice only).
+        Softmax = "softmax",
+        /// The raw score (expert-choice only).
+        Identity = "none",
     }
 }
 
@@ -163,13 +170,14 @@ impl TensorLayout {
     }
 }
 
-/// Where keys and values of a recursion come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KvStrategy {
-    /// Each recursion keeps the keys and values of the tokens active in it.
-    RecursionWise,
-    /// Recursion 0 keeps those of all tokens; deeper recursions compute queries only.
-    Shared,
+named! {
+    /// Where keys and values of a recursion come from.
+    KvStrategy {
+        /// Each recursion keeps the keys and values of the tokens active in it.
+        RecursionWise = "recursion_wise",
+        /// Recursion 0 keeps those of all tokens; deeper recursions compute queries only.
+        Shared = "shared",
+    }
 }
 
 /// Sizes and rules of one model.
@@ -240,7 +248,7 @@ impl Hyperparameters {
         }
         let stored_blocks = keys.size("block_count", MAX_BLOCKS)?;
         let recursion = keys.recursion(stored_blocks)?;
-        if keys.size_or("expert_count", 0, MAX_WIDTH)? > 0 {
+        if keys.optional_size("expert_count", MAX_WIDTH)?.unwrap_or(0) > 0 {
             return Err(Error::unsupported("mixture-of-experts feed-forward layers"));
         }
         Ok(Hyperparameters {
@@ -372,12 +380,10 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// A size with a default; zero only when the default is zero.
+    /// A size with a default, above zero.
     fn size_or(&self, name: &str, default: usize, limit: usize) -> Result<usize> {
         match self.optional_size(name, limit)?.unwrap_or(default) {
-            0 if name != "expert_count" => {
-                Err(Error::format(format_args!("{} is zero", self.key(name))))
-            }
+            0 => Err(Error::format(format_args!("{} is zero", self.key(name)))),
             value if value > limit => Err(Error::format(format_args!(
                 "{} comes to {value}, more than the limit of {limit}",
                 self.key(name)
@@ -485,14 +491,7 @@ impl<'a> Keys<'a> {
         let sharing = self.choice(
             "recursion.sharing",
             (count == 1).then_some(Sharing::None),
-            &[
-                Sharing::None,
-                Sharing::Cycle,
-                Sharing::Sequence,
-                Sharing::MiddleCycle,
-                Sharing::MiddleSequence,
-            ]
-            .map(|sharing| (sharing.name(), sharing)),
+            &Sharing::ALL.map(|sharing| (sharing.name(), sharing)),
         )?;
         if count > 1 && sharing == Sharing::None {
             return Err(Error::format(
@@ -585,10 +584,7 @@ impl<'a> Keys<'a> {
         self.choice(
             "kv.strategy",
             Some(KvStrategy::RecursionWise),
-            &[
-                ("recursion_wise", KvStrategy::RecursionWise),
-                ("shared", KvStrategy::Shared),
-            ],
+            &KvStrategy::ALL.map(|kv| (kv.name(), kv)),
         )
     }
 }

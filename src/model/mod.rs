@@ -6,6 +6,8 @@ mod storage;
 mod strict;
 mod weights;
 
+#[cfg(feature = "convert")]
+pub(crate) use hyperparameters::named;
 pub use hyperparameters::*;
 pub use schedule::*;
 pub use storage::{Device, LoadParams};

@@ -131,12 +131,6 @@ impl Schedule {
         };
         Ok((schedule, builder.weights))
     }
-
-    /// Every layer run in order.
-    pub fn runs(&self) -> impl Iterator<Item = &LayerRun> {
-        let stages = self.stages.iter().flat_map(|stage| &stage.runs);
-        self.prelude.iter().chain(stages).chain(&self.coda)
-    }
 }
 
 struct Builder {

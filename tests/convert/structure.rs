@@ -25,7 +25,7 @@ fn without_documents_the_tensors_tell_the_structure() {
             let original = Checkpoint::read(&case);
             options.overrides.kind = Some(Kind::Recursive);
             options.overrides.sharing = Sharing::parse(original.sharing());
-            options.overrides.num_recursion = Some(original.recursions() as u32);
+            options.overrides.recursions = Some(original.recursions() as u32);
         }
         let copy = Copy::of(&case).without("config.json").without("mor.yaml");
         let converted = copy.check(&case, &options);
@@ -141,7 +141,7 @@ fn kv_sharing_that_is_not_run_is_refused() {
         let error = copy.convert(&options(TensorType::F32)).unwrap_err();
         assert!(error.contains(&format!("kv_sharing.{flag}")), "{error}");
         let mut wanted = options(TensorType::F32);
-        wanted.overrides.kv_sharing = Some(instead);
+        wanted.overrides.kv_strategy = Some(instead);
         let m = copy.convert(&wanted).unwrap().gguf().metadata;
         assert_eq!(m.require_str("mor.kv.strategy").unwrap(), instead.name());
     }
@@ -339,7 +339,7 @@ fn own_layers_of_deeper_recursions_are_found_without_documents() {
         let mut options = narrow_heads();
         options.overrides.kind = Some(Kind::Recursive);
         options.overrides.sharing = Sharing::parse(original.sharing());
-        options.overrides.num_recursion = Some(original.recursions() as u32);
+        options.overrides.recursions = Some(original.recursions() as u32);
         let parts: [(&str, Choice); 4] = [
             ("norms", |part| part.ends_with("layernorm")),
             ("attention", |part| part.starts_with("self_attn")),
@@ -405,7 +405,7 @@ fn what_names_cannot_tell_is_asked_for() {
     // The first layer of the second recursion is whole, the others have parts only.
     let original = Checkpoint::read("recursive_cycle");
     options.overrides.sharing = Some(Sharing::Cycle);
-    options.overrides.num_recursion = Some(original.recursions() as u32);
+    options.overrides.recursions = Some(original.recursions() as u32);
     write_out_all_layers(&mut copy);
     for r in 1..original.recursions() {
         for j in 0..original.block() {
@@ -765,7 +765,7 @@ fn other_architectures_are_refused() {
     foreign_file(&path, "gemma3");
     assert_eq!(
         convert_folder(&path, &options(TensorType::Q8_0)).unwrap_err(),
-        "not supported: the architecture 'gemma3'; mor converts GGUF files of the architectures llama and mor"
+        "not supported: the file holds a model of architecture 'gemma3'; mor runs 'mor' and 'llama' files"
     );
 }
 

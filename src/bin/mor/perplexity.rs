@@ -7,7 +7,7 @@ use crate::divergence::{Divergences, LogSoftmax, Summary};
 use crate::input;
 use crate::terminal::{Progress, counted, stdout};
 use mor::tokenizer::EncodeOptions;
-use mor::{Device, KvType, Model, Session, SessionParams, Tokenizer};
+use mor::{Device, KvType, Model, Session, SessionParams};
 use serde_json::json;
 use std::io::Write;
 use std::path::Path;
@@ -15,7 +15,7 @@ use std::path::Path;
 /// Measures the perplexity of a text, and how far the predictions are from another model's.
 pub fn perplexity(args: &PerplexityArgs) -> Result<()> {
     let model = input::open(Some(&args.model), args.engine.device)?;
-    let tokenizer = Tokenizer::from_metadata(&model.gguf().metadata)?;
+    let tokenizer = model.tokenizer()?;
     let text = input::read_text(&args.text)?;
     let tokens = tokenizer.encode(&text, EncodeOptions::PROMPT)?;
     if args.context < 4 {
