@@ -202,6 +202,51 @@ fn every_type_agrees_with_the_cpu() {
 }
 
 /// A random model of two small layers in single precision, as a file.
+/// Multiplies the weights of a tensor, of F32 or BF16, by a power of two.
+fn scale(bytes: &mut [u8], name: &str, power: i32) {
+    let gguf = Gguf::parse(bytes).unwrap();
+    let tensor = gguf.tensor(name).unwrap();
+    let data = &mut bytes[tensor.offset..][..tensor.bytes];
+    let factor = 2f32.powi(power);
+    match tensor.ty {
+        TensorType::F32 => {
+            for weight in data.as_chunks_mut::<4>().0 {
+                *weight = (f32::from_le_bytes(*weight) * factor).to_le_bytes();
+            }
+        }
+        TensorType::BF16 => {
+            for weight in data.as_chunks_mut::<2>().0 {
+                let whole = f32::from_bits(u32::from(u16::from_le_bytes(*weight)) << 16);
+                let scaled = (whole * factor).to_bits() >> 16;
+                *weight = (scaled as u16).to_le_bytes();
+            }
+        }
+        other => panic!("{other}"),
+    }
+}
+
+/// Tensor cores multiply halves, which have a narrower range than BF16: matrices beyond it go through single precision.
+#[test]
+fn weights_beyond_halves_agree_too() {
+    let Some(_turn) = device() else { return };
+    for power in [-40, -20, -14, 0, 14, 20] {
+        for case in ["vanilla", "expert_middle_cycle"] {
+            let mut bytes = gguf_bytes(case, TensorType::BF16);
+            scale(&mut bytes, "output.weight", power);
+            scale(&mut bytes, "output_norm.weight", -power);
+            compare(
+                &format!("{case}, the output matrix times 2^{power}"),
+                bytes,
+                KvType::F32,
+            );
+        }
+        let mut bytes = gguf_bytes("vanilla", TensorType::BF16);
+        scale(&mut bytes, "blk.0.ffn_up.weight", power);
+        scale(&mut bytes, "blk.0.ffn_down.weight", -power);
+        compare(&format!("ffn_up times 2^{power}"), bytes, KvType::F32);
+    }
+}
+
 fn tiny(seed: u64) -> Vec<u8> {
     synthetic("tiny", Some(2), seed)
 }

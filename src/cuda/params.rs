@@ -29,8 +29,8 @@ pub(super) const WIDE_GROUPS: u32 = 2;
 pub(super) const PROMPT_ROWS: u32 = 64;
 /// Entries of a part of a context.
 pub(super) const PART: u32 = 256;
-/// Parts at most: so many blocks a launch has in its third dimension.
-pub(super) const MAX_PARTS: usize = 65_535;
+/// Blocks that a launch has at most in its second and in its third dimension.
+pub(super) const MAX_BLOCKS: usize = 65_535;
 pub(super) const MAX_CANDIDATES: usize = 256;
 /// Tokens of which a block finds the candidates.
 pub(super) const CHUNK: u32 = 1024;

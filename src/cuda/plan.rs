@@ -111,9 +111,11 @@ impl DevicePlan {
         } = sizes;
         // As many new pages as a pass takes: each sequence some rows, the last page of each begun.
         let lists = sequences.saturating_mul(kv.planes);
-        // The kernels count places of page tables in 32 bits, and a launch's third dimension parts of a context.
+        // The kernels count places of page tables in 32 bits. A launch's second dimension counts key heads or some rows
+        // together, its third parts of a context.
         if lists.saturating_mul(kv.table_pages) > u32::MAX as usize
-            || context.div_ceil(PART as usize) > MAX_PARTS
+            || h.kv_heads.max(n.div_ceil(FEW as usize)) > MAX_BLOCKS
+            || context.div_ceil(PART as usize) > MAX_BLOCKS
         {
             return Err(too_large());
         }

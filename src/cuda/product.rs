@@ -331,7 +331,7 @@ impl<'a> Writer<'a> {
         whole
             && matrices
                 .iter()
-                .all(|m| self.kernels.products(m.ty).is_some())
+                .all(|m| self.kernels.products(m.ty).is_some() && self.weights.fit_halves(m.data))
     }
 
     fn product_params(&self, source: Source, matrices: &[Matrix], view: View) -> ProductParams {

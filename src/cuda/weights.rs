@@ -21,6 +21,8 @@ pub(crate) struct Weights {
     place: Place,
     /// Of each tensor where it begins in the file and on the device, by the former.
     table: Vec<(usize, usize)>,
+    /// Where tensors begin on the device whose weights halves cannot hold, of which tensor cores make them.
+    beyond_halves: Vec<Address>,
 }
 
 enum Place {
@@ -45,6 +47,21 @@ impl Weights {
     /// # Safety
     /// `file` stays where it is as long as this lives.
     pub unsafe fn new(index: u32, gguf: &Gguf, h: &Hyperparameters, file: &[u8]) -> Result<Self> {
+        // SAFETY: passed on.
+        let mut weights = unsafe { Self::brought(index, gguf, h, file)? };
+        for tensor in gguf.tensors() {
+            if tensor.ty == TensorType::BF16 && !fits_halves(&file[tensor.offset..][..tensor.bytes])
+            {
+                let at = weights.at(tensor.offset)?;
+                try_push(&mut weights.beyond_halves, at)?;
+            }
+        }
+        Ok(weights)
+    }
+
+    /// # Safety
+    /// As [`Weights::new`].
+    unsafe fn brought(index: u32, gguf: &Gguf, h: &Hyperparameters, file: &[u8]) -> Result<Self> {
         let device = Device::open(index)?;
         let module = Module::new(&device, images::for_device(&device)?, true)?;
         let tiled = h.layout == TensorLayout::Tiles16;
@@ -68,6 +85,7 @@ impl Weights {
                     types,
                     place: Place::InPlace(registered),
                     table,
+                    beyond_halves: Vec::new(),
                 });
             }
         }
@@ -94,6 +112,7 @@ impl Weights {
             types,
             place: Place::Copy(buffer),
             table,
+            beyond_halves: Vec::new(),
         })
     }
 
@@ -119,6 +138,11 @@ impl Weights {
         }
     }
 
+    /// Whether halves hold the weights of the matrix at an address, if it is one of a plain type.
+    pub(super) fn fit_halves(&self, data: Address) -> bool {
+        !self.beyond_halves.contains(&data)
+    }
+
     /// Where the tensor that begins at `offset` in the file is on the device.
     pub(super) fn at(&self, offset: usize) -> Result<Address> {
         let found = self.table.binary_search_by_key(&offset, |(from, _)| *from);
@@ -137,6 +161,19 @@ fn lies_ready(tensor: &TensorInfo, file: &[u8], tiled: bool) -> bool {
     const WIDEST: usize = 16;
     let begins = file[tensor.offset..].as_ptr().addr().is_multiple_of(WIDEST);
     begins && (!is_tiled(tensor.ty) || tiled && tensor.rows().is_multiple_of(TILE_ROWS))
+}
+
+/// Whether halves hold what a matrix of BF16 has: its greatest weight is none that would be infinite, and so far above the
+/// least of a half's full precision, 2^-14, that what smaller ones lose (2^-25) is nothing beside it.
+fn fits_halves(weights: &[u8]) -> bool {
+    // 2^-10 and 2^16 as BF16 has them.
+    const LEAST: u16 = 0x3a80;
+    const TOO_LARGE: u16 = 0x4780;
+    let sizes = weights.as_chunks::<2>().0.iter();
+    let greatest = sizes.fold(0, |most: u16, weight| {
+        most.max(u16::from_le_bytes(*weight) & 0x7fff)
+    });
+    greatest == 0 || (LEAST..TOO_LARGE).contains(&greatest)
 }
 
 /// Whether rows become tiles where they are copied to the device. Of halves a tile has of each group of columns one row
