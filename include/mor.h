@@ -239,7 +239,8 @@ typedef enum mor_finish {
    */
   MOR_FINISH_STOPPED = 6,
   /**
-   * Of a batch's sequence: the model computed a value that is not finite. `mor_batch_failure` says
+   * Of a batch's sequence: the model computed a value that is not finite, or too large for the type of keys and values.
+   * `mor_batch_failure` says
    * which.
    */
   MOR_FINISH_FAILED = 7,

@@ -23,8 +23,10 @@ const NAME: &str = "chat_template";
 /// template itself, some for each message, some for each byte of them. Real templates need a tenth.
 const BASE_FUEL: u64 = 100_000;
 const FUEL_PER_MESSAGE: u64 = 1_000;
-/// For templates that look through all messages for each of them.
+/// For templates that look through all messages for each of them: so much for a pair, and at most this for all, since
+/// fuel wants stack too.
 const FUEL_PER_PAIR: u64 = 16;
+const FUEL_FOR_PAIRS: u64 = 1_000_000;
 const BYTES_PER_FUEL: u64 = 4;
 
 /// How deep a template may nest; each level costs stack.
@@ -116,7 +118,7 @@ fn fuel(messages: &[Message]) -> u64 {
     let pairs = messages.saturating_mul(messages);
     messages
         .saturating_mul(FUEL_PER_MESSAGE)
-        .saturating_add(pairs.saturating_mul(FUEL_PER_PAIR))
+        .saturating_add(pairs.saturating_mul(FUEL_PER_PAIR).min(FUEL_FOR_PAIRS))
         .saturating_add(bytes as u64 / BYTES_PER_FUEL)
         .saturating_add(BASE_FUEL)
 }
@@ -216,11 +218,13 @@ fn method(
     arguments: &[Value],
 ) -> std::result::Result<Value, minijinja::Error> {
     // The engine makes room for the width of a field before it asks whether the fuel pays for it. A width stands in the
-    // text, as digits.
+    // field, as digits behind a colon.
     if name == "format"
         && let Some(text) = value.as_str()
     {
-        let numbers = text.split(|c: char| !c.is_ascii_digit());
+        let fields = text.split('{').skip(1);
+        let formats = fields.filter_map(|field| Some(field.split('}').next()?.split_once(':')?.1));
+        let numbers = formats.flat_map(|format| format.split(|c: char| !c.is_ascii_digit()));
         let widths = numbers.filter(|digits| !digits.is_empty());
         let bytes = widths.fold(0u64, |sum, digits| {
             sum.saturating_add(digits.parse().unwrap_or(u64::MAX))
@@ -377,6 +381,9 @@ mod tests {
             let told = failure(&format!("{{{{ '{field}'.format(1.5) }}}}"));
             assert!(told.contains("more work"), "{field}: {told}");
         }
+        // Other numbers are none.
+        let date = "{{ '20241231999 {0} {1:4}|'.format('a', 'b') }}";
+        assert_eq!(render(date).unwrap(), "20241231999 a b   |");
         // What prints a deep value prettily takes time in the cube of its depth.
         let deep = "{% set ns = namespace(x=[1]) %}{% for i in range(8000) %}{% set ns.x = [ns.x] %}{% endfor %}";
         assert!(failure(&format!("{deep}{{{{ ns.x | pprint }}}}")).contains("pprint"));
@@ -388,7 +395,7 @@ mod tests {
     fn long_conversations_have_their_work() {
         let source = "{% for m in messages %}{% set ns = namespace(n=0) %}{% for o in messages %}{% if o.role == m.role %}{% set ns.n = ns.n + 1 %}{% endif %}{% endfor %}{% endfor %}{{ messages | length }}";
         let template = ChatTemplate::new(source, String::new(), String::new()).unwrap();
-        for count in [2, 300, 1000] {
+        for count in [2, 100, 250] {
             let talk = vec![TALK[0]; count];
             assert_eq!(template.render(&talk, true).unwrap(), count.to_string());
         }
@@ -414,6 +421,7 @@ mod tests {
             assert_eq!(render(&source).unwrap(), expected, "{arguments}");
         }
         failure("{{ 1 | tojson(separators=(',',)) }}");
+        failure("{{ 1 | tojson(separators=(',', ':', ';')) }}");
         assert!(failure("{{ 1 | tojson(sorted=true) }}").contains("sorted"));
     }
 

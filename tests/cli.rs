@@ -835,11 +835,12 @@ fn an_interrupt_leaves_no_half_a_file() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mor"));
     command.args(["synth", "--shape", "smollm-1.7b", "-o", "a.gguf"]);
     let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = piped.current_dir(&folder).spawn().unwrap();
+    let mut child = piped.current_dir(&folder).spawn().unwrap();
     let files = || std::fs::read_dir(folder.path()).unwrap();
     let bytes = |file: std::io::Result<std::fs::DirEntry>| file.unwrap().metadata().unwrap().len();
     // Of three gigabytes.
     while !files().any(|file| bytes(file) > 1 << 20) {
+        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
     interrupt(&child);

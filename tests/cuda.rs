@@ -201,7 +201,6 @@ fn every_type_agrees_with_the_cpu() {
     }
 }
 
-/// A random model of two small layers in single precision, as a file.
 /// Multiplies the weights of a tensor, of F32 or BF16, by a power of two.
 fn scale(bytes: &mut [u8], name: &str, power: i32) {
     let gguf = Gguf::parse(bytes).unwrap();
@@ -247,6 +246,7 @@ fn weights_beyond_halves_agree_too() {
     }
 }
 
+/// A random model of two small layers in single precision, as a file.
 fn tiny(seed: u64) -> Vec<u8> {
     synthetic("tiny", Some(2), seed)
 }

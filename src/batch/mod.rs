@@ -99,7 +99,8 @@ pub enum Finish {
     ContextFull,
     /// [`Batch::stop`].
     Stopped,
-    /// The model computed a value that is not finite; [`Batch::failure`] says which.
+    /// The model computed a value that is not finite, or too large for the type of keys and values; [`Batch::failure`] says
+    /// which.
     Failed,
 }
 

@@ -16,7 +16,8 @@ pub(super) fn tojson(state: &State, value: &Value, options: Kwargs) -> Result<Va
     let usual = Value::from(vec![if indent.is_some() { "," } else { ", " }, ": "]);
     let separators = separators.filter(|value| !value.is_none()).unwrap_or(usual);
     let [comma, colon] = [0, 1].map(|at| separators.get_item_by_index(at).unwrap_or_default());
-    let (Some(comma), Some(colon)) = (comma.as_str(), colon.as_str()) else {
+    let (Some(2), Some(comma), Some(colon)) = (separators.len(), comma.as_str(), colon.as_str())
+    else {
         return Err(Error::new(
             ErrorKind::InvalidOperation,
             "tojson takes two separators",

@@ -25,7 +25,10 @@ pub(super) struct Rope<'a> {
 
 impl<'a> Rope<'a> {
     pub(super) fn of(config: &'a Document) -> Result<Self> {
-        let is_table = |key: &str| config.get(key).is_some_and(|value| value.is_object());
+        let is_table = |key: &str| {
+            let table = config.get(key).and_then(|value| value.as_object());
+            table.is_some_and(|table| !table.is_empty())
+        };
         // Where both are there, as where rope_scaling was added to a newer file, transformers takes this one.
         let table = match ["rope_scaling", "rope_parameters"]
             .iter()

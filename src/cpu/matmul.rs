@@ -339,6 +339,10 @@ mod tests {
     fn every_level_equals_the_oracle_and_each_other_bit_by_bit() {
         let levels: Vec<Level> = Level::available().collect();
         println!("kernels tested: {levels:?}");
+        #[cfg(target_arch = "x86_64")]
+        if levels.contains(&Level::AvxVnni) && !crate::cpu::simd::has_avx_vnni() {
+            println!("AvxVnni in AVX-512's spelling");
+        }
         let mut state = 7;
         for ty in TYPES {
             let sizes = [

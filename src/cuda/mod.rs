@@ -22,7 +22,7 @@ pub(crate) use plan::{DevicePlan, Sizes};
 pub(crate) use weights::Weights;
 
 use crate::error::{Error, Result};
-use crate::kv::{KvCache, Taken};
+use crate::kv::{KvCache, KvType, Taken};
 use crate::memory::{Shared, reserved};
 use crate::model::{KvStrategy, Model, PlaneTokens};
 use crate::plan::{Plan, Region};
@@ -87,6 +87,8 @@ pub(crate) struct Gpu {
     output: Pinned,
     buffer: Buffer,
     plan: DevicePlan,
+    /// How keys and values are stored.
+    kv: KvType,
     _conditional: Option<Module>,
     /// The kernels' module, and what they read.
     _weights: Shared<Weights>,
@@ -192,6 +194,7 @@ impl Gpu {
             output,
             buffer,
             plan: device_plan.clone(),
+            kv: plan.kv_shape.ty,
             _conditional: conditional,
             _weights: weights.clone(),
             changed: reserved(device_plan.changes)?,
@@ -407,6 +410,9 @@ impl Gpu {
         match report.error {
             error::NONE => Ok(()),
             error::SCORE_NOT_FINITE => Err(Error::not_finite("a router's score")),
+            error::KEY_NOT_FINITE if self.kv == KvType::F32 => {
+                Err(Error::not_finite("a key or a value"))
+            }
             error::KEY_NOT_FINITE => Err(Error::NotFinite(Text::new(
                 "a key or a value that is not finite or too large for its type; keep keys and values as F32, and if that fails too, the weights are damaged",
             ))),

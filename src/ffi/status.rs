@@ -104,7 +104,7 @@ fn sentence(status: i32) -> &'static CStr {
         c"the model has no usable chat template, or it refuses the conversation",
         c"the context is full",
         c"the KV cache is full",
-        c"the model computed a value that is not finite; its weights are damaged",
+        c"the model computed a value that is not finite (its weights are damaged), or too large for the type of keys and values",
         c"a thread could not be started or set up",
         c"the call was cancelled",
         c"the object is in use by another call",

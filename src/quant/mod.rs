@@ -82,9 +82,14 @@ pub fn quantize_row(ty: TensorType, row: &[f32], out: &mut [u8]) -> Result<()> {
     };
     stored.map_err(|TooLarge { column }| {
         Error::argument(format_args!(
-            "the weights from column {column} on (the first is {}) are too large for {}; choose BF16 or F32",
+            "the weights from column {column} on (the first is {}) are too large for {}; choose {}",
             row[column],
-            ty.name()
+            ty.name(),
+            if ty == TensorType::BF16 {
+                "F32"
+            } else {
+                "BF16 or F32"
+            }
         ))
     })
 }

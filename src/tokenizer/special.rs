@@ -10,9 +10,9 @@ use super::vocabulary::{Kind, Vocabulary};
 
 /// The special tokens of a vocabulary, to be found in text.
 ///
-/// The leftmost is taken, and of those that begin at the same place the longest: HF's rule, which looks for tokens that it
-/// normalizes in a second round; a GGUF file does not tell which those are. llama.cpp takes the longest of the whole text first, which differs only where two special tokens
-/// overlap.
+/// The leftmost is taken, and of those that begin at the same place the longest: HF's rule. (HF looks for tokens that it
+/// normalizes in a second round; a GGUF file does not tell which those are.) llama.cpp takes the longest of the whole text
+/// first, which differs only where two special tokens overlap.
 pub(super) struct Specials {
     /// Sorted by their bytes.
     ids: Vec<u32>,

@@ -31,7 +31,6 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
         return Err("there is nothing to measure; give tokens with -p or -n".into());
     };
     let model = input::open(Some(&args.model), args.device)?;
-    input::tell_of_cut(&model, args.cut);
     let params = SessionParams {
         context,
         batch: args.batch.unwrap_or(0),

@@ -18,12 +18,6 @@ type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 pub fn eval(args: &EvalArgs) -> Result<()> {
     let model = input::open(Some(&args.model), args.engine.device)?;
     let lines = input::token_lines(&args.tokens, &model)?;
-    // Before the work, so that a wrong name costs none.
-    let output = Output::new(&args.output)?;
-    output.differs_from(&args.model)?;
-    if !input::is_standard_input(&args.tokens) {
-        output.differs_from(&args.tokens)?;
-    }
     let longest = longest(&lines);
     let batch = match args.routing {
         RoutingArg::Threshold => args.batch.unwrap_or(0),
@@ -41,8 +35,14 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         RoutingArg::Threshold => Routing::Threshold,
         RoutingArg::Capacity => Routing::Capacity,
     });
-    // Ctrl-C takes the file away that was begun.
+    // Ctrl-C takes the file away that is begun here.
     Interrupt::new(session.canceller()?)?.arm();
+    // Before the work, so that a wrong name costs none.
+    let output = Output::new(&args.output)?;
+    output.differs_from(&args.model)?;
+    if !input::is_standard_input(&args.tokens) {
+        output.differs_from(&args.tokens)?;
+    }
     let progress = Progress::new("scoring", lines.iter().map(|l| l.ids.len() as u64).sum());
     let mut tensors = Tensors::new();
     for line in &lines {

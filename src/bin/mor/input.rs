@@ -169,7 +169,7 @@ pub fn is_standard_input(path: &Path) -> bool {
 }
 
 /// How a text file is called in a sentence.
-fn named(path: &Path) -> String {
+pub fn named(path: &Path) -> String {
     match is_standard_input(path) {
         true => "standard input".to_owned(),
         false => format!("'{}'", path.display()),

@@ -24,8 +24,8 @@ pub fn perplexity(args: &PerplexityArgs) -> Result<()> {
     let context = args.context;
     if tokens.len() / 2 < context {
         return Err(format!(
-            "'{}' has {} tokens; at least two windows of {context} are needed (a smaller -c helps)",
-            args.text.display(),
+            "{} has {} tokens; at least two windows of {context} are needed (a smaller -c helps)",
+            input::named(&args.text),
             tokens.len()
         )
         .into());

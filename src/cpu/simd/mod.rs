@@ -13,7 +13,6 @@ mod avx512;
 mod neon;
 mod scalar;
 
-#[cfg(target_arch = "x86_64")]
 #[cfg(all(target_arch = "x86_64", any(test, feature = "bench")))]
 pub(super) use avx2::VNNI_512;
 #[cfg(target_arch = "x86_64")]

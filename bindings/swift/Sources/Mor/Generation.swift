@@ -51,7 +51,8 @@ public enum Finish: UInt32, Sendable {
     case cancelled
     /// Of a batch's sequence: ``Batch/stop(_:)``.
     case stopped
-    /// Of a batch's sequence: the model computed a value that is not finite.
+    /// Of a batch's sequence: the model computed a value that is not finite, or too large for the type
+    /// of keys and values.
     case failed
 
     init(_ c: mor_finish) {

@@ -337,7 +337,8 @@ public enum class Finish {
     STOPPED,
 
     /**
-     * Of a batch's sequence: the model computed a value that is not finite, see [Batch.failure].
+     * Of a batch's sequence: the model computed a value that is not finite, or too large for the
+     * type of keys and values, see [Batch.failure].
      */
     FAILED,
 }
