@@ -127,6 +127,9 @@ impl CancelFlag {
     }
 }
 
+/// What is done with the rows of a chunk, so many. (Not generic: each kind would have the code of a whole pass.)
+type After<'a> = &'a mut dyn FnMut(&mut Engine, &mut Buffers, usize) -> Result<()>;
+
 impl Session {
     /// Plans a session and takes its memory.
     ///
@@ -338,7 +341,7 @@ impl Session {
     /// [`Error::InvalidArgument`] without tokens and for one outside the vocabulary; [`Error::ContextFull`],
     /// [`Error::KvFull`], [`Error::Cancelled`], [`Error::NotFinite`], [`Error::FileChanged`], [`Error::Device`].
     pub fn prefill(&mut self, tokens: &[u32]) -> Result<()> {
-        self.run(tokens, |_, _, _| Ok(()))
+        self.run(tokens, &mut |_, _, _| Ok(()))
     }
 
     /// Makes the session hold this text and nothing else: of the beginning that it holds already nothing is run again,
@@ -376,7 +379,7 @@ impl Session {
     pub fn step(&mut self, token: u32) -> Result<&[f32]> {
         let model = self.model.clone();
         // Within the run, so that where there are no logits the token did not run.
-        self.run(&[token], |engine, buffers, _| {
+        self.run(&[token], &mut |engine, buffers, _| {
             engine.logits(&model, buffers, 0, 1)
         })?;
         self.last = Last::Logits;
@@ -436,7 +439,7 @@ impl Session {
         let most = self.plan.params().logit_rows;
         let model = self.model.clone();
         let mut done = 0;
-        self.run(tokens, |engine, buffers, n| {
+        self.run(tokens, &mut |engine, buffers, n| {
             for first in (0..n).step_by(most) {
                 let count = most.min(n - first);
                 engine.logits(&model, buffers, first, count)?;
@@ -497,11 +500,7 @@ impl Session {
     }
 
     /// Runs `tokens` chunk by chunk; after each, `after` sees the rows of that chunk.
-    fn run(
-        &mut self,
-        tokens: &[u32],
-        mut after: impl FnMut(&mut Engine, &mut Buffers, usize) -> Result<()>,
-    ) -> Result<()> {
+    fn run(&mut self, tokens: &[u32], after: After) -> Result<()> {
         self.check(self.length, tokens)?;
         let (start, last) = (self.length, self.last);
         #[cfg(feature = "cuda")]
@@ -511,7 +510,7 @@ impl Session {
         for chunk in tokens.chunks(self.plan.params().batch) {
             let timed = tokens.len() == 1;
             // A panic, of `after` or by a defect, must leave no entries of tokens that are not there.
-            let work = AssertUnwindSafe(|| self.run_chunk(chunk, timed, &mut after));
+            let work = AssertUnwindSafe(|| self.run_chunk(chunk, timed, after));
             let ran = catch_unwind(work);
             if let Ok(Ok(())) = ran {
                 continue;
@@ -546,12 +545,7 @@ impl Session {
     }
 
     /// `timed`: it is a token, not the last chunk of a prompt, so a budget limits it.
-    fn run_chunk(
-        &mut self,
-        chunk: &[u32],
-        timed: bool,
-        after: &mut impl FnMut(&mut Engine, &mut Buffers, usize) -> Result<()>,
-    ) -> Result<()> {
+    fn run_chunk(&mut self, chunk: &[u32], timed: bool, after: After) -> Result<()> {
         self.model.check_file()?;
         let n = chunk.len();
         let mut buffers = self.plan.carve(self.arena);
