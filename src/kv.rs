@@ -42,7 +42,7 @@ impl KvType {
 
 /// The sizes of a cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KvShape {
+pub(crate) struct KvShape {
     /// How values are stored.
     pub ty: KvType,
     /// Key (and value) heads.
@@ -146,7 +146,7 @@ pub(crate) struct KvRegions {
 
 /// The cache, as it lies in the arena. A list is the pages and entries of one plane of one sequence:
 /// list number `sequence · planes + plane`.
-pub struct KvCache<'a> {
+pub(crate) struct KvCache<'a> {
     pub(crate) shape: &'a KvShape,
     pub(crate) pages: &'a mut [u8],
     /// [lists][table_pages] page numbers.

@@ -48,7 +48,7 @@ pub mod quant;
 pub mod routing;
 pub mod sampling;
 pub mod session;
-pub mod state;
+mod state;
 mod text;
 pub mod tokenizer;
 mod traffic;

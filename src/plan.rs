@@ -70,7 +70,7 @@ impl Default for SessionParams {
 
 /// A part of the arena.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Region {
+pub(crate) struct Region {
     /// Where it begins, a multiple of [`ARENA_ALIGNMENT`].
     pub offset: usize,
     /// Its size without padding.

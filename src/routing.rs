@@ -16,7 +16,7 @@ pub enum Routing {
 
 /// The weight of a score: `alpha · f(score)`, the raw score for [`RouterFunction::Identity`].
 /// Softmax is over several scores; see [`token_weights`].
-pub fn weight(spec: &RouterSpec, score: f32) -> f32 {
+pub(crate) fn weight(spec: &RouterSpec, score: f32) -> f32 {
     match spec.function {
         RouterFunction::Sigmoid | RouterFunction::Softmax => spec.alpha * sigmoid(score),
         RouterFunction::Tanh => spec.alpha * score.tanh(),
@@ -32,7 +32,7 @@ fn sigmoid(x: f32) -> f32 {
 /// the router's own function is tanh (whose trained cut, 0, is the same score); without a router
 /// function the raw score is. An auxiliary router always ends in a sigmoid. A cut of 0 lets every
 /// token pass, a cut of 1 none.
-pub fn least_score(spec: &RouterSpec, cut: f32) -> f32 {
+pub(crate) fn least_score(spec: &RouterSpec, cut: f32) -> f32 {
     if cut <= 0.0 {
         f32::NEG_INFINITY
     } else if cut >= 1.0 {
@@ -49,7 +49,13 @@ pub fn least_score(spec: &RouterSpec, cut: f32) -> f32 {
 ///
 /// # Panics
 /// When `kept` is shorter than `scores`.
-pub fn keep_best(spec: &RouterSpec, scores: &[f32], capacity: f64, total: usize, kept: &mut [u32]) {
+pub(crate) fn keep_best(
+    spec: &RouterSpec,
+    scores: &[f32],
+    capacity: f64,
+    total: usize,
+    kept: &mut [u32],
+) {
     let count = ((capacity * total as f64) as usize)
         .max(1)
         .min(scores.len());
@@ -74,7 +80,7 @@ pub fn keep_best(spec: &RouterSpec, scores: &[f32], capacity: f64, total: usize,
 }
 
 /// Token-choice: turns the scores of one token for each depth into weights.
-pub fn token_weights(spec: &RouterSpec, scores: &mut [f32]) {
+pub(crate) fn token_weights(spec: &RouterSpec, scores: &mut [f32]) {
     if spec.function != RouterFunction::Softmax {
         scores.iter_mut().for_each(|s| *s = weight(spec, *s));
         return;
@@ -86,7 +92,7 @@ pub fn token_weights(spec: &RouterSpec, scores: &mut [f32]) {
 }
 
 /// Token-choice: the index of the greatest `weight + bias`, the first of equals.
-pub fn pick(weights: &[f32], biases: impl Iterator<Item = f32>) -> usize {
+pub(crate) fn pick(weights: &[f32], biases: impl Iterator<Item = f32>) -> usize {
     let mut best = (0, f32::NEG_INFINITY);
     for (i, (weight, bias)) in weights.iter().zip(biases).enumerate() {
         if weight + bias > best.1 {

@@ -77,7 +77,7 @@ impl SamplerParams {
 /// A token that may be drawn.
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
-pub struct Candidate {
+pub(crate) struct Candidate {
     /// The token.
     pub token: u32,
     /// Its logit.
@@ -86,7 +86,7 @@ pub struct Candidate {
 
 /// Draws tokens; holds the random state.
 #[derive(Debug, Clone)]
-pub struct Sampler {
+pub(crate) struct Sampler {
     params: SamplerParams,
     state: u64,
 }

@@ -14,7 +14,7 @@ pub use storage::{Device, LoadParams};
 pub(crate) use storage::{Storage, anonymous};
 #[cfg(feature = "convert")]
 pub(crate) use strict::{check_keys, is_llama_key};
-pub use weights::{Layer, Linear, Matrix, Router, Vector};
+pub(crate) use weights::{Layer, Linear, Matrix, Router, Vector};
 
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;

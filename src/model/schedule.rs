@@ -80,7 +80,7 @@ pub struct Schedule {
 impl Schedule {
     /// The schedule of a model, and for each layer index in it the (stored block, recursion)
     /// whose weights it means.
-    pub fn new(h: &Hyperparameters) -> Result<(Self, Vec<(usize, usize)>)> {
+    pub(crate) fn new(h: &Hyperparameters) -> Result<(Self, Vec<(usize, usize)>)> {
         let runs = h.logical_layers();
         let mut builder = Builder {
             planes: reserved(runs)?,

@@ -12,7 +12,7 @@ use std::fmt;
 
 /// A matrix in the file, `rows` × `columns`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Matrix {
+pub(crate) struct Matrix {
     /// How a row is encoded.
     pub ty: TensorType,
     /// Outputs.
@@ -52,7 +52,7 @@ impl Matrix {
 
 /// `length` F32 values in the file (a norm, a bias).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Vector {
+pub(crate) struct Vector {
     /// Where they begin in the file.
     pub offset: usize,
     /// How many they are.
@@ -74,7 +74,7 @@ impl Vector {
 
 /// A matrix with an optional bias.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Linear {
+pub(crate) struct Linear {
     /// The matrix.
     pub weight: Matrix,
     /// Added to each output.
@@ -83,7 +83,7 @@ pub struct Linear {
 
 /// The tensors of one decoder layer at one recursion.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Layer {
+pub(crate) struct Layer {
     /// RMSNorm before attention.
     pub attn_norm: Vector,
     /// Queries.
@@ -116,7 +116,7 @@ impl Layer {
 
 /// A router: one linear layer, or two with GELU between.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Router {
+pub(crate) struct Router {
     /// The only layer, or the first of two.
     pub first: Linear,
     /// The second of two.
