@@ -7,8 +7,8 @@
 
 use crate::cpu::team::Disjoint;
 use crate::error::{Error, Result};
+use crate::layout::parts;
 use crate::model::MAX_HEAD_DIM;
-use crate::plan::Region;
 use crate::quant::tiles::{self, TILE_ROWS};
 use crate::quant::{TensorType, quantize_row};
 
@@ -61,6 +61,8 @@ pub(crate) struct KvShape {
     pub key_bytes: usize,
     /// Bytes of one head of a value: as many elements, but whole vectors.
     pub value_bytes: usize,
+    /// Whether the pages lie on a GPU; the host then has the tables alone.
+    pub on_gpu: bool,
 }
 
 impl KvShape {
@@ -77,7 +79,18 @@ impl KvShape {
             pages: 0,
             key_bytes: encoded.row_bytes(head_dim)?,
             value_bytes: encoded.row_bytes(head_dim.next_multiple_of(VECTOR))?,
+            on_gpu: false,
         })
+    }
+
+    /// Lists: one for each plane of each sequence.
+    pub fn lists(&self) -> usize {
+        self.sequences.saturating_mul(self.planes)
+    }
+
+    /// Pages that lie in the host's memory.
+    fn pages_here(&self) -> usize {
+        if self.on_gpu { 0 } else { self.pages }
     }
 
     /// Bytes of a page: keys, then values. The keys of a head are a tile of sixteen rows
@@ -133,32 +146,24 @@ impl KvShape {
 /// Values are kept in whole vectors of so many elements.
 pub const VECTOR: usize = 16;
 
-/// Where the cache lies in the arena.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct KvRegions {
-    pub pages: Region,
-    pub tables: Region,
-    pub lengths: Region,
-    pub owners: Region,
-    pub free: Region,
-    pub counts: Region,
-}
+parts! {
+    /// The cache, as it lies in the arena. A list is the pages and entries of one plane of one sequence:
+    /// list number `sequence · planes + plane`.
+    pub(crate) struct KvCache<'a> { shape: &'a KvShape }
+    /// Where it lies.
+    struct KvRegions; (shape: &KvShape)
 
-/// The cache, as it lies in the arena. A list is the pages and entries of one plane of one sequence:
-/// list number `sequence · planes + plane`.
-pub(crate) struct KvCache<'a> {
-    pub(crate) shape: &'a KvShape,
-    pub(crate) pages: &'a mut [u8],
-    /// [lists][table_pages] page numbers.
-    pub(crate) tables: &'a mut [u32],
-    /// [lists] entries.
-    pub(crate) lengths: &'a mut [u32],
-    /// [pages] lists that have the page.
-    pub(crate) owners: &'a mut [u32],
+    /// Page numbers.
+    tables: u32 = [shape.lists(), shape.table_pages],
+    /// Entries.
+    lengths: u32 = [shape.lists()],
+    /// Lists that have the page.
+    owners: u32 = [shape.pages],
     /// A stack of free pages, of which the first `counts[FREE]` are valid.
-    pub(crate) free: &'a mut [u32],
+    free: u32 = [shape.pages],
     /// How many pages are free, and how many owners pages have beyond their first.
-    pub(crate) counts: &'a mut [u32],
+    counts: u32 = [2],
+    pages: u8 = [shape.pages_here(), shape.page_bytes()],
 }
 
 /// Places in [`KvCache::counts`].
@@ -179,11 +184,6 @@ pub(crate) struct Taken {
 }
 
 impl KvCache<'_> {
-    /// The sizes.
-    pub fn shape(&self) -> &KvShape {
-        self.shape
-    }
-
     /// Makes every page free. Pages are not touched.
     pub(crate) fn reset(&mut self) {
         let pages = self.shape.pages;

@@ -40,6 +40,7 @@ pub mod gguf;
 #[cfg(feature = "jni")]
 mod jni;
 pub mod kv;
+mod layout;
 mod memory;
 pub mod model;
 mod order;

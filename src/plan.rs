@@ -8,7 +8,8 @@ use crate::cpu::thread::{STACK_BYTES, ThreadParams, cores};
 use crate::error::{Error, Result};
 use crate::generate;
 use crate::kv::{KvCache, KvRegions, KvShape, KvType, PAGE_TOKENS};
-use crate::model::{MAX_CONTEXT, Model, PlaneTokens};
+use crate::layout::{Carver, Layout, Region, parts, too_large};
+use crate::model::{Hyperparameters, MAX_CONTEXT, Model, PlaneTokens};
 use crate::sampling::Candidate;
 
 /// Every part of the arena begins at a multiple of this: a cache line, and the widest vector.
@@ -68,23 +69,13 @@ impl Default for SessionParams {
     }
 }
 
-/// A part of the arena.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Region {
-    /// Where it begins, a multiple of [`ARENA_ALIGNMENT`].
-    pub offset: usize,
-    /// Its size without padding.
-    pub bytes: usize,
-}
-
 /// The layout of a session's arena.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     pub(crate) params: SessionParams,
     pub(crate) kv_shape: KvShape,
     kv: KvRegions,
-    activations: Activations,
-    sequences: Sequences,
+    regions: Regions,
     /// Rows between their first and their last layer.
     slots: usize,
     /// Bytes at the beginning that belong to the team; the arena follows.
@@ -92,47 +83,6 @@ pub struct Plan {
     arena_bytes: usize,
     #[cfg(feature = "cuda")]
     on_device: Option<crate::cuda::DevicePlan>,
-}
-
-/// Buffers of one pass, each [batch, …].
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Activations {
-    x: Region,
-    h: Region,
-    norm: Region,
-    q: Region,
-    k: Region,
-    v: Region,
-    attn: Region,
-    gate: Region,
-    up: Region,
-    router_hidden: Region,
-    scores: Region,
-    aux_scores: Region,
-    rope: Region,
-    rope_factors: Region,
-    rows: Region,
-    active: Region,
-    kept: Region,
-    depth: Region,
-    left: Region,
-    leaving: Region,
-    seats: Region,
-    panels: Region,
-    scratch: Region,
-    partials: Region,
-    last_row: Region,
-    logits: Region,
-    candidates: Region,
-    text: Region,
-    page: Region,
-}
-
-/// What is remembered of each sequence, each [sequences, context].
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Sequences {
-    tokens: Region,
-    depths: Region,
 }
 
 /// One token of one sequence on its way through the layers.
@@ -266,65 +216,21 @@ impl Plan {
         params.thread.check()?;
         let kv_shape = kv_shape(model, &mut params)?;
 
-        let mut layout = Layout { bytes: 0 };
         let slots = params.batch.checked_mul(stays).ok_or_else(too_large)?;
         #[cfg(feature = "cuda")]
         let on_device = match model.is_on_gpu() {
             true => Some(Self::plan_device(model, &mut params, slots, &kv_shape)?),
             false => None,
         };
-        // A GPU has the rows and pages; the host keeps the books.
-        let on_gpu = model.is_on_gpu();
-        let here = |count: usize| if on_gpu { 0 } else { count };
-        let (n, x_slots) = (here(params.batch), here(slots));
-        let hidden = h.hidden_size;
-        let widest = model.widest_row();
-        let scratch_bytes =
-            matmul::scratch_bytes(widest).max(attention::scratch_bytes(&kv_shape, h.heads));
-        let activations = Activations {
-            x: layout.add::<f32>(&[x_slots, hidden])?,
-            h: layout.add::<f32>(&[n, hidden])?,
-            norm: layout.add::<f32>(&[n, hidden])?,
-            q: layout.add::<f32>(&[n, h.query_size()])?,
-            k: layout.add::<f32>(&[n, h.kv_size()])?,
-            v: layout.add::<f32>(&[n, h.kv_size()])?,
-            attn: layout.add::<f32>(&[n, h.query_size()])?,
-            gate: layout.add::<f32>(&[n, h.feed_forward_size])?,
-            up: layout.add::<f32>(&[n, h.feed_forward_size])?,
-            router_hidden: layout.add::<f32>(&[n, model.router_width()])?,
-            scores: layout.add::<f32>(&[n, h.recursions])?,
-            aux_scores: layout.add::<f32>(&[n])?,
-            rope: layout.add::<[f32; 2]>(&[x_slots, h.rope.dims / 2])?,
-            rope_factors: layout.add::<f32>(&[model.rope_factors().map_or(0, |f| f.length)])?,
-            rows: layout.add::<Row>(&[slots])?,
-            active: layout.add::<u32>(&[params.batch])?,
-            kept: layout.add::<u32>(&[n])?,
-            depth: layout.add::<u8>(&[slots])?,
-            left: layout.add::<u32>(&[slots])?,
-            leaving: layout.add::<f32>(&[n, hidden])?,
-            seats: layout.add::<Seat>(&[n])?,
-            panels: layout.add::<u32>(&[panel_words(n, widest)])?,
-            scratch: layout.add::<u8>(&[params.threads, here(scratch_bytes)])?,
-            partials: layout.add::<f32>(&[here(attention::partial_floats(&kv_shape, h.heads))])?,
-            last_row: layout.add::<f32>(&[hidden])?,
-            logits: layout.add::<f32>(&[params.logit_rows, h.vocab_size])?,
-            candidates: layout.add::<Candidate>(&[h.vocab_size])?,
-            text: layout.add::<u8>(&[generate::text_room(model)])?,
-            page: layout.add::<u8>(&[if on_gpu { kv_shape.page_bytes() } else { 0 }])?,
+        let sizes = Sizes {
+            model,
+            params: &params,
+            kv: &kv_shape,
+            slots,
         };
-        let sequences = Sequences {
-            tokens: layout.add::<u32>(&[params.sequences, params.context])?,
-            depths: layout.add::<u8>(&[params.sequences, params.context])?,
-        };
-        let lists = params.sequences.saturating_mul(kv_shape.planes);
-        let kv = KvRegions {
-            tables: layout.add::<u32>(&[lists, kv_shape.table_pages])?,
-            lengths: layout.add::<u32>(&[lists])?,
-            owners: layout.add::<u32>(&[kv_shape.pages])?,
-            free: layout.add::<u32>(&[kv_shape.pages])?,
-            counts: layout.add::<u32>(&[2])?,
-            pages: layout.add::<u8>(&[here(kv_shape.pages), kv_shape.page_bytes()])?,
-        };
+        let mut layout = Layout::<ARENA_ALIGNMENT>::new();
+        let kv = KvRegions::lay_out(&mut layout, &kv_shape)?;
+        let regions = Regions::lay_out(&mut layout, &sizes)?;
         let team_bytes = Team::bytes(params.threads).next_multiple_of(ARENA_ALIGNMENT);
         if team_bytes > isize::MAX as usize - layout.bytes {
             return Err(too_large());
@@ -333,8 +239,7 @@ impl Plan {
             params,
             kv_shape,
             kv,
-            activations,
-            sequences,
+            regions,
             slots,
             team_bytes,
             arena_bytes: layout.bytes,
@@ -437,21 +342,18 @@ impl Plan {
 
     /// The memory in a few named lines, which add up to [`Plan::bytes`].
     pub fn lines(&self) -> [(&'static str, usize); 7] {
-        let a = &self.activations;
-        let sampling = a.logits.bytes + a.candidates.bytes + a.text.bytes;
-        let tables = self.kv.tables.bytes
-            + self.kv.lengths.bytes
-            + self.kv.owners.bytes
-            + self.kv.free.bytes
-            + self.kv.counts.bytes;
-        let history = self.sequences.tokens.bytes + self.sequences.depths.bytes;
-        let named =
-            self.kv.pages.bytes + tables + history + sampling + a.scratch.bytes + a.partials.bytes;
+        let (kv, other) = (&self.kv, &self.regions);
+        let sampling = other.logits.bytes + other.candidates.bytes + other.text.bytes;
+        let tables =
+            kv.tables.bytes + kv.lengths.bytes + kv.owners.bytes + kv.free.bytes + kv.counts.bytes;
+        let history = other.tokens.bytes + other.depths.bytes;
+        let work = other.scratch.bytes + other.partials.bytes;
+        let named = kv.pages.bytes + tables + history + sampling + work;
         [
-            ("KV pages", self.kv.pages.bytes),
+            ("KV pages", kv.pages.bytes),
             ("KV page tables", tables),
             ("activations and padding", self.arena_bytes - named),
-            ("work in progress", a.scratch.bytes + a.partials.bytes),
+            ("work in progress", work),
             ("logits, sampling, text", sampling),
             ("tokens and depths", history),
             ("threads", self.team_bytes),
@@ -460,64 +362,23 @@ impl Plan {
 
     /// [sequences, context] tokens so far.
     pub(crate) fn tokens<'a>(&self, arena: &'a [u8]) -> &'a [u32] {
-        let Region { offset, bytes } = self.sequences.tokens;
+        let Region { offset, bytes } = self.regions.tokens;
         // SAFETY: `u32` is `Plain`: it takes any bytes as values.
         unsafe { arena[offset..offset + bytes].align_to() }.1
     }
 
     /// [sequences, context] the depths of the tokens so far.
     pub(crate) fn depths<'a>(&self, arena: &'a [u8]) -> &'a [u8] {
-        let Region { offset, bytes } = self.sequences.depths;
+        let Region { offset, bytes } = self.regions.depths;
         &arena[offset..offset + bytes]
     }
 
     /// The arena's parts as slices.
     pub(crate) fn carve<'a>(&'a self, arena: &'a mut [u8]) -> Buffers<'a> {
-        let mut carver = Carver { rest: arena, at: 0 };
-        let a = &self.activations;
+        let mut carver = Carver::new(arena);
         // In the order of the layout.
-        Buffers {
-            x: carver.take(a.x),
-            h: carver.take(a.h),
-            norm: carver.take(a.norm),
-            q: carver.take(a.q),
-            k: carver.take(a.k),
-            v: carver.take(a.v),
-            attn: carver.take(a.attn),
-            gate: carver.take(a.gate),
-            up: carver.take(a.up),
-            router_hidden: carver.take(a.router_hidden),
-            scores: carver.take(a.scores),
-            aux_scores: carver.take(a.aux_scores),
-            rope: carver.take(a.rope),
-            rope_factors: carver.take(a.rope_factors),
-            rows: carver.take(a.rows),
-            active: carver.take(a.active),
-            kept: carver.take(a.kept),
-            depth: carver.take(a.depth),
-            left: carver.take(a.left),
-            leaving: carver.take(a.leaving),
-            seats: carver.take(a.seats),
-            panels: carver.take(a.panels),
-            scratch: carver.take(a.scratch),
-            partials: carver.take(a.partials),
-            last_row: carver.take(a.last_row),
-            logits: carver.take(a.logits),
-            candidates: carver.take(a.candidates),
-            text: carver.take(a.text),
-            page: carver.take(a.page),
-            tokens: carver.take(self.sequences.tokens),
-            depths: carver.take(self.sequences.depths),
-            kv: KvCache {
-                shape: &self.kv_shape,
-                tables: carver.take(self.kv.tables),
-                lengths: carver.take(self.kv.lengths),
-                owners: carver.take(self.kv.owners),
-                free: carver.take(self.kv.free),
-                counts: carver.take(self.kv.counts),
-                pages: carver.take(self.kv.pages),
-            },
-        }
+        let kv = KvCache::carve(&self.kv, &mut carver, &self.kv_shape);
+        Buffers::carve(&self.regions, &mut carver, kv)
     }
 }
 
@@ -559,155 +420,113 @@ fn kv_shape(model: &Model, params: &mut SessionParams) -> Result<KvShape> {
         sequences: params.sequences,
         table_pages,
         pages: params.kv_pages,
+        on_gpu: model.is_on_gpu(),
         ..shape
     })
 }
 
-pub(crate) fn too_large() -> Error {
-    Error::argument(
-        "the session would be larger than can be addressed; plan a smaller context or fewer sequences",
-    )
+/// What the arena's parts are as large as.
+pub(crate) struct Sizes<'a> {
+    model: &'a Model,
+    params: &'a SessionParams,
+    kv: &'a KvShape,
+    /// Rows between their first and their last layer.
+    slots: usize,
 }
 
-/// Adds up regions, each of which begins at a multiple of `ALIGNMENT`.
-pub(crate) struct Layout<const ALIGNMENT: usize> {
-    pub bytes: usize,
-}
+impl Sizes<'_> {
+    fn h(&self) -> &Hyperparameters {
+        self.model.hyperparameters()
+    }
 
-impl Layout<ARENA_ALIGNMENT> {
-    fn add<T: Plain>(&mut self, dims: &[usize]) -> Result<Region> {
-        self.add_items(size_of::<T>(), dims)
+    /// So many, but on a GPU none: it has the rows and pages, the host keeps the books.
+    fn here(&self, count: usize) -> usize {
+        if self.model.is_on_gpu() { 0 } else { count }
+    }
+
+    /// Rows of one pass.
+    fn rows(&self) -> usize {
+        self.here(self.params.batch)
+    }
+
+    fn scratch_bytes(&self) -> usize {
+        let product = matmul::scratch_bytes(self.model.widest_row());
+        product.max(attention::scratch_bytes(self.kv, self.h().heads))
+    }
+
+    fn page_bytes(&self) -> usize {
+        match self.model.is_on_gpu() {
+            true => self.kv.page_bytes(),
+            false => 0,
+        }
     }
 }
 
-impl<const ALIGNMENT: usize> Layout<ALIGNMENT> {
-    /// A region for items of so many bytes.
-    pub fn add_items(&mut self, item: usize, dims: &[usize]) -> Result<Region> {
-        let bytes = dims
-            .iter()
-            .try_fold(item, |size, dim| size.checked_mul(*dim))
-            .ok_or_else(too_large)?;
-        let offset = self.bytes;
-        // `isize::MAX` is the most that one allocation can be.
-        self.bytes = offset
-            .checked_add(bytes)
-            .and_then(|end| end.checked_next_multiple_of(ALIGNMENT))
-            .filter(|end| *end <= isize::MAX as usize)
-            .ok_or_else(too_large)?;
-        Ok(Region { offset, bytes })
-    }
-}
+parts! {
+    /// The arena's parts. A row has a slot from its first layer to its last; in between, the rows that
+    /// run together are packed, in the order of `active`.
+    pub(crate) struct Buffers<'a> { kv: KvCache<'a> }
+    /// Where they lie.
+    struct Regions; (s: &Sizes)
 
-/// Types that may lie in the arena.
-///
-/// # Safety
-/// Any bytes are a valid value, there is no padding, and the alignment divides
-/// [`ARENA_ALIGNMENT`].
-pub(crate) unsafe trait Plain {}
-// SAFETY: plain numbers, and `repr(C)` structs of numbers of one size.
-unsafe impl Plain for u8 {}
-// SAFETY: as above.
-unsafe impl Plain for u32 {}
-// SAFETY: as above.
-unsafe impl Plain for f32 {}
-// SAFETY: as above.
-unsafe impl Plain for [f32; 2] {}
-// SAFETY: as above.
-unsafe impl Plain for Row {}
-// SAFETY: as above.
-unsafe impl Plain for Seat {}
-// SAFETY: as above.
-unsafe impl Plain for Candidate {}
-
-/// Hands out regions in the order of their offsets.
-struct Carver<'a> {
-    rest: &'a mut [u8],
-    at: usize,
-}
-
-impl<'a> Carver<'a> {
-    fn take<T: Plain>(&mut self, region: Region) -> &'a mut [T] {
-        let rest = std::mem::take(&mut self.rest);
-        let (_, rest) = rest.split_at_mut(region.offset - self.at);
-        let (bytes, rest) = rest.split_at_mut(region.bytes);
-        self.rest = rest;
-        self.at = region.offset + region.bytes;
-        // SAFETY: `Plain` types take any bytes as values.
-        let (before, items, after) = unsafe { bytes.align_to_mut::<T>() };
-        debug_assert!(
-            before.is_empty() && after.is_empty(),
-            "the arena is aligned"
-        );
-        items
-    }
-}
-
-/// The arena's parts. Shapes are in elements. A row has a slot from its first layer to its last; in
-/// between, the rows that run together are packed, in the order of `active`.
-pub(crate) struct Buffers<'a> {
-    /// [slots, hidden] the residual stream.
-    pub x: &'a mut [f32],
-    /// [batch, hidden] rows in the recursions, packed.
-    pub h: &'a mut [f32],
-    /// [batch, hidden] normalised rows.
-    pub norm: &'a mut [f32],
-    /// [batch, heads, head_dim]
-    pub q: &'a mut [f32],
-    /// [batch, kv_heads, head_dim]
-    pub k: &'a mut [f32],
-    /// [batch, kv_heads, head_dim]
-    pub v: &'a mut [f32],
-    /// [batch, heads, head_dim] attention's result.
-    pub attn: &'a mut [f32],
-    /// [batch, feed_forward]
-    pub gate: &'a mut [f32],
-    /// [batch, feed_forward]
-    pub up: &'a mut [f32],
-    /// [batch, router width] inside a router of two layers.
-    pub router_hidden: &'a mut [f32],
-    /// [batch, outputs] router scores, later weights.
-    pub scores: &'a mut [f32],
-    /// [batch] scores of the auxiliary router.
-    pub aux_scores: &'a mut [f32],
-    /// [slots, rope dims / 2] cosine and sine at each row's position.
-    pub rope: &'a mut [[f32; 2]],
-    /// [rope dims / 2] divisors of the frequencies, or empty.
-    pub rope_factors: &'a mut [f32],
-    /// [slots] the rows.
-    pub rows: &'a mut [Row],
-    /// [batch] slots of the rows that are in the recursions.
-    pub active: &'a mut [u32],
-    /// [batch] 1 for packed rows that go on, else 0.
-    pub kept: &'a mut [u32],
-    /// [slots] recursions that each row ran or, as soon as that is decided, will run.
-    pub depth: &'a mut [u8],
-    /// [slots] slots of rows that have left the recursions.
-    pub left: &'a mut [u32],
-    /// [batch, hidden] rows in the last layers, packed; then what logits are computed from.
-    pub leaving: &'a mut [f32],
-    /// [batch] where each packed row stands in its plane.
-    pub seats: &'a mut [Seat],
-    /// [`panel_words`] activations as bytes.
-    pub panels: &'a mut [u32],
-    /// [threads, …] what each thread is at: weights that are taken apart, attention's scores.
-    pub scratch: &'a mut [u8],
+    /// The residual stream.
+    x: f32 = [s.here(s.slots), s.h().hidden_size],
+    /// That of rows in the recursions, packed.
+    h: f32 = [s.rows(), s.h().hidden_size],
+    /// Normalised rows.
+    norm: f32 = [s.rows(), s.h().hidden_size],
+    /// Queries, of each head.
+    q: f32 = [s.rows(), s.h().query_size()],
+    /// Keys, of each key head.
+    k: f32 = [s.rows(), s.h().kv_size()],
+    /// Values, of each key head.
+    v: f32 = [s.rows(), s.h().kv_size()],
+    /// Attention's result, of each head.
+    attn: f32 = [s.rows(), s.h().query_size()],
+    gate: f32 = [s.rows(), s.h().feed_forward_size],
+    up: f32 = [s.rows(), s.h().feed_forward_size],
+    /// Inside a router of two layers.
+    router_hidden: f32 = [s.rows(), s.model.router_width()],
+    /// Router scores, later weights.
+    scores: f32 = [s.rows(), s.h().recursions],
+    /// Scores of the auxiliary router.
+    aux_scores: f32 = [s.rows()],
+    /// Cosine and sine at each row's position.
+    rope: [f32; 2] = [s.here(s.slots), s.h().rope.dims / 2],
+    /// Divisors of the frequencies, if there are any.
+    rope_factors: f32 = [s.model.rope_factors().map_or(0, |f| f.length)],
+    /// The rows.
+    rows: Row = [s.slots],
+    /// Slots of the rows that are in the recursions.
+    active: u32 = [s.params.batch],
+    /// 1 for packed rows that go on, else 0.
+    kept: u32 = [s.rows()],
+    /// Recursions that each row ran or, as soon as that is decided, will run.
+    depth: u8 = [s.slots],
+    /// Slots of rows that have left the recursions.
+    left: u32 = [s.slots],
+    /// Rows in the last layers, packed; then what logits are computed from.
+    leaving: f32 = [s.rows(), s.h().hidden_size],
+    /// Where each packed row stands in its plane.
+    seats: Seat = [s.rows()],
+    /// Activations as bytes.
+    panels: u32 = [panel_words(s.rows(), s.model.widest_row())],
+    /// What each thread is at: weights that are taken apart, attention's scores.
+    scratch: u8 = [s.params.threads, s.here(s.scratch_bytes())],
     /// Attention's results over parts of a long context.
-    pub partials: &'a mut [f32],
-    /// `[hidden]` the last token's residual stream after the last layer.
-    pub last_row: &'a mut [f32],
-    /// [logit_rows, vocab]
-    pub logits: &'a mut [f32],
-    /// `[vocab]` sampling.
-    pub candidates: &'a mut [Candidate],
-    /// [`generate::text_room`] generated text that is not yet given out.
-    pub text: &'a mut [u8],
+    partials: f32 = [s.here(attention::partial_floats(s.kv, s.h().heads))],
+    /// The last token's residual stream after the last layer.
+    last_row: f32 = [s.h().hidden_size],
+    logits: f32 = [s.params.logit_rows, s.h().vocab_size],
+    /// Sampling.
+    candidates: Candidate = [s.h().vocab_size],
+    /// Generated text that is not yet given out.
+    text: u8 = [generate::text_room(s.model)],
     /// A page of the cache on its way to or from a GPU.
     #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
-    pub page: &'a mut [u8],
-    /// [sequences, context] tokens so far.
-    pub tokens: &'a mut [u32],
-    /// [sequences, context] their depths.
-    pub depths: &'a mut [u8],
-    /// The cache.
-    pub kv: KvCache<'a>,
+    page: u8 = [s.page_bytes()],
+    /// The tokens so far.
+    tokens: u32 = [s.params.sequences, s.params.context],
+    /// Their depths.
+    depths: u8 = [s.params.sequences, s.params.context],
 }

@@ -109,24 +109,21 @@ impl Session {
             }
         }
         let mut rest = &mut out[layout.kv..];
-        for plane in 0..b.kv.shape().planes {
+        for plane in 0..b.kv.shape.planes {
             for slot in 0..b.kv.length(plane) {
                 let page = b.kv.table(plane)[slot / PAGE_TOKENS];
                 #[cfg(feature = "cuda")]
                 if let (Engine::Cuda(gpu), 0) = (&self.engine, slot % PAGE_TOKENS) {
                     gpu.read_page(page, b.page)?;
                 }
-                for head in 0..b.kv.shape().kv_heads {
-                    let (entry, more) = rest.split_at_mut(2 * b.kv.shape().key_bytes);
-                    let (key, value) = entry.split_at_mut(b.kv.shape().key_bytes);
+                for head in 0..b.kv.shape.kv_heads {
+                    let (entry, more) = rest.split_at_mut(2 * b.kv.shape.key_bytes);
+                    let (key, value) = entry.split_at_mut(b.kv.shape.key_bytes);
                     let to = [key, value];
                     match b.page.is_empty() {
                         true => b.kv.read(page, head, slot % PAGE_TOKENS, to),
                         // It was brought from the GPU.
-                        false => {
-                            b.kv.shape()
-                                .read_entry(b.page, head, slot % PAGE_TOKENS, to)
-                        }
+                        false => b.kv.shape.read_entry(b.page, head, slot % PAGE_TOKENS, to),
                     }
                     rest = more;
                 }
@@ -172,7 +169,7 @@ impl Session {
             for _ in 0..description.tokens.entries(saved.depths) {
                 // `check` has counted the pages; a failure would be cleaned up all the same.
                 let slot = b.kv.append(plane)?;
-                let key_bytes = b.kv.shape().key_bytes;
+                let key_bytes = b.kv.shape.key_bytes;
                 let writer = b.kv.writer();
                 for head in 0..self.plan.kv_shape.kv_heads {
                     let (entry, more) = rest.split_at(2 * key_bytes);

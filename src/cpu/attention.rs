@@ -104,14 +104,14 @@ impl Attention<'_> {
         partials: &mut [f32],
         out: &Disjoint<f32>,
     ) {
-        let kv_heads = self.kv.shape().kv_heads;
+        let kv_heads = self.kv.shape.kv_heads;
         let unit = |kv_head| Unit {
             attention: self,
             rows: (0, 1),
             kv_head,
         };
         let parts = unit(0).visible().div_ceil(PART);
-        let floats = result_floats(self.kv.shape(), unit(0).queries());
+        let floats = result_floats(self.kv.shape, unit(0).queries());
         let results = Disjoint::new(partials);
         team.run(parts * kv_heads, &|task, thread| {
             let unit = unit(task % kv_heads);
@@ -148,7 +148,7 @@ impl Attention<'_> {
         stride: usize,
         out: &Disjoint<f32>,
     ) {
-        let shape = self.kv.shape();
+        let shape = self.kv.shape;
         let rows = tile_rows(shape, self.heads);
         let tiles = self.seats.len().div_ceil(rows);
         team.run(tiles * shape.kv_heads, &|task, thread| {
@@ -215,7 +215,7 @@ struct Outcome<'a> {
 impl Unit<'_> {
     fn queries(&self) -> usize {
         let (first, last) = self.rows;
-        (last - first) * group(self.attention.kv.shape(), self.attention.heads)
+        (last - first) * group(self.attention.kv.shape, self.attention.heads)
     }
 
     fn seats(&self) -> &[Seat] {
@@ -230,7 +230,7 @@ impl Unit<'_> {
 
     /// Cuts up a thread's scratch memory.
     fn carve<'r>(&self, scratch: &'r mut [u8]) -> (Room<'r>, Outcome<'r>, Outcome<'r>) {
-        let (queries, shape) = (self.queries(), self.attention.kv.shape());
+        let (queries, shape) = (self.queries(), self.attention.kv.shape);
         // SAFETY: any bytes are floats.
         let floats = unsafe { scratch.align_to_mut::<f32>() }.1;
         let (page, floats) = floats.split_at_mut(PAGE_TOKENS * padded(shape));
@@ -242,7 +242,7 @@ impl Unit<'_> {
     }
 
     fn carve_result<'r>(&self, floats: &'r mut [f32]) -> Outcome<'r> {
-        let (out, floats) = floats.split_at_mut(self.queries() * padded(self.attention.kv.shape()));
+        let (out, floats) = floats.split_at_mut(self.queries() * padded(self.attention.kv.shape));
         let (max, floats) = floats.split_at_mut(self.queries());
         Outcome {
             max,
@@ -273,8 +273,8 @@ impl Unit<'_> {
     /// Writes the rows' results.
     fn finish(&self, total: &Outcome, out: &Disjoint<f32>) {
         let Attention { kv, heads, .. } = self.attention;
-        let (dim, group) = (kv.shape().head_dim, group(kv.shape(), *heads));
-        let sums = total.out.chunks_exact(padded(kv.shape())).zip(&*total.sum);
+        let (dim, group) = (kv.shape.head_dim, group(kv.shape, *heads));
+        let sums = total.out.chunks_exact(padded(kv.shape)).zip(&*total.sum);
         for (query, (values, sum)) in sums.enumerate() {
             let row = self.rows.0 + query / group;
             let head = self.kv_head * group + query % group;
@@ -357,7 +357,7 @@ macro_rules! by_fours {
 #[inline(always)]
 unsafe fn attend<S: Simd>(unit: &Unit, part: usize, room: &mut Room, result: &mut Outcome) {
     let kv = unit.attention.kv;
-    let (shape, kv_head) = (kv.shape(), unit.kv_head);
+    let (shape, kv_head) = (kv.shape, unit.kv_head);
     let (dim, width, queries) = (shape.head_dim, padded(shape), unit.queries());
     let group = group(shape, unit.attention.heads);
     let pages = kv.table(unit.seats()[0].list as usize);
@@ -604,11 +604,10 @@ mod tests {
         let kv_head = head / (HEADS / KV_HEADS);
         let entry = |slot: usize, is_value: bool| {
             let page = kv.table(0)[slot / PAGE_TOKENS];
-            let (mut key, mut value) =
-                (vec![0; kv.shape().key_bytes], vec![0; kv.shape().key_bytes]);
+            let (mut key, mut value) = (vec![0; kv.shape.key_bytes], vec![0; kv.shape.key_bytes]);
             kv.read(page, kv_head, slot % PAGE_TOKENS, [&mut key, &mut value]);
             let mut out = vec![0.0; q.len()];
-            let ty = kv.shape().ty.tensor_type();
+            let ty = kv.shape.ty.tensor_type();
             dequantize_row(ty, if is_value { &value } else { &key }, &mut out).unwrap();
             out
         };

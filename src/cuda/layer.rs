@@ -43,7 +43,10 @@ impl<'a> Writer<'a> {
         appends: bool,
     ) -> Result<()> {
         self.attention_half(layer, view, planes, residual, appends)?;
-        let (gate, up) = (self.at(self.plan.gate), self.at(self.plan.up));
+        let (gate, up) = (
+            self.at(self.plan.regions.gate),
+            self.at(self.plan.regions.up),
+        );
         let norm = self.norm(residual, &layer.ffn_norm)?;
         let both = [self.output(&layer.gate, gate)?, self.output(&layer.up, up)?];
         let inner = self.swiglu(norm, both, view);
@@ -62,7 +65,12 @@ impl<'a> Writer<'a> {
     ) -> Result<()> {
         let h = self.model.hyperparameters();
         let (rows, heads) = (self.rows as u32, h.heads as u32);
-        let [q, k, v] = [self.plan.q, self.plan.k, self.plan.v].map(|r| self.at(r));
+        let [q, k, v] = [
+            self.plan.regions.q,
+            self.plan.regions.k,
+            self.plan.regions.v,
+        ]
+        .map(|r| self.at(r));
         let norm = self.norm(residual, &layer.attn_norm)?;
         let all = [
             self.output(&layer.q, q)?,
@@ -72,8 +80,8 @@ impl<'a> Writer<'a> {
         self.product(norm, if appends { &all } else { &all[..1] }, view);
         let session = self.kind == Kind::Session;
         let cache = Cache {
-            pages: self.at(self.plan.pages),
-            tables: self.at(self.plan.tables),
+            pages: self.at(self.plan.regions.pages),
+            tables: self.at(self.plan.regions.tables),
             planes: self.kv.planes as u32,
             table_pages: self.kv.table_pages as u32,
             page_bytes: self.kv.page_bytes() as u32,
@@ -85,9 +93,9 @@ impl<'a> Writer<'a> {
         };
         let store = StoreParams {
             view,
-            rows: self.at(self.plan.rows),
+            rows: self.at(self.plan.regions.rows),
             states: self.states(),
-            rope: self.at(self.plan.rope),
+            rope: self.at(self.plan.regions.rope),
             q,
             k,
             v,
@@ -128,13 +136,14 @@ impl<'a> Writer<'a> {
             2..=FEW => 3,
             _ => 4,
         };
-        let (partial, partial_scales) = (self.plan.partial, self.plan.partial_scales);
+        let (partial, partial_scales) =
+            (self.plan.regions.partial, self.plan.regions.partial_scales);
         let parts = self.plan.parts as u32;
         let attention = AttentionParams {
             input: store,
             partial: self.at(partial),
             partial_scales: self.at(partial_scales),
-            visible: self.at(self.plan.visible),
+            visible: self.at(self.plan.regions.visible),
             parts,
             stores: u32::from(self.apart),
             rows,
@@ -154,7 +163,7 @@ impl<'a> Writer<'a> {
         self.launch(kernel, grid, shared as u32, &attention);
         let attended = Source {
             part_scales: self.at(partial_scales),
-            visible: self.at(self.plan.visible),
+            visible: self.at(self.plan.regions.visible),
             head_dim: cache.head_dim,
             per_head: (1u64 << 32).div_ceil(u64::from(cache.head_dim)) as u32,
             parts,

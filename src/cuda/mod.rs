@@ -23,9 +23,10 @@ pub(crate) use weights::Weights;
 
 use crate::error::{Error, Result};
 use crate::kv::{KvCache, KvType, Taken};
+use crate::layout::Region;
 use crate::memory::{Shared, reserved};
 use crate::model::{KvStrategy, Model, PlaneTokens};
-use crate::plan::{Plan, Region};
+use crate::plan::Plan;
 use crate::routing::{self, Routing};
 use crate::sampling::Sampler;
 use crate::text::Text;
@@ -138,7 +139,7 @@ impl Gpu {
         buffer.clear()?;
         if let Some(factors) = model.rope_factors() {
             let bytes = factors.bytes(model.bytes()).as_flattened();
-            buffer.write(device_plan.rope_factors.offset, bytes)?;
+            buffer.write(device_plan.regions.rope_factors.offset, bytes)?;
         }
         let input = Pinned::new(device, device_plan.input_bytes)?;
         let mut output = Pinned::new(device, device_plan.output_bytes)?;
@@ -262,8 +263,8 @@ impl Gpu {
     /// Gives the device the page of an entry, if it is new to its list.
     fn send_page(&mut self, kv: &KvCache, taken: &Taken) -> Result<()> {
         if let Some([from, to]) = taken.copied {
-            let bytes = kv.shape().page_bytes();
-            let page = |page: u32| self.plan.pages.offset + page as usize * bytes;
+            let bytes = kv.shape.page_bytes();
+            let page = |page: u32| self.plan.regions.pages.offset + page as usize * bytes;
             self.buffer.copy_within(page(from), page(to), bytes)?;
         }
         match taken.new_page {
@@ -291,13 +292,13 @@ impl Gpu {
             self.changed.push(change.index);
             return Ok(());
         }
-        let at = self.plan.tables.offset + 4 * change.index as usize;
+        let at = self.plan.regions.tables.offset + 4 * change.index as usize;
         self.buffer.write(at, &change.page.to_le_bytes())
     }
 
     /// Gives the device a list's pages, which it has from elsewhere (a fork, a restored state).
     pub fn send_table(&mut self, kv: &KvCache, list: usize, entries: usize) -> Result<()> {
-        let first = list * kv.shape().table_pages;
+        let first = list * kv.shape.table_pages;
         for index in 0..entries.div_ceil(crate::kv::PAGE_TOKENS) {
             let page = kv.tables[first + index];
             self.change(Change {
@@ -313,7 +314,7 @@ impl Gpu {
         if tokens.is_empty() {
             return Ok(());
         }
-        let at = self.plan.tokens.offset + 4 * sequence * self.plan.sizes.context;
+        let at = self.plan.regions.tokens.offset + 4 * sequence * self.plan.sizes.context;
         self.buffer.write(at, bytes_of(tokens))
     }
 
@@ -448,7 +449,7 @@ impl Gpu {
 
     /// Copies rows of logits, each `[vocab]`, out.
     pub fn read_logits(&self, row: usize, out: &mut [f32]) -> Result<()> {
-        let at = self.plan.logits.offset + 4 * row * self.vocab;
+        let at = self.plan.regions.logits.offset + 4 * row * self.vocab;
         // SAFETY: any bytes are numbers.
         let (_, bytes, _) = unsafe { out.align_to_mut::<u8>() };
         self.buffer.read(at, bytes)
@@ -456,7 +457,7 @@ impl Gpu {
 
     /// Copies a residual stream `[hidden]` after the last layer out.
     pub fn read_row(&self, slot: u32, out: &mut [f32]) -> Result<()> {
-        let at = self.plan.x.offset + 4 * slot as usize * out.len();
+        let at = self.plan.regions.x.offset + 4 * slot as usize * out.len();
         // SAFETY: any bytes are numbers.
         let (_, bytes, _) = unsafe { out.align_to_mut::<u8>() };
         self.buffer.read(at, bytes)
@@ -465,7 +466,7 @@ impl Gpu {
     /// As if the first sequence's last token, at `position`, had passed all layers in that slot.
     pub fn write_row(&mut self, slot: u32, position: usize, row: &[f32]) -> Result<()> {
         self.logits_slot = None;
-        let at = self.plan.x.offset + 4 * slot as usize * row.len();
+        let at = self.plan.regions.x.offset + 4 * slot as usize * row.len();
         self.buffer.write(at, bytes_of(row))?;
         // Who asks for its logits asks whose row it is.
         let row = [Row {
@@ -478,18 +479,20 @@ impl Gpu {
             wants_logits: 0,
             unused: 0,
         }];
-        let at = self.plan.rows.offset + slot as usize * size_of::<Row>();
+        let at = self.plan.regions.rows.offset + slot as usize * size_of::<Row>();
         self.buffer.write(at, bytes_of(&row))
     }
 
     /// Copies a page of the cache out, or in.
     pub fn read_page(&self, page: u32, out: &mut [u8]) -> Result<()> {
-        self.buffer
-            .read(self.plan.pages.offset + page as usize * out.len(), out)
+        self.buffer.read(
+            self.plan.regions.pages.offset + page as usize * out.len(),
+            out,
+        )
     }
 
     pub fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<()> {
-        let at = self.plan.pages.offset + page as usize * bytes.len();
+        let at = self.plan.regions.pages.offset + page as usize * bytes.len();
         self.buffer.write(at, bytes)
     }
 

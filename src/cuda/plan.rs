@@ -3,8 +3,10 @@
 use super::params::*;
 use crate::error::Result;
 use crate::kv::{KvShape, PAGE_TOKENS};
-use crate::model::Model;
-use crate::plan::{Layout, Region, too_large};
+use crate::layout::{Layout, regions, too_large};
+use crate::model::{Hyperparameters, Model};
+use crate::sampling::Candidate;
+use half::f16;
 
 /// Parts begin at multiples of this: what the widest loads want, and copies like.
 const ALIGNMENT: usize = 256;
@@ -29,170 +31,158 @@ pub(crate) struct DevicePlan {
     pub sizes: Sizes,
     /// Changes of page tables that a launch takes along; more are written one by one before it.
     pub changes: usize,
-    pub input: InputPlan,
-    pub output: OutputPlan,
-    pub input_bytes: usize,
-    pub output_bytes: usize,
-    pub bytes: usize,
     /// Elements of a row of prepared activations: the widest, in whole groups.
     pub widest: usize,
     /// Parts of the longest context.
     pub parts: usize,
-    pub x: Region,
-    pub h: Region,
-    pub rope: Region,
-    pub rope_factors: Region,
-    pub floats: Region,
-    pub halves: Region,
-    pub scales: Region,
-    pub factors: Region,
-    pub sums: Region,
-    pub q: Region,
-    pub k: Region,
-    pub v: Region,
-    pub partial: Region,
-    pub partial_scales: Region,
-    pub visible: Region,
-    pub gate: Region,
-    pub up: Region,
-    pub router_hidden: Region,
-    pub scores: Region,
-    pub aux_scores: Region,
-    pub rows: Region,
-    pub entering: Region,
-    pub active: Region,
-    pub waiting: Region,
-    pub running: Region,
-    pub ready: Region,
-    pub wanted: Region,
-    pub selected: Region,
-    pub selected_count: Region,
-    pub flags: Region,
-    pub tokens: Region,
-    pub logits: Region,
+    /// What the host sends, from the beginning of the device's memory on.
+    pub input: InputRegions,
+    pub input_bytes: usize,
+    /// What it gets back, from `output_start` on; offsets are from there.
+    pub output: OutputRegions,
+    pub output_start: usize,
+    pub output_bytes: usize,
+    /// What stays there.
+    pub regions: DeviceRegions,
+    pub bytes: usize,
+}
+
+/// What the parts are as large as.
+pub(crate) struct Extents<'a> {
+    model: &'a Model,
+    h: &'a Hyperparameters,
+    kv: &'a KvShape,
+    sizes: Sizes,
+    changes: usize,
+    widest: usize,
+    parts: usize,
+}
+
+impl Extents<'_> {
+    /// Rows of prepared activations: logits are computed from such rows too.
+    fn prepared(&self) -> usize {
+        self.sizes.rows.max(self.sizes.logit_rows)
+    }
+
+    /// Slots, and the one for a row that is put aside.
+    fn places(&self) -> usize {
+        self.sizes.slots + 1
+    }
+}
+
+regions! {
+    pub(crate) struct InputRegions; (s: &Extents)
+
+    head: Input = [1],
+    new_rows: Row = [s.sizes.rows],
+    new_slots: u32 = [s.sizes.rows],
+    old_active: u32 = [s.sizes.rows],
+    old_waiting: u32 = [s.sizes.slots],
+    kept: u32 = [s.sizes.sequences, s.h.recursions],
+    draws: Draw = [s.sizes.sequences],
+    changes: Change = [s.changes],
+}
+
+regions! {
+    pub(crate) struct OutputRegions; (s: &Extents)
+
+    report: Report = [1],
+    states: State = [s.sizes.slots],
+    drawn: u32 = [s.places()],
+}
+
+regions! {
+    pub(crate) struct DeviceRegions; (s: &Extents)
+
+    x: f32 = [s.places(), s.h.hidden_size],
+    h: f32 = [s.sizes.slots, s.h.hidden_size],
+    rope: [f32; 2] = [s.sizes.slots, s.h.rope.dims / 2],
+    rope_factors: f32 = [s.model.rope_factors().map_or(0, |f| f.length)],
+    floats: f32 = [s.prepared(), s.widest],
+    halves: f16 = [s.prepared(), s.widest],
+    scales: f32 = [s.prepared(), RUNS as usize],
+    factors: f32 = [s.prepared()],
+    sums: f32 = [s.prepared(), s.widest / GROUP as usize],
+    q: f32 = [s.sizes.rows, s.h.query_size()],
+    k: f32 = [s.sizes.rows, s.h.kv_size()],
+    v: f32 = [s.sizes.rows, s.h.kv_size()],
+    partial: f32 = [s.sizes.rows, s.parts, s.h.query_size()],
+    partial_scales: [f32; 2] = [s.sizes.rows, s.parts, s.h.heads],
+    visible: u32 = [s.sizes.rows],
+    gate: f32 = [s.sizes.rows, s.h.feed_forward_size],
+    up: f32 = [s.sizes.rows, s.h.feed_forward_size],
+    router_hidden: f32 = [s.sizes.rows, s.model.router_width()],
+    scores: f32 = [s.sizes.slots, s.h.recursions],
+    aux_scores: f32 = [s.sizes.slots],
+    rows: Row = [s.places()],
+    entering: u32 = [s.sizes.rows],
+    active: u32 = [s.sizes.rows],
+    waiting: u32 = [s.sizes.slots],
+    running: u32 = [s.sizes.rows],
+    ready: u32 = [s.sizes.rows],
+    wanted: u32 = [s.sizes.rows],
+    selected: u32 = [s.sizes.rows],
+    selected_count: u32 = [1],
+    flags: u32 = [s.sizes.slots],
+    tokens: u32 = [s.sizes.sequences, s.sizes.context],
+    logits: f32 = [s.sizes.logit_rows, s.h.vocab_size],
     /// Of each chunk of the vocabulary.
-    pub candidates: Region,
-    pub tables: Region,
-    pub pages: Region,
-}
-
-/// What the host sends, from the beginning of the device's memory on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct InputPlan {
-    pub head: Region,
-    pub new_rows: Region,
-    pub new_slots: Region,
-    pub old_active: Region,
-    pub old_waiting: Region,
-    pub kept: Region,
-    pub draws: Region,
-    pub changes: Region,
-}
-
-/// What it gets back; offsets are from the output's own beginning.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct OutputPlan {
-    /// Where the output begins in the device's memory.
-    pub start: usize,
-    pub report: Region,
-    pub states: Region,
-    pub drawn: Region,
+    candidates: Candidate = [
+        s.sizes.logit_rows,
+        s.h.vocab_size.div_ceil(CHUNK as usize),
+        MAX_CANDIDATES,
+    ],
+    tables: u32 = [s.kv.lists(), s.kv.table_pages],
+    pages: u8 = [s.kv.pages, s.kv.page_bytes()],
 }
 
 impl DevicePlan {
     pub fn new(model: &Model, sizes: Sizes, kv: &KvShape) -> Result<Self> {
         let h = model.hyperparameters();
-        let Sizes {
-            rows: n,
-            slots,
-            sequences,
-            context,
-            logit_rows,
-        } = sizes;
-        // As many new pages as a pass takes: each sequence some rows, the last page of each begun.
-        let lists = sequences.saturating_mul(kv.planes);
+        let tables = kv.lists().saturating_mul(kv.table_pages);
         // The kernels count places of page tables in 32 bits. A launch's second dimension counts key heads or some rows
         // together, its third parts of a context.
-        if lists.saturating_mul(kv.table_pages) > u32::MAX as usize
-            || h.kv_heads.max(n.div_ceil(FEW as usize)) > MAX_BLOCKS
-            || context.div_ceil(PART as usize) > MAX_BLOCKS
+        let parts = sizes.context.div_ceil(PART as usize);
+        if tables > u32::MAX as usize
+            || h.kv_heads.max(sizes.rows.div_ceil(FEW as usize)) > MAX_BLOCKS
+            || parts > MAX_BLOCKS
         {
             return Err(too_large());
         }
-        let pages = n.div_ceil(PAGE_TOKENS).saturating_add(sequences);
-        let changes = kv.planes.saturating_mul(pages);
-        let changes = changes.min(lists.saturating_mul(kv.table_pages));
-        let mut layout = Layout::<ALIGNMENT> { bytes: 0 };
-        let input = InputPlan {
-            head: layout.add_items(size_of::<Input>(), &[1])?,
-            new_rows: layout.add_items(size_of::<Row>(), &[n])?,
-            new_slots: layout.add_items(4, &[n])?,
-            old_active: layout.add_items(4, &[n])?,
-            old_waiting: layout.add_items(4, &[slots])?,
-            kept: layout.add_items(4, &[sequences, h.recursions])?,
-            draws: layout.add_items(size_of::<Draw>(), &[sequences])?,
-            changes: layout.add_items(size_of::<Change>(), &[changes])?,
-        };
-        let input_bytes = layout.bytes;
-        let start = input_bytes;
-        let mut own = Layout::<ALIGNMENT> { bytes: 0 };
-        let output = OutputPlan {
-            start,
-            report: own.add_items(size_of::<Report>(), &[1])?,
-            states: own.add_items(size_of::<State>(), &[slots])?,
-            drawn: own.add_items(4, &[slots + 1])?,
-        };
-        layout.bytes = start.checked_add(own.bytes).ok_or_else(too_large)?;
+        // As many new pages as a pass takes: each sequence some rows, the last page of each begun.
+        let pages = sizes
+            .rows
+            .div_ceil(PAGE_TOKENS)
+            .saturating_add(sizes.sequences);
+        let changes = kv.planes.saturating_mul(pages).min(tables);
         let widest = model.widest_row().next_multiple_of(GROUP as usize);
-        // Logits are computed from prepared rows too.
-        let prepared = n.max(logit_rows);
-        let parts = context.div_ceil(PART as usize);
-        let chunks = h.vocab_size.div_ceil(CHUNK as usize);
-        let (q, kv_size) = (h.query_size(), h.kv_size());
+        let extents = Extents {
+            model,
+            h,
+            kv,
+            sizes,
+            changes,
+            widest,
+            parts,
+        };
+        let mut layout = Layout::<ALIGNMENT>::new();
+        let input = InputRegions::lay_out(&mut layout, &extents)?;
+        let input_bytes = layout.bytes;
+        let mut own = Layout::<ALIGNMENT>::new();
+        let output = OutputRegions::lay_out(&mut own, &extents)?;
+        layout.bytes = input_bytes.checked_add(own.bytes).ok_or_else(too_large)?;
+        let regions = DeviceRegions::lay_out(&mut layout, &extents)?;
         Ok(DevicePlan {
             sizes,
             changes,
-            input,
-            output,
-            input_bytes,
-            output_bytes: own.bytes,
             widest,
             parts,
-            x: layout.add_items(4, &[slots + 1, h.hidden_size])?,
-            h: layout.add_items(4, &[slots, h.hidden_size])?,
-            rope: layout.add_items(8, &[slots, h.rope.dims / 2])?,
-            rope_factors: layout.add_items(4, &[model.rope_factors().map_or(0, |f| f.length)])?,
-            floats: layout.add_items(4, &[prepared, widest])?,
-            halves: layout.add_items(2, &[prepared, widest])?,
-            scales: layout.add_items(4, &[prepared, RUNS as usize])?,
-            factors: layout.add_items(4, &[prepared])?,
-            sums: layout.add_items(4, &[prepared, widest / GROUP as usize])?,
-            q: layout.add_items(4, &[n, q])?,
-            k: layout.add_items(4, &[n, kv_size])?,
-            v: layout.add_items(4, &[n, kv_size])?,
-            partial: layout.add_items(4, &[n, parts, q])?,
-            partial_scales: layout.add_items(8, &[n, parts, h.heads])?,
-            visible: layout.add_items(4, &[n])?,
-            gate: layout.add_items(4, &[n, h.feed_forward_size])?,
-            up: layout.add_items(4, &[n, h.feed_forward_size])?,
-            router_hidden: layout.add_items(4, &[n, model.router_width()])?,
-            scores: layout.add_items(4, &[slots, h.recursions])?,
-            aux_scores: layout.add_items(4, &[slots])?,
-            rows: layout.add_items(size_of::<Row>(), &[slots + 1])?,
-            entering: layout.add_items(4, &[n])?,
-            active: layout.add_items(4, &[n])?,
-            waiting: layout.add_items(4, &[slots])?,
-            running: layout.add_items(4, &[n])?,
-            ready: layout.add_items(4, &[n])?,
-            wanted: layout.add_items(4, &[n])?,
-            selected: layout.add_items(4, &[n])?,
-            selected_count: layout.add_items(4, &[1])?,
-            flags: layout.add_items(4, &[slots])?,
-            tokens: layout.add_items(4, &[sequences, context])?,
-            logits: layout.add_items(4, &[logit_rows, h.vocab_size])?,
-            candidates: layout.add_items(8, &[logit_rows, chunks, MAX_CANDIDATES])?,
-            tables: layout.add_items(4, &[lists, kv.table_pages])?,
-            pages: layout.add_items(1, &[kv.pages, kv.page_bytes()])?,
+            input,
+            input_bytes,
+            output,
+            output_start: input_bytes,
+            output_bytes: own.bytes,
+            regions,
             bytes: layout.bytes,
         })
     }

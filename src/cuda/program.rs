@@ -13,11 +13,11 @@ use super::plan::DevicePlan;
 use super::weights::Weights;
 use crate::error::{Error, Result};
 use crate::kv::KvShape;
+use crate::layout::Region;
 use crate::model::{
     Keys, KvStrategy, LayerRun, Linear, Model, Router, RouterFunction, RouterKind, RouterSpec,
     Stage,
 };
-use crate::plan::Region;
 use crate::quant::TensorType;
 
 /// Where a pass's memory is on both sides.
@@ -133,16 +133,16 @@ impl<'a> Writer<'a> {
             old_active: self.at(input.old_active),
             old_waiting: self.at(input.old_waiting),
             changes: self.at(input.changes),
-            tables: self.at(self.plan.tables),
-            rows: self.at(self.plan.rows),
+            tables: self.at(self.plan.regions.tables),
+            rows: self.at(self.plan.regions.rows),
             states: self.states(),
-            entering: self.at(self.plan.entering),
-            active: self.at(self.plan.active),
-            waiting: self.at(self.plan.waiting),
-            wanted: self.at(self.plan.wanted),
+            entering: self.at(self.plan.regions.entering),
+            active: self.at(self.plan.regions.active),
+            waiting: self.at(self.plan.regions.waiting),
+            wanted: self.at(self.plan.regions.wanted),
             report: self.report(0),
-            tokens: self.at(self.plan.tokens),
-            x: self.at(self.plan.x),
+            tokens: self.at(self.plan.regions.tokens),
+            x: self.at(self.plan.regions.x),
             context: self.plan.sizes.context as u32,
             width: self.model.hyperparameters().hidden_size as u32,
         };
@@ -154,7 +154,7 @@ impl<'a> Writer<'a> {
         self.begin();
         let (model, h) = (self.model, self.model.hyperparameters());
         let entering = View {
-            slots: self.at(self.plan.entering),
+            slots: self.at(self.plan.regions.entering),
             count: self.report(7),
         };
         let mut embedding = self.matrix(&Linear {
@@ -163,15 +163,15 @@ impl<'a> Writer<'a> {
         })?;
         embedding.out = 0;
         let factors = match model.rope_factors() {
-            Some(_) => self.at(self.plan.rope_factors),
+            Some(_) => self.at(self.plan.regions.rope_factors),
             None => 0,
         };
         let params = EmbedParams {
             view: entering,
-            rows: self.at(self.plan.rows),
+            rows: self.at(self.plan.regions.rows),
             embedding,
-            h: self.at(self.plan.h),
-            rope: self.at(self.plan.rope),
+            h: self.at(self.plan.regions.h),
+            rope: self.at(self.plan.regions.rope),
             factors,
             base: h.rope.base,
             scale: h.rope.scale,
@@ -179,12 +179,12 @@ impl<'a> Writer<'a> {
             unused: 0,
         };
         self.launch(self.kernels.embed, [self.rows as u32, 1, 1], 0, &params);
-        let h_rows = self.at(self.plan.h);
+        let h_rows = self.at(self.plan.regions.h);
         for run in &model.schedule().prelude {
             let planes = self.planes(|_| Some(run), 0);
             self.layer(model.layer(run.layer), entering, &planes, h_rows, true)?;
         }
-        self.copy_rows(entering, self.plan.h, self.plan.x);
+        self.copy_rows(entering, self.plan.regions.h, self.plan.regions.x);
         match &h.router {
             None => Ok(()),
             Some(spec) => {
@@ -215,7 +215,7 @@ impl<'a> Writer<'a> {
 
     /// The layers of a block on the rows that run.
     fn block(&mut self, runs: &'a [LayerRun], recursion: u32) -> Result<()> {
-        let (model, h) = (self.model, self.at(self.plan.h));
+        let (model, h) = (self.model, self.at(self.plan.regions.h));
         let stages = &model.schedule().stages;
         let routed = model.hyperparameters().router.is_some();
         for (number, run) in runs.iter().enumerate() {
@@ -242,18 +242,18 @@ impl<'a> Writer<'a> {
         } else if spec.kind == RouterKind::Expert {
             for recursion in 1..h.recursions {
                 let params = SelectParams {
-                    active: self.at(self.plan.active),
-                    rows: self.at(self.plan.rows),
-                    selected: self.at(self.plan.selected),
-                    count: self.at(self.plan.selected_count),
+                    active: self.at(self.plan.regions.active),
+                    rows: self.at(self.plan.regions.rows),
+                    selected: self.at(self.plan.regions.selected),
+                    count: self.at(self.plan.regions.selected_count),
                     report: self.report(0),
                     recursion: recursion as u32,
                     unused: 0,
                 };
                 self.launch(self.kernels.select, [1, 1, 1], 0, &params);
                 let selected = View {
-                    slots: self.at(self.plan.selected),
-                    count: self.at(self.plan.selected_count),
+                    slots: self.at(self.plan.regions.selected),
+                    count: self.at(self.plan.regions.selected_count),
                 };
                 self.score(selected, recursion, spec)?;
             }
@@ -267,15 +267,15 @@ impl<'a> Writer<'a> {
         let h = self.model.hyperparameters();
         let routed = h.router.is_some();
         if !routed {
-            self.copy_rows(self.active(), self.plan.h, self.plan.x);
+            self.copy_rows(self.active(), self.plan.regions.h, self.plan.regions.x);
         }
         let params = LeaveParams {
-            active: self.at(self.plan.active),
-            waiting: self.at(self.plan.waiting),
-            flags: self.at(self.plan.flags),
-            ready: self.at(self.plan.ready),
-            wanted: self.at(self.plan.wanted),
-            rows: self.at(self.plan.rows),
+            active: self.at(self.plan.regions.active),
+            waiting: self.at(self.plan.regions.waiting),
+            flags: self.at(self.plan.regions.flags),
+            ready: self.at(self.plan.regions.ready),
+            wanted: self.at(self.plan.regions.wanted),
+            rows: self.at(self.plan.regions.rows),
             states: self.states(),
             report: self.report(0),
             recursions: h.recursions as u32,
@@ -285,10 +285,10 @@ impl<'a> Writer<'a> {
         };
         self.launch(self.kernels.leave, [1, 1, 1], 0, &params);
         let ready = View {
-            slots: self.at(self.plan.ready),
+            slots: self.at(self.plan.regions.ready),
             count: self.report(2),
         };
-        let x = self.at(self.plan.x);
+        let x = self.at(self.plan.regions.x);
         for run in &self.model.schedule().coda {
             let planes = self.planes(|_| Some(run), 0);
             self.layer(self.model.layer(run.layer), ready, &planes, x, true)?;
@@ -299,23 +299,23 @@ impl<'a> Writer<'a> {
     fn logits(&mut self) -> Result<()> {
         let (model, h) = (self.model, self.model.hyperparameters());
         let wanted = View {
-            slots: self.at(self.plan.wanted),
+            slots: self.at(self.plan.regions.wanted),
             count: self.report(3),
         };
         let rows = self.rows;
         self.rows = rows.min(self.plan.sizes.logit_rows);
-        let source = self.norm(self.at(self.plan.x), model.output_norm())?;
-        let logits = self.at(self.plan.logits);
+        let source = self.norm(self.at(self.plan.regions.x), model.output_norm())?;
+        let logits = self.at(self.plan.regions.logits);
         let output = self.output(&model.output(), logits)?;
         self.product(source, &[output], wanted);
         let vocab = h.vocab_size as u32;
         let params = CandidatesParams {
             view: wanted,
-            rows: self.at(self.plan.rows),
+            rows: self.at(self.plan.regions.rows),
             draws: self.at(self.plan.input.draws),
             logits,
-            candidates: self.at(self.plan.candidates),
-            tokens: self.at(self.plan.tokens),
+            candidates: self.at(self.plan.regions.candidates),
+            tokens: self.at(self.plan.regions.tokens),
             report: self.report(0),
             vocab,
             context: self.plan.sizes.context as u32,
@@ -324,9 +324,9 @@ impl<'a> Writer<'a> {
         self.launch(self.kernels.candidates, [blocks, 1, 1], 0, &params);
         let params = SampleParams {
             view: wanted,
-            rows: self.at(self.plan.rows),
+            rows: self.at(self.plan.regions.rows),
             draws: self.at(self.plan.input.draws),
-            candidates: self.at(self.plan.candidates),
+            candidates: self.at(self.plan.regions.candidates),
             drawn: self.at_output(self.plan.output.drawn),
             vocab,
             unused: 0,
@@ -339,7 +339,7 @@ impl<'a> Writer<'a> {
     fn finish(mut self) -> Result<WorkList> {
         self.push(Work::Receive {
             to: self.places.output,
-            from: self.places.buffer.at(self.plan.output.start),
+            from: self.places.buffer.at(self.plan.output_start),
             bytes: self.plan.output_bytes,
         });
         match self.refused {
@@ -353,11 +353,11 @@ impl<'a> Writer<'a> {
     fn seats(&mut self, recursion: u32) {
         let h = self.model.hyperparameters();
         let params = SeatsParams {
-            active: self.at(self.plan.active),
-            rows: self.at(self.plan.rows),
+            active: self.at(self.plan.regions.active),
+            rows: self.at(self.plan.regions.rows),
             states: self.states(),
             kept: self.at(self.plan.input.kept),
-            running: self.at(self.plan.running),
+            running: self.at(self.plan.regions.running),
             report: self.report(0),
             recursions: h.recursions as u32,
             recursion,
@@ -383,9 +383,11 @@ impl<'a> Writer<'a> {
     /// Such routers' scores of rows that may stand before different recursions.
     fn score_linear(&mut self, view: View, spec: &RouterSpec) -> Result<()> {
         let model = self.model;
-        self.score_by(view, spec, self.plan.scores, |r| Some(model.router(r)))?;
+        self.score_by(view, spec, self.plan.regions.scores, |r| {
+            Some(model.router(r))
+        })?;
         match model.auxiliary_router(0) {
-            Some(_) => self.score_by(view, spec, self.plan.aux_scores, |r| {
+            Some(_) => self.score_by(view, spec, self.plan.regions.aux_scores, |r| {
                 model.auxiliary_router(r)
             }),
             None => Ok(()),
@@ -403,8 +405,8 @@ impl<'a> Writer<'a> {
         let h = self.model.hyperparameters();
         let mut params = ScoreParams {
             view,
-            rows: self.at(self.plan.rows),
-            h: self.at(self.plan.h),
+            rows: self.at(self.plan.regions.rows),
+            h: self.at(self.plan.regions.h),
             scores: self.at(to),
             weights: [0; _],
             width: h.hidden_size as u32,
@@ -425,15 +427,20 @@ impl<'a> Writer<'a> {
             return self.score_linear(view, spec);
         }
         let model = self.model;
-        self.router(view, model.router(recursion), spec, self.plan.scores)?;
+        self.router(
+            view,
+            model.router(recursion),
+            spec,
+            self.plan.regions.scores,
+        )?;
         match model.auxiliary_router(recursion) {
-            Some(auxiliary) => self.router(view, auxiliary, spec, self.plan.aux_scores),
+            Some(auxiliary) => self.router(view, auxiliary, spec, self.plan.regions.aux_scores),
             None => Ok(()),
         }
     }
 
     fn router(&mut self, view: View, router: &Router, spec: &RouterSpec, to: Region) -> Result<()> {
-        let h = self.at(self.plan.h);
+        let h = self.at(self.plan.regions.h);
         let scaled = Source {
             number: spec.temperature,
             ..Source::new(make::SCALED, h)
@@ -441,7 +448,7 @@ impl<'a> Writer<'a> {
         let Some(second) = &router.second else {
             return self.score_product(scaled, &router.first, view, to);
         };
-        let hidden = self.at(self.plan.router_hidden);
+        let hidden = self.at(self.plan.regions.router_hidden);
         let first = self.output(&router.first, hidden)?;
         self.product(scaled, &[first], view);
         self.score_product(Source::new(make::GELU, hidden), second, view, to)
@@ -475,15 +482,15 @@ impl<'a> Writer<'a> {
         let auxiliary = model.auxiliary_router(0).is_some();
         let params = DecideParams {
             view,
-            active: self.at(self.plan.active),
-            waiting: self.at(self.plan.waiting),
-            flags: self.at(self.plan.flags),
+            active: self.at(self.plan.regions.active),
+            waiting: self.at(self.plan.regions.waiting),
+            flags: self.at(self.plan.regions.flags),
             input: self.at(self.plan.input.head),
-            rows: self.at(self.plan.rows),
+            rows: self.at(self.plan.regions.rows),
             states: self.states(),
-            scores: self.at(self.plan.scores),
+            scores: self.at(self.plan.regions.scores),
             deciding_scores: match auxiliary {
-                true => self.at(self.plan.aux_scores),
+                true => self.at(self.plan.regions.aux_scores),
                 false => 0,
             },
             pick_bias: bias.unwrap_or(0),
@@ -515,10 +522,10 @@ impl<'a> Writer<'a> {
         let expert = h.is_expert_choice();
         let params = MergeParams {
             view,
-            rows: self.at(self.plan.rows),
+            rows: self.at(self.plan.regions.rows),
             states: self.states(),
-            x: self.at(self.plan.x),
-            h: self.at(self.plan.h),
+            x: self.at(self.plan.regions.x),
+            h: self.at(self.plan.regions.h),
             width: h.hidden_size as u32,
             follow: u32::from(expert),
         };
@@ -543,7 +550,7 @@ impl<'a> Writer<'a> {
     }
 
     fn at_output(&self, region: Region) -> Address {
-        let start = self.plan.output.start;
+        let start = self.plan.output_start;
         self.places.buffer.at(start + region.offset)
     }
 
@@ -558,11 +565,11 @@ impl<'a> Writer<'a> {
 
     pub(super) fn prepared(&self, columns: usize) -> Prepared {
         Prepared {
-            floats: self.at(self.plan.floats),
-            halves: self.at(self.plan.halves),
-            scales: self.at(self.plan.scales),
-            factors: self.at(self.plan.factors),
-            sums: self.at(self.plan.sums),
+            floats: self.at(self.plan.regions.floats),
+            halves: self.at(self.plan.regions.halves),
+            scales: self.at(self.plan.regions.scales),
+            factors: self.at(self.plan.regions.factors),
+            sums: self.at(self.plan.regions.sums),
             columns: columns as u32,
             stride: (columns as u32).next_multiple_of(GROUP),
         }
@@ -570,14 +577,14 @@ impl<'a> Writer<'a> {
 
     fn active(&self) -> View {
         View {
-            slots: self.at(self.plan.active),
+            slots: self.at(self.plan.regions.active),
             count: self.report(0),
         }
     }
 
     fn running(&self) -> View {
         View {
-            slots: self.at(self.plan.running),
+            slots: self.at(self.plan.regions.running),
             count: self.report(4),
         }
     }

@@ -106,12 +106,12 @@ impl Gpu {
         depths: &[u8],
         mut entries: &[u8],
     ) -> Result<()> {
-        let key_bytes = buffers.kv.shape().key_bytes;
+        let key_bytes = buffers.kv.shape.key_bytes;
         for (plane, description) in model.schedule().planes.iter().enumerate() {
             let count = description.tokens.entries(depths);
             for slot in 0..count {
                 self.reserve(&mut buffers.kv, plane, 1)?;
-                let (shape, at) = (buffers.kv.shape(), slot % PAGE_TOKENS);
+                let (shape, at) = (buffers.kv.shape, slot % PAGE_TOKENS);
                 for head in 0..shape.kv_heads {
                     let (entry, more) = entries.split_at(2 * key_bytes);
                     shape.write_entry(buffers.page, head, at, entry.split_at(key_bytes).into());
