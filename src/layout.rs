@@ -25,6 +25,7 @@ impl<const ALIGNMENT: usize> Layout<ALIGNMENT> {
     }
 
     /// A region for items of so many bytes.
+    #[inline(never)]
     pub fn add(&mut self, item: usize, dims: &[usize]) -> Result<Region> {
         let bytes = dims
             .iter()
@@ -146,11 +147,7 @@ impl<'a> Carver<'a> {
     }
 
     pub fn take<T: Plain>(&mut self, region: Region) -> &'a mut [T] {
-        let rest = std::mem::take(&mut self.rest);
-        let (_, rest) = rest.split_at_mut(region.offset - self.at);
-        let (bytes, rest) = rest.split_at_mut(region.bytes);
-        self.rest = rest;
-        self.at = region.offset + region.bytes;
+        let bytes = self.bytes(region);
         // SAFETY: `Plain` types take any bytes as values.
         let (before, items, after) = unsafe { bytes.align_to_mut::<T>() };
         debug_assert!(
@@ -158,5 +155,16 @@ impl<'a> Carver<'a> {
             "the memory is aligned"
         );
         items
+    }
+
+    /// One function for all types and parts: it is what carving mostly consists of.
+    #[inline(never)]
+    fn bytes(&mut self, region: Region) -> &'a mut [u8] {
+        let rest = std::mem::take(&mut self.rest);
+        let (_, rest) = rest.split_at_mut(region.offset - self.at);
+        let (bytes, rest) = rest.split_at_mut(region.bytes);
+        self.rest = rest;
+        self.at = region.offset + region.bytes;
+        bytes
     }
 }

@@ -42,19 +42,17 @@ pub(crate) struct Activations<'a> {
     pub panels: &'a [u32],
 }
 
-/// Has `each(row, x)` write (or change) each row of `x` [n, columns], and quantizes it if `quantized`
-/// into `panels`, which has room for [`panel_words`].
-#[allow(clippy::too_many_arguments)]
-pub(crate) fn prepare<'a>(
+/// Has `each(row, x)` write (or change) each row of `x` [n, columns], and quantizes it into `panels`, which
+/// has room for [`panel_words`] or, where no weights are quantized, is empty.
+pub(super) fn prepare<'a>(
     team: &mut Team,
     level: Level,
-    n: usize,
-    columns: usize,
+    [n, columns]: [usize; 2],
     x: &'a mut [f32],
     panels: &'a mut [u32],
-    quantized: bool,
     each: impl Fn(usize, &mut [f32]) + Sync,
 ) -> Activations<'a> {
+    let quantized = !panels.is_empty();
     let width = width(level, n);
     let words = columns / GROUP * GROUP_WORDS * width;
     let (rows, shared) = (Disjoint::new(&mut x[..n * columns]), Disjoint::new(panels));
@@ -76,7 +74,7 @@ pub(crate) fn prepare<'a>(
         n,
         columns,
         x: &x[..n * columns],
-        panels: if quantized { panels } else { &[] },
+        panels,
     }
 }
 

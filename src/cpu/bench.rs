@@ -1,8 +1,8 @@
 //! What `benches/kernels.rs` measures: single kernels, on chosen instruction sets.
 
-use super::activations::{panel_words, prepare};
+use super::activations::panel_words;
 use super::attention::{Attention, Seat, partial_floats, scratch_bytes as attention_bytes};
-use super::matmul::{Product, products, scratch_bytes};
+use super::matmul::{MatMul, Product, scratch_bytes};
 use super::simd::Level;
 use super::team::Team;
 use super::thread::ThreadParams;
@@ -98,22 +98,15 @@ impl MatrixProduct {
         let Ok(mut team) = Team::new(1, &ThreadParams::default(), &mut []) else {
             return;
         };
-        let (columns, n, level) = (self.linear.weight.columns, self.n, self.level);
-        let quantized = self.linear.weight.ty.block_len() > 1;
-        let (x, panels) = (&mut self.x, &mut self.panels);
-        let input = prepare(
-            &mut team,
-            level,
-            n,
-            columns,
-            x,
-            panels,
-            quantized,
-            |_, _| {},
-        );
-        let mut all = [Product::new(&self.linear, &mut self.y)];
-        let scratch = aligned(&mut self.scratch);
-        products(&mut team, level, &self.file, &input, &mut all, scratch);
+        let mut matmul = MatMul {
+            team: &mut team,
+            level: self.level,
+            file: &self.file,
+            panels: &mut self.panels,
+            scratch: aligned(&mut self.scratch),
+        };
+        let mut product = [Product::new(&self.linear, &mut self.y)];
+        matmul.run(self.n, &mut self.x, |_, _| {}, &mut product);
     }
 }
 

@@ -6,9 +6,8 @@
 //! run the shared block together. A session sends all its rows through at once; a batch lets rows
 //! enter while others are half-way (`src/batch`).
 
-use super::activations::prepare;
 use super::layer::Place;
-use super::matmul::{Product, any_quantized, products};
+use super::matmul::{MatMul, Product};
 use super::ops;
 use super::pace::Clock;
 use super::simd::Level;
@@ -464,51 +463,35 @@ impl Pass<'_, '_> {
 
     /// A router's scores of some packed rows, into `buffers.scores` [rows, outputs].
     fn scores(&mut self, router: &Router, packed: Range<usize>, spec: &RouterSpec) -> Result<()> {
-        let (file, b) = (self.model.bytes(), &mut *self.buffers);
-        let (team, level) = (&mut *self.team, self.level);
-        let quantized = any_quantized(&[&router.first]);
+        let b = &mut *self.buffers;
+        let mut matmul = MatMul {
+            team: self.team,
+            level: self.level,
+            file: self.model.bytes(),
+            panels: b.panels,
+            scratch: b.scratch,
+        };
         let (n, columns, outputs) = (packed.len(), router.first.weight.columns, router.outputs());
         let h = &b.h[packed.start * columns..];
-        let input = prepare(
-            team,
-            level,
-            n,
-            columns,
-            b.norm,
-            b.panels,
-            quantized,
-            |row, x| {
-                for (x, h) in x.iter_mut().zip(&h[row * columns..]) {
-                    *x = h / spec.temperature;
-                }
-            },
-        );
-        let scores = &mut b.scores[packed.start * outputs..packed.end * outputs];
-        let (first, last) = (&router.first, router.second.as_ref());
-        let Some(second) = last else {
-            let mut all = [Product::new(first, scores)];
-            products(team, level, file, &input, &mut all, b.scratch);
-            return self.check_scores(packed, outputs);
+        let heated = |row: usize, x: &mut [f32]| {
+            for (x, h) in x.iter_mut().zip(&h[row * columns..]) {
+                *x = h / spec.temperature;
+            }
         };
-        let hidden = &mut *b.router_hidden;
-        let mut all = [Product::new(first, hidden)];
-        products(team, level, file, &input, &mut all, b.scratch);
-        let (columns, hidden) = (second.weight.columns, &mut *b.router_hidden);
-        let quantized = any_quantized(&[second]);
-        let input = prepare(
-            team,
-            level,
-            n,
-            columns,
-            hidden,
-            b.panels,
-            quantized,
-            |_, x| {
-                x.iter_mut().for_each(|x| *x = ops::gelu(*x));
-            },
-        );
-        let mut all = [Product::new(second, scores)];
-        products(team, level, file, &input, &mut all, b.scratch);
+        let scores = &mut b.scores[packed.start * outputs..packed.end * outputs];
+        match &router.second {
+            None => {
+                let mut only = [Product::new(&router.first, scores)];
+                matmul.run(n, b.norm, heated, &mut only);
+            }
+            Some(second) => {
+                let mut first = [Product::new(&router.first, b.router_hidden)];
+                matmul.run(n, b.norm, heated, &mut first);
+                let gelu = |_, x: &mut [f32]| x.iter_mut().for_each(|x| *x = ops::gelu(*x));
+                let mut last = [Product::new(second, scores)];
+                matmul.run(n, b.router_hidden, gelu, &mut last);
+            }
+        }
         self.check_scores(packed, outputs)
     }
 
@@ -537,12 +520,16 @@ pub(crate) fn logits(
     let x = &buffers.leaving[first * d..][..count * d];
     let logits = &mut buffers.logits[..count * h.vocab_size];
     let (file, output) = (model.bytes(), model.output());
-    let quantized = any_quantized(&[&output]);
-    let norm = ops::Norm::new(level, file, model.output_norm(), h.norm_epsilon);
-    let (y, panels) = (&mut *buffers.norm, &mut *buffers.panels);
-    let input = norm.prepare(team, count, x, y, panels, quantized);
-    let mut all = [Product::new(&output, logits)];
-    products(team, level, file, &input, &mut all, buffers.scratch);
+    let normed = ops::norm(level, file, model.output_norm(), h.norm_epsilon, x);
+    let mut matmul = MatMul {
+        team,
+        level,
+        file,
+        panels: buffers.panels,
+        scratch: buffers.scratch,
+    };
+    let mut product = [Product::new(&output, logits)];
+    matmul.run(count, buffers.norm, normed, &mut product);
     match logits.iter().position(|l| !l.is_finite()) {
         None => Ok(()),
         Some(at) => Err(Error::not_finite(format_args!(

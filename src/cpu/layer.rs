@@ -1,9 +1,8 @@
 //! One decoder layer on rows that run together, each at its own place in the cache.
 
-use super::activations::prepare;
 use super::attention::{Attention, Seat};
 use super::forward::Pass;
-use super::matmul::{Product, any_quantized, products};
+use super::matmul::{MatMul, Product};
 use super::ops;
 use super::simd::Level;
 use super::team::{Disjoint, Team};
@@ -89,20 +88,25 @@ impl Pass<'_, '_> {
         let n = slots.len();
         let appends = self.take_seats(place, slots)?;
         let (file, h) = (self.model.bytes(), self.model.hyperparameters());
-        let (team, level, b) = (&mut *self.team, self.level, &mut *self.buffers);
+        let (level, b) = (self.level, &mut *self.buffers);
         let (query_size, kv_size) = (h.query_size(), h.kv_size());
         let (q, attn) = (&mut b.q[..n * query_size], &mut b.attn[..n * query_size]);
         let (k, v) = (&mut b.k[..n * kv_size], &mut b.v[..n * kv_size]);
-        let quantized = any_quantized(&[&layer.q, &layer.k, &layer.v]);
-        let norm = ops::Norm::new(level, file, &layer.attn_norm, h.norm_epsilon);
-        let input = norm.prepare(team, n, x, b.norm, b.panels, quantized);
+        let mut matmul = MatMul {
+            team: self.team,
+            level,
+            file,
+            panels: b.panels,
+            scratch: b.scratch,
+        };
+        let normed = ops::norm(level, file, &layer.attn_norm, h.norm_epsilon, x);
         let mut all = [
             Product::new(&layer.q, q),
             Product::new(&layer.k, k),
             Product::new(&layer.v, v),
         ];
         let wanted = if appends { &mut all[..] } else { &mut all[..1] };
-        products(team, level, file, &input, wanted, b.scratch);
+        matmul.run(n, b.norm, normed, wanted);
         let rows = Rows {
             level,
             rope: &h.rope,
@@ -115,7 +119,7 @@ impl Pass<'_, '_> {
             v,
             cache: b.kv.writer(),
         };
-        if let Err((row, error)) = rows.rotate_and_store(team) {
+        if let Err((row, error)) = rows.rotate_and_store(matmul.team) {
             self.culprit = Some(slots[row]);
             return Err(error);
         }
@@ -126,48 +130,30 @@ impl Pass<'_, '_> {
             seats: &b.seats[..n],
             q,
         };
-        attention.run(team, b.scratch, b.partials, attn);
-        let quantized = any_quantized(&[&layer.o]);
-        let input = prepare(
-            team,
-            level,
-            n,
-            query_size,
-            attn,
-            b.panels,
-            quantized,
-            |_, _| {},
-        );
-        let mut all = [Product::added(&layer.o, x)];
-        products(team, level, file, &input, &mut all, b.scratch);
+        attention.run(matmul.team, matmul.scratch, b.partials, attn);
+        matmul.run(n, attn, |_, _| {}, &mut [Product::added(&layer.o, x)]);
         Ok(())
     }
 
     fn feed_forward_half(&mut self, layer: &Layer, x: &mut [f32], n: usize) {
         let (file, h) = (self.model.bytes(), self.model.hyperparameters());
-        let (team, level, b) = (&mut *self.team, self.level, &mut *self.buffers);
+        let (level, b) = (self.level, &mut *self.buffers);
         let inner = h.feed_forward_size;
         let (gate, up) = (&mut b.gate[..n * inner], &mut b.up[..n * inner]);
-        let quantized = any_quantized(&[&layer.gate, &layer.up]);
-        let norm = ops::Norm::new(level, file, &layer.ffn_norm, h.norm_epsilon);
-        let input = norm.prepare(team, n, x, b.norm, b.panels, quantized);
-        let mut all = [Product::new(&layer.gate, gate), Product::new(&layer.up, up)];
-        products(team, level, file, &input, &mut all, b.scratch);
-        let quantized = any_quantized(&[&layer.down]);
-        let input = prepare(
-            team,
+        let mut matmul = MatMul {
+            team: self.team,
             level,
-            n,
-            inner,
-            gate,
-            b.panels,
-            quantized,
-            |row, gate| {
-                ops::swiglu(level, gate, &up[row * inner..][..inner]);
-            },
-        );
-        let mut all = [Product::added(&layer.down, x)];
-        products(team, level, file, &input, &mut all, b.scratch);
+            file,
+            panels: b.panels,
+            scratch: b.scratch,
+        };
+        let normed = ops::norm(level, file, &layer.ffn_norm, h.norm_epsilon, x);
+        let mut both = [Product::new(&layer.gate, gate), Product::new(&layer.up, up)];
+        matmul.run(n, b.norm, normed, &mut both);
+        let gated = |row: usize, gate: &mut [f32]| {
+            ops::swiglu(level, gate, &up[row * inner..][..inner]);
+        };
+        matmul.run(n, gate, gated, &mut [Product::added(&layer.down, x)]);
     }
 }
 

@@ -8,7 +8,7 @@
 //! Every instruction set, one row or many, and any cut of the work among threads keep this order, so
 //! all give the same bits. Matrices of floats have an order of their own (`floats.rs`).
 
-use super::activations::{Activations, GROUP};
+use super::activations::{Activations, GROUP, prepare};
 use super::floats::Floats;
 use super::simd::{LANES, Level};
 use super::team::{Disjoint, Team};
@@ -19,11 +19,6 @@ use crate::quant::TensorType;
 /// Whether a matrix takes activations as they are, not as bytes.
 fn is_float(ty: TensorType) -> bool {
     matches!(ty, TensorType::F32 | TensorType::F16 | TensorType::BF16)
-}
-
-/// Whether one of the matrices takes activations as bytes.
-pub(crate) fn any_quantized(linears: &[&Linear]) -> bool {
-    linears.iter().any(|l| !is_float(l.weight.ty))
 }
 
 /// A matrix and where its results go.
@@ -65,9 +60,50 @@ pub(crate) const fn scratch_bytes(columns: usize) -> usize {
 /// The most that a group of sixteen rows takes when it is taken apart.
 pub(super) const GROUP_BYTES: usize = 10 * 64;
 
-/// Computes several products of the same activations, spread over the team. `scratch` has
-/// [`scratch_bytes`] for each thread and begins at a multiple of 64.
-pub(crate) fn products(
+/// What products are made with.
+pub(crate) struct MatMul<'a> {
+    pub team: &'a mut Team,
+    pub level: Level,
+    /// The model's file.
+    pub file: &'a [u8],
+    /// Room for activations as bytes ([`panel_words`](super::activations::panel_words)).
+    pub panels: &'a mut [u32],
+    /// [`scratch_bytes`] for each thread, from a multiple of 64 on.
+    pub scratch: &'a mut [u8],
+}
+
+impl MatMul<'_> {
+    /// Has `each(row, x)` write (or change) each row of `x` [n, columns], then multiplies them with one
+    /// to three matrices of so many columns. Answers the rows as the products took them.
+    pub fn run<'b>(
+        &'b mut self,
+        n: usize,
+        x: &'b mut [f32],
+        each: impl Fn(usize, &mut [f32]) + Sync,
+        products: &mut [Product],
+    ) -> Activations<'b> {
+        let columns = products[0].linear.weight.columns;
+        let quantized = products.iter().any(|p| !is_float(p.linear.weight.ty));
+        let panels = if quantized {
+            &mut *self.panels
+        } else {
+            &mut []
+        };
+        let input = prepare(self.team, self.level, [n, columns], x, panels, each);
+        multiply(
+            self.team,
+            self.level,
+            self.file,
+            &input,
+            products,
+            self.scratch,
+        );
+        input
+    }
+}
+
+/// Computes the products, spread over the team.
+fn multiply(
     team: &mut Team,
     level: Level,
     file: &[u8],
@@ -163,7 +199,7 @@ impl Work<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::activations::{GroupRow, panel_words, prepare, width};
+    use super::super::activations::{GroupRow, panel_words, width};
     use super::*;
     use crate::model::Matrix;
     use crate::quant::quantize_row;
@@ -273,34 +309,21 @@ mod tests {
             // Slots that no row fills may hold anything.
             let mut panels = vec![0x5555_5555; panel_words(n, columns)];
             let mut x = vec![0.0; n * columns];
-            let mut team = Team::of(threads);
+            let mut scratch = vec![0u8; threads * scratch_bytes(columns) + 64];
+            let start = scratch.as_ptr().align_offset(64);
+            let mut matmul = MatMul {
+                team: &mut Team::of(threads),
+                level,
+                file: &self.file,
+                panels: &mut panels,
+                scratch: &mut scratch[start..start + threads * scratch_bytes(columns)],
+            };
             let each = |row: usize, x: &mut [f32]| {
                 x.copy_from_slice(&self.x[row * columns..][..columns]);
             };
-            let input = prepare(
-                &mut team,
-                level,
-                n,
-                columns,
-                &mut x,
-                &mut panels,
-                any_quantized(&[&self.linear]),
-                each,
-            );
-            let taken = taken(level, &input);
-            let mut scratch = vec![0u8; threads * scratch_bytes(columns) + 64];
-            let start = scratch.as_ptr().align_offset(64);
             let mut y = vec![f32::NAN; n * rows];
-            let mut all = [Product::new(&self.linear, &mut y)];
-            let end = start + threads * scratch_bytes(columns);
-            products(
-                &mut team,
-                level,
-                &self.file,
-                &input,
-                &mut all,
-                &mut scratch[start..end],
-            );
+            let mut product = [Product::new(&self.linear, &mut y)];
+            let taken = taken(level, &matmul.run(n, &mut x, each, &mut product));
             (y, taken)
         }
     }

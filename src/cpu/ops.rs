@@ -4,9 +4,7 @@
 //! the weights only. So a row's bits depend neither on the rows beside it nor on the number of
 //! threads, nor on the instruction set.
 
-use super::activations::{Activations, prepare};
 use super::simd::Level;
-use super::team::Team;
 use crate::model::{Rope, RopePairing, Vector};
 
 /// Independent partial sums of a dot product: enough to fill the adders of any core that the
@@ -74,47 +72,18 @@ pub(crate) fn exp(x: f32) -> f32 {
     if x.is_nan() { x } else { value }
 }
 
-/// RMSNorm (Zhang and Sennrich, 2019): `y = x / sqrt(mean(x²) + ε) · w`.
-pub(crate) struct Norm<'a> {
+/// RMSNorm (Zhang and Sennrich, 2019) of each row of `x`: `y = x / sqrt(mean(x²) + ε) · w`.
+pub(super) fn norm<'a>(
     level: Level,
-    weight: &'a [[u8; 4]],
+    file: &'a [u8],
+    weight: &Vector,
     epsilon: f32,
-}
-
-impl<'a> Norm<'a> {
-    pub fn new(level: Level, file: &'a [u8], weight: &Vector, epsilon: f32) -> Self {
-        Norm {
-            level,
-            weight: weight.bytes(file),
-            epsilon,
-        }
-    }
-
-    /// The first `n` rows of `x`, normalised into `y`, ready for matrix products (see
-    /// [`prepare`]).
-    pub fn prepare<'b>(
-        &self,
-        team: &mut Team,
-        n: usize,
-        x: &[f32],
-        y: &'b mut [f32],
-        panels: &'b mut [u32],
-        quantized: bool,
-    ) -> Activations<'b> {
-        let width = self.weight.len();
-        prepare(
-            team,
-            self.level,
-            n,
-            width,
-            y,
-            panels,
-            quantized,
-            |row, y| {
-                let x = &x[row * width..][..width];
-                norm_row(self.level, x, self.weight, self.epsilon, y);
-            },
-        )
+    x: &'a [f32],
+) -> impl Fn(usize, &mut [f32]) + Sync + use<'a> {
+    let weight = weight.bytes(file);
+    move |row, y| {
+        let x = &x[row * weight.len()..][..weight.len()];
+        norm_row(level, x, weight, epsilon, y);
     }
 }
 
