@@ -363,6 +363,22 @@ fn options_for_routers_need_routers() {
     );
     let told = text(&mor(&["run", "-p", "a", "-n", "1", "--cut", "0.7"]).stderr);
     assert!(!told.contains("--cut"), "{told}");
+    let several = [
+        "bench",
+        &at("a.gguf"),
+        "-t",
+        "1,2",
+        "-p",
+        "1",
+        "-n",
+        "0",
+        "-r",
+        "1",
+        "--cut",
+        "0.7",
+    ];
+    let told = text(&mor(&several).stderr);
+    assert_eq!(told.matches("--cut changes nothing").count(), 1, "{told}");
     let vanilla = common::cases::case_folder("vanilla");
     let convert = [
         "convert",

@@ -86,9 +86,12 @@ impl<'a> Rope<'a> {
             )));
         }
         let Some(table) = &self.table else {
+            // An empty one is as good as none.
             return match self.config.get("rope_scaling") {
-                None => Ok(Scaling::None),
-                Some(_) => Err(self.unsupported("a rope_scaling that is no table")),
+                Some(value) if !value.is_object() => {
+                    Err(self.unsupported("a rope_scaling that is no table"))
+                }
+                _ => Ok(Scaling::None),
             };
         };
         let kind = ["rope_type", "type"]

@@ -896,6 +896,9 @@ fn rotary_scaling_is_taken_along() {
     };
     let plain = convert(json!({"rope_parameters": {"rope_type": "default"}}));
     assert_ne!(scores(converted.bytes.clone()), scores(plain.bytes.clone()));
+    // An empty table says nothing.
+    let empty = convert(json!({"rope_scaling": {}}));
+    assert_eq!(scores(empty.bytes.clone()), scores(plain.bytes.clone()));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use crate::terminal::tell;
 use mor::{Device, KvType, LoadParams, Model, Session, SessionParams};
 use std::io::{ErrorKind, Read};
 use std::path::Path;
+use std::sync::Once;
 
 /// The bytes of the default model, aligned for the engine.
 #[repr(C, align(64))]
@@ -52,12 +53,15 @@ pub fn tell_of_context(session: &Session) {
     }
 }
 
-/// Tells where a cut changes nothing.
+/// Tells where a cut changes nothing, but not again for each of a command's sessions.
 pub fn tell_of_cut(model: &Model, cut: Option<f32>) {
+    static TOLD: Once = Once::new();
     if cut.is_some() && model.hyperparameters().router.is_none() {
-        tell(format_args!(
-            "mor: the model has no routers, so --cut changes nothing"
-        ));
+        TOLD.call_once(|| {
+            tell(format_args!(
+                "mor: the model has no routers, so --cut changes nothing"
+            ));
+        });
     }
 }
 
