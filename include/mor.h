@@ -1121,7 +1121,7 @@ typedef struct mor_batch_counters_info {
   /**
    * Rows for which there was room in the passes of the recursions.
    */
-  uint64_t places;
+  uint64_t row_capacity;
   /**
    * Rows that passed the last layers.
    */
@@ -1136,7 +1136,7 @@ typedef struct mor_batch_counters_info {
   uint64_t evictions;
   /**
    * Rows of the passes of the recursions, by recursion from 0: each ran the block once. Their sum
-   * over `places` is the share of the room that was used. Without routers a row runs all
+   * over `row_capacity` is the share of the room that was used. Without routers a row runs all
    * recursions in one pass and counts at 0.
    */
   uint64_t rows[MOR_MAX_RECURSIONS];

@@ -568,13 +568,13 @@ fn c_and_rust_run_the_same_batch() {
             assert_eq!(counters.rows, expected.rows);
             assert_eq!(
                 (
-                    counters.places,
+                    counters.row_capacity,
                     counters.finished,
                     counters.logits,
                     counters.evictions
                 ),
                 (
-                    expected.places,
+                    expected.row_capacity,
                     expected.finished,
                     expected.logits,
                     expected.evictions

@@ -302,7 +302,7 @@ impl Books {
     fn run(&mut self, pass: &mut Pass, new: usize) -> Result<()> {
         pass.enter(new)?;
         self.counters.ticks += 1;
-        self.counters.places += self.rows as u64;
+        self.counters.row_capacity += self.rows as u64;
         for slot in &pass.buffers.active[..pass.flying] {
             let recursion = pass.buffers.rows[*slot as usize].recursion;
             self.counters.rows[recursion as usize] += 1;

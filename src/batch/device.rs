@@ -51,7 +51,7 @@ impl Books {
             return Err(error);
         }
         self.counters.ticks += 1;
-        self.counters.places += self.rows() as u64;
+        self.counters.row_capacity += self.rows() as u64;
         self.note_recursions(pass, gpu, old);
         let ready = self.part(pass, gpu);
         self.counters.finished += ready as u64;

@@ -143,7 +143,7 @@ pub enum Event {
     Finished(SequenceId, Finish),
 }
 
-/// What ran so far: the share of the work's places that were used.
+/// What ran so far; the sum of `rows` over `row_capacity` is the share of the room that was used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counters {
@@ -153,7 +153,7 @@ pub struct Counters {
     /// a row runs all recursions in one pass and counts at 0.
     pub rows: [u64; MAX_RECURSIONS],
     /// Rows for which there was room in those passes.
-    pub places: u64,
+    pub row_capacity: u64,
     /// Rows that passed the own last layers.
     pub finished: u64,
     /// Rows of logits.
@@ -167,7 +167,7 @@ impl Default for Counters {
         Counters {
             ticks: 0,
             rows: [0; MAX_RECURSIONS],
-            places: 0,
+            row_capacity: 0,
             finished: 0,
             logits: 0,
             evictions: 0,

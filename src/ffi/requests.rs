@@ -519,7 +519,7 @@ pub struct mor_batch_counters_info {
     /// Ticks that ran anything.
     pub ticks: u64,
     /// Rows for which there was room in the passes of the recursions.
-    pub places: u64,
+    pub row_capacity: u64,
     /// Rows that passed the last layers.
     pub finished: u64,
     /// Rows of logits.
@@ -527,7 +527,7 @@ pub struct mor_batch_counters_info {
     /// Sequences that gave their pages back.
     pub evictions: u64,
     /// Rows of the passes of the recursions, by recursion from 0: each ran the block once. Their sum
-    /// over `places` is the share of the room that was used. Without routers a row runs all
+    /// over `row_capacity` is the share of the room that was used. Without routers a row runs all
     /// recursions in one pass and counts at 0.
     pub rows: [u64; MOR_MAX_RECURSIONS],
 }
@@ -539,7 +539,7 @@ unsafe impl Params for mor_batch_counters_info {
         mor_batch_counters_info {
             struct_size: 0,
             ticks: 0,
-            places: 0,
+            row_capacity: 0,
             finished: 0,
             logits: 0,
             evictions: 0,
@@ -562,7 +562,7 @@ pub unsafe extern "C" fn mor_batch_counters(
             let counters = content.batch.counters();
             let info = mor_batch_counters_info {
                 ticks: counters.ticks,
-                places: counters.places,
+                row_capacity: counters.row_capacity,
                 finished: counters.finished,
                 logits: counters.logits,
                 evictions: counters.evictions,

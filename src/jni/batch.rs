@@ -115,7 +115,7 @@ native! {
         let mut c: mor_batch_counters_info = std::mem::zeroed();
         c.struct_size = size_of::<mor_batch_counters_info>();
         done(handle, mor_batch_counters(batch(handle), &mut c))?;
-        let first = [c.ticks, c.places, c.finished, c.logits, c.evictions];
+        let first = [c.ticks, c.row_capacity, c.finished, c.logits, c.evictions];
         let mut all = reserved(first.len() + c.rows.len())?;
         all.extend(first.iter().chain(&c.rows).map(|number| *number as jlong));
         jni.new_longs(&all)

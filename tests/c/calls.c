@@ -572,7 +572,7 @@ static mor_status ask_batch(const char *verb, const char *const *args) {
         status = mor_batch_counters(batch, &c);
         for (int i = 0; i < MOR_MAX_RECURSIONS; i++) rows += c.rows[i];
         put("%llu %llu %llu %llu %llu %llu", (unsigned long long)c.ticks,
-            (unsigned long long)c.places, (unsigned long long)c.finished,
+            (unsigned long long)c.row_capacity, (unsigned long long)c.finished,
             (unsigned long long)c.logits, (unsigned long long)c.evictions, rows);
     }
     return status == unknown ? unknown : on_batch(status);

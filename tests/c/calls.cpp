@@ -325,7 +325,7 @@ struct objects {
         auto c = batch->counters();
         std::uint64_t rows = 0;
         for (std::uint64_t n : c.rows) rows += n;
-        return list(std::vector<std::uint64_t>{c.ticks, c.places, c.finished, c.logits, c.evictions, rows});
+        return list(std::vector<std::uint64_t>{c.ticks, c.row_capacity, c.finished, c.logits, c.evictions, rows});
     }
 
     text call(const text &verb, const args &a) {

@@ -401,7 +401,14 @@ impl Objects {
             "batch_counters" => {
                 let c = batch.counters();
                 let rows: u64 = c.rows.iter().sum();
-                let counts = [c.ticks, c.places, c.finished, c.logits, c.evictions, rows];
+                let counts = [
+                    c.ticks,
+                    c.row_capacity,
+                    c.finished,
+                    c.logits,
+                    c.evictions,
+                    rows,
+                ];
                 list(counts)
             }
             "in_step" => {

@@ -245,7 +245,7 @@ impl Measured {
     }
     /// Rows that had to run, over row places that ran.
     fn occupancy(&self) -> f64 {
-        self.rows_run() as f64 / self.counters.places.max(1) as f64
+        self.rows_run() as f64 / self.counters.row_capacity.max(1) as f64
     }
     fn rows_per_tick(&self) -> impl Iterator<Item = f64> {
         let ticks = self.counters.ticks.max(1) as f64;

@@ -121,7 +121,7 @@ public actor Batch {
         /// Ticks that ran anything.
         public let ticks: UInt64
         /// Rows for which there was room in the passes of the recursions.
-        public let places: UInt64
+        public let rowCapacity: UInt64
         /// Rows that passed the last layers.
         public let finished: UInt64
         /// Rows of logits.
@@ -324,7 +324,7 @@ public actor Batch {
             try call { mor_batch_counters($0, &c) }
             let rows = withUnsafeBytes(of: c.rows) { Array($0.bindMemory(to: UInt64.self)) }
             return Counters(
-                ticks: c.ticks, places: c.places, finished: c.finished, logits: c.logits,
+                ticks: c.ticks, rowCapacity: c.row_capacity, finished: c.finished, logits: c.logits,
                 evictions: c.evictions, rows: Array(rows.prefix(model.description.recursions)))
         }
     }

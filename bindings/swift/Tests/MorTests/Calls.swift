@@ -376,7 +376,7 @@ final class Calls {
         default:
             let c = try await batch.counters
             return list([
-                c.ticks, c.places, c.finished, c.logits, c.evictions, c.rows.reduce(0, +),
+                c.ticks, c.rowCapacity, c.finished, c.logits, c.evictions, c.rows.reduce(0, +),
             ])
         }
         return ""

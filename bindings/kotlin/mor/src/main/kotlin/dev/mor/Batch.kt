@@ -201,7 +201,7 @@ public enum class SequenceStatus {
  * What a batch ran since it was created.
  *
  * @property ticks ticks that ran anything
- * @property places rows for which there was room in the passes of the recursions
+ * @property rowCapacity rows for which there was room in the passes of the recursions
  * @property finished rows that passed the last layers
  * @property logits rows of logits
  * @property evictions sequences that gave their pages back
@@ -210,7 +210,7 @@ public enum class SequenceStatus {
  */
 public data class BatchCounters(
     val ticks: Long,
-    val places: Long,
+    val rowCapacity: Long,
     val finished: Long,
     val logits: Long,
     val evictions: Long,
