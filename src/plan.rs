@@ -222,7 +222,7 @@ impl Plan {
             true => Some(Self::plan_device(model, &mut params, slots, &kv_shape)?),
             false => None,
         };
-        let sizes = Sizes {
+        let extents = Extents {
             model,
             params: &params,
             kv: &kv_shape,
@@ -230,7 +230,7 @@ impl Plan {
         };
         let mut layout = Layout::<ARENA_ALIGNMENT>::new();
         let kv = KvRegions::lay_out(&mut layout, &kv_shape)?;
-        let regions = Regions::lay_out(&mut layout, &sizes)?;
+        let regions = Regions::lay_out(&mut layout, &extents)?;
         let team_bytes = Team::bytes(params.threads).next_multiple_of(ARENA_ALIGNMENT);
         if team_bytes > isize::MAX as usize - layout.bytes {
             return Err(too_large());
@@ -426,7 +426,7 @@ fn kv_shape(model: &Model, params: &mut SessionParams) -> Result<KvShape> {
 }
 
 /// What the arena's parts are as large as.
-pub(crate) struct Sizes<'a> {
+pub(crate) struct Extents<'a> {
     model: &'a Model,
     params: &'a SessionParams,
     kv: &'a KvShape,
@@ -434,7 +434,7 @@ pub(crate) struct Sizes<'a> {
     slots: usize,
 }
 
-impl Sizes<'_> {
+impl Extents<'_> {
     fn h(&self) -> &Hyperparameters {
         self.model.hyperparameters()
     }
@@ -467,7 +467,7 @@ parts! {
     /// run together are packed, in the order of `active`.
     pub(crate) struct Buffers<'a> { kv: KvCache<'a> }
     /// Where they lie.
-    struct Regions; (s: &Sizes)
+    struct Regions; (s: &Extents)
 
     /// The residual stream.
     x: f32 = [s.here(s.slots), s.h().hidden_size],

@@ -239,17 +239,64 @@ fn depths_that_no_token_can_have_are_refused() {
     let end = (kv + entries * 4 * h.kv_heads * h.head_dim).next_multiple_of(8);
     let mut forged = vec![0; end + 8];
     forged[..48].copy_from_slice(&state[..48]);
-    forged[8..16].copy_from_slice(&(end as u64 + 8).to_le_bytes());
     forged[32..40].copy_from_slice(&20u64.to_le_bytes());
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for word in forged[..end].as_chunks::<8>().0 {
-        hash = (hash ^ u64::from_le_bytes(*word)).wrapping_mul(0x100_0000_01b3);
-        hash ^= hash >> 32;
-    }
-    forged[end..].copy_from_slice(&hash.to_le_bytes());
+    seal(&mut forged);
     let error = session.restore(&forged).unwrap_err();
     assert!(matches!(error, Error::State(_)), "{error}");
     assert_eq!(session.tokens(), [1, 2, 3]);
+}
+
+/// Gives a state the size and the checksum that it should have.
+fn seal(state: &mut [u8]) {
+    let bytes = state.len() as u64;
+    state[8..16].copy_from_slice(&bytes.to_le_bytes());
+    let (content, checksum) = state.split_at_mut(bytes as usize - 8);
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for word in content.as_chunks::<8>().0 {
+        hash = (hash ^ u64::from_le_bytes(*word)).wrapping_mul(0x100_0000_01b3);
+        hash ^= hash >> 32;
+    }
+    checksum.copy_from_slice(&hash.to_le_bytes());
+}
+
+/// With checksums that are right.
+#[test]
+fn sizes_that_do_not_fit_together_are_refused() {
+    let model = model("token_kv_shared", TensorType::F32);
+    let mut session = Session::new(&model, &short()).unwrap();
+    session.prefill(&[1, 2, 3]).unwrap();
+    let with_row = saved(&mut session);
+    session.rewind(2).unwrap();
+    let without_row = saved(&mut session);
+    let mut resealed = with_row.clone();
+    seal(&mut resealed);
+    assert_eq!(resealed, with_row);
+    let longer = {
+        let mut state = with_row.clone();
+        state.extend([0; 8]);
+        state
+    };
+    let shorter = with_row[..with_row.len() - 8].to_vec();
+    let flagged = |state: &[u8], flag: u32| {
+        let mut state = state.to_vec();
+        state[28..32].copy_from_slice(&flag.to_le_bytes());
+        state
+    };
+    let forged = [
+        ("longer", longer),
+        ("shorter", shorter),
+        ("a row that is missing", flagged(&without_row, 1)),
+        ("a row that is too much", flagged(&with_row, 0)),
+        ("another flag", flagged(&with_row, 2)),
+        ("another flag, no row", flagged(&without_row, 2)),
+    ];
+    for (what, mut state) in forged {
+        seal(&mut state);
+        let error = session.restore(&state).unwrap_err();
+        let told = error.to_string();
+        assert!(told.contains("do not fit together"), "{what}: {told}");
+        assert_eq!(session.tokens(), [1, 2], "{what}");
+    }
 }
 
 #[test]
