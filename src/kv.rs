@@ -144,7 +144,7 @@ impl KvShape {
 }
 
 /// Values are kept in whole vectors of so many elements.
-pub const VECTOR: usize = 16;
+pub(crate) const VECTOR: usize = 16;
 
 parts! {
     /// The cache, as it lies in the arena. A list is the pages and entries of one plane of one sequence:
