@@ -1,12 +1,12 @@
-//! `mor inspect` and `mor plan`.
+//! `mor inspect`.
 
 use crate::Result;
-use crate::args::{InspectArgs, PlanArgs};
+use crate::args::InspectArgs;
 use crate::input;
 use crate::terminal::{counted, grouped, mebibytes, one_line, stdout};
 use mor::gguf::{Array, Value};
 use mor::model::{Hyperparameters, KvStrategy, LayerRun, RouterKind};
-use mor::{Device, Model, Plan, SessionParams};
+use mor::{Device, Model};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -223,114 +223,4 @@ fn as_json(model: &Model) -> serde_json::Value {
         "metadata": metadata,
         "tensors": tensors,
     })
-}
-
-/// Shows the memory of a session.
-pub fn plan(args: &PlanArgs) -> Result<()> {
-    let model = input::open(args.model.as_deref(), args.device)?;
-    let mut params = SessionParams {
-        context: input::context(&model, args.context)?,
-        sequences: args.sequences.unwrap_or(1),
-        kv: args.kv.into(),
-        ..Default::default()
-    };
-    if let Some(threads) = args.threads {
-        params.threads = threads;
-    }
-    if let Some(rows) = args.batch {
-        params.batch = rows;
-    }
-    let is_batch = args.sequences.is_some() || args.memory.is_some();
-    if args.mean_depth.is_some() && !is_batch {
-        return Err(
-            "a mean depth is for batches; say how many sequences (-b) or bytes (--memory)".into(),
-        );
-    }
-    let most = model.hyperparameters().recursions as f64;
-    let mean_depth = args.mean_depth.unwrap_or(most);
-    let plan = match args.memory {
-        Some(bytes) => Plan::batch_in(&model, &params, mean_depth, bytes)?,
-        None if is_batch => {
-            params.kv_pages = Plan::pages_for(&model, &params, mean_depth)?;
-            Plan::batch(&model, &params)?
-        }
-        None => Plan::new(&model, &params)?,
-    };
-    let lines = plan.lines();
-    let mut out = stdout();
-    if args.json {
-        let lines: serde_json::Map<_, _> = lines
-            .iter()
-            .map(|(k, v)| (k.to_string(), json!(v)))
-            .collect();
-        let object = json!({
-            "context": plan.params().context,
-            "sequences": plan.params().sequences,
-            "threads": plan.params().threads,
-            "batch": plan.params().batch,
-            "weight_bytes": model.weight_bytes(),
-            "session_bytes": plan.bytes(),
-            "heap_bytes": is_batch.then(|| plan.heap_bytes()),
-            "mean_depth": is_batch.then_some(mean_depth),
-            "kv_pages": plan.params().kv_pages,
-            "kv_bytes": plan.kv_bytes(),
-            "kv_bytes_per_token_at_full_depth": plan.kv_bytes_per_token(),
-            "device_bytes": plan.device_bytes(),
-            "pinned_bytes": plan.pinned_bytes(),
-            "device_weight_bytes": model.device_bytes(),
-            "weights_in_place": model.is_in_place_on_gpu(),
-            "lines": lines,
-        });
-        writeln!(out, "{}", serde_json::to_string_pretty(&object)?)?;
-        return Ok(());
-    }
-    writeln!(
-        out,
-        "{} of {}, {}, {} a pass",
-        counted(plan.params().sequences, "sequence"),
-        counted(plan.params().context, "token"),
-        counted(plan.params().threads, "thread"),
-        counted(plan.params().batch, "row")
-    )?;
-    for (name, bytes) in &lines {
-        writeln!(out, "  {name:<26} {:>16}", grouped(*bytes as u64))?;
-    }
-    writeln!(
-        out,
-        "  {:<26} {:>16} bytes",
-        if is_batch { "batch" } else { "session" },
-        grouped(plan.bytes() as u64)
-    )?;
-    if model.is_on_gpu() {
-        let weights = match model.is_in_place_on_gpu() {
-            true => "read where the file is mapped",
-            false => "a copy of the file's",
-        };
-        for (name, bytes, note) in [
-            ("on the GPU", plan.device_bytes(), "taken once"),
-            ("pinned", plan.pinned_bytes(), "of the host, for copies"),
-            ("weights on the GPU", model.device_bytes(), weights),
-        ] {
-            let bytes = grouped(bytes as u64);
-            writeln!(out, "  {name:<26} {bytes:>16} bytes, {note}")?;
-        }
-    }
-    writeln!(
-        out,
-        "  {:<26} {:>16} bytes, mapped from the file",
-        "weights",
-        grouped(model.weight_bytes())
-    )?;
-    writeln!(
-        out,
-        "\nKV pages are taken as tokens come: {} bytes a token of full depth, less for those that leave early.",
-        grouped(plan.kv_bytes_per_token() as u64)
-    )?;
-    if is_batch {
-        writeln!(
-            out,
-            "There are pages for full contexts in which a token runs {mean_depth} recursions on average."
-        )?;
-    }
-    Ok(())
 }

@@ -12,6 +12,7 @@ mod input;
 mod inspect;
 mod interrupt;
 mod perplexity;
+mod plan;
 mod run;
 mod synth;
 mod terminal;
@@ -51,7 +52,7 @@ fn command(command: Command) -> Result<()> {
         Command::Run(args) => run::run(&args),
         Command::Chat(args) => chat::chat(&args),
         Command::Inspect(args) => inspect::inspect(&args),
-        Command::Plan(args) => inspect::plan(&args),
+        Command::Plan(args) => plan::plan(&args),
         Command::Convert(args) => convert::convert(&args),
         Command::Eval(args) => evaluate::eval(&args),
         Command::GenerateTokens(args) => evaluate::generate_tokens(&args),
