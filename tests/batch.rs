@@ -427,15 +427,46 @@ fn a_tight_pool_takes_fewer_rows_at_a_time() {
     }
 }
 
+/// Of token 5 nothing good comes: its embedding is no number.
+fn with_a_bad_embedding(bytes: &mut [u8]) -> bool {
+    let model = Model::from_bytes(bytes.to_vec()).unwrap();
+    let embedding = model.gguf().tensor("token_embd.weight").unwrap();
+    let row = embedding.offset + 5 * embedding.columns() * size_of::<f32>();
+    bytes[row..row + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    true
+}
+
+/// Of token 5 all is finite until the first router, whose score is too large. Says whether there is a router of one matrix.
+fn with_a_bad_score(bytes: &mut [u8]) -> bool {
+    let model = Model::from_bytes(bytes.to_vec()).unwrap();
+    let Some(router) = model.gguf().tensor("router.0.weight") else {
+        return false;
+    };
+    let embedding = model.gguf().tensor("token_embd.weight").unwrap();
+    let columns = embedding.columns();
+    for column in 0..columns {
+        let weight = router.offset + 4 * column;
+        let weight = f32::from_le_bytes(bytes[weight..weight + 4].try_into().unwrap());
+        let at = embedding.offset + 4 * (5 * columns + column);
+        let value = f32::MAX.copysign(weight);
+        bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    }
+    for weight in bytes[router.offset..][..router.bytes].chunks_exact_mut(4) {
+        let value = 10.0 * f32::from_le_bytes(weight.try_into().unwrap());
+        weight.copy_from_slice(&value.to_le_bytes());
+    }
+    true
+}
+
 #[test]
 fn what_goes_wrong_with_one_sequence_ends_that_one_only() {
-    for case in KINDS {
+    let poisons: [fn(&mut [u8]) -> bool; 2] = [with_a_bad_embedding, with_a_bad_score];
+    let mut bad_scores = 0;
+    for (case, poison) in KINDS.iter().flat_map(|case| poisons.map(|p| (*case, p))) {
         let mut bytes = gguf_bytes(case, TensorType::F32);
-        let model = Model::from_bytes(bytes.clone()).unwrap();
-        let embedding = model.gguf().tensor("token_embd.weight").unwrap();
-        // A token of which nothing good comes.
-        let row = embedding.offset + 5 * embedding.columns() * size_of::<f32>();
-        bytes[row..row + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+        if !poison(&mut bytes) {
+            continue;
+        }
         let bad = Model::from_bytes(bytes).unwrap();
         let mut batch = Batch::new(&bad, &params(4, 7, 2, 0)).unwrap();
         let prompt = |length: u32| -> Vec<u32> { (6..6 + length).collect() };
@@ -456,13 +487,14 @@ fn what_goes_wrong_with_one_sequence_ends_that_one_only() {
             .map(|job| batch.add(&job.request()).unwrap())
             .collect();
         run(&mut batch);
-        let mut session = alone(&model);
+        let mut session = alone(&bad);
         for (index, (id, job)) in ids.iter().zip(&jobs).enumerate() {
             if index == 2 {
                 let failed = Status::Finished(Finish::Failed);
                 assert_eq!(batch.status(*id).unwrap(), failed, "{case}");
                 let why = batch.failure(*id).unwrap().unwrap();
                 assert!(matches!(why, Error::NotFinite(_)), "{case}: {why}");
+                bad_scores += usize::from(why.to_string().contains("router's score"));
                 continue;
             }
             let finished = Status::Finished(Finish::Length);
@@ -477,6 +509,7 @@ fn what_goes_wrong_with_one_sequence_ends_that_one_only() {
         ids.into_iter().for_each(|id| batch.remove(id).unwrap());
         assert_eq!(batch.kv_bytes_used(), 0);
     }
+    assert!(bad_scores > 2, "{bad_scores} scores were too large");
 }
 
 /// Some sequences have ended in the tick in which another's logits turn out not to be finite: nothing of
