@@ -467,7 +467,7 @@ fn what_goes_wrong_with_one_sequence_ends_that_one_only() {
         if !poison(&mut bytes) {
             continue;
         }
-        let bad = Model::from_bytes(bytes).unwrap();
+        let bad = Model::from_bytes_on(bytes, device()).unwrap();
         let mut batch = Batch::new(&bad, &params(4, 7, 2, 0)).unwrap();
         let prompt = |length: u32| -> Vec<u32> { (6..6 + length).collect() };
         let jobs = [
@@ -525,7 +525,7 @@ fn who_ends_beside_a_failure_leaves_nothing_in_flight() {
         let value = (f64::from(value) * 10f64.powf(38.4)).clamp(-3e38, 3e38);
         weight.copy_from_slice(&(value as f32).to_le_bytes());
     }
-    let bad = Model::from_bytes(bytes).unwrap();
+    let bad = Model::from_bytes_on(bytes, device()).unwrap();
     let mut batch = Batch::new(&bad, &params(12, 24, 1, 0)).unwrap();
     batch.set_in_step(true);
     let prompts: Vec<_> = (6..16).map(|token| [token]).collect();
