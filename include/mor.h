@@ -1553,6 +1553,22 @@ enum mor_status mor_session_prefill_whole(struct mor_session *session,
                                           size_t *out_kept);
 
 /**
+ * Runs tokens after those so far, and tells how likely each of them was after all before it. The sum says how likely they
+ * are as a continuation of the text so far, of which there must be some: to compare answers, or to measure a model.
+ *
+ * @param session                the session
+ * @param tokens                 token ids, each below the vocabulary's size
+ * @param count                  how many, at least 1
+ * @param out_log_probabilities  gets `count` numbers: natural logarithms of probabilities (the softmax of the logits,
+ *                               whatever the sampler would do). After a failure they mean nothing
+ * @return `MOR_ERROR_NOT_READY` for an empty session and after a rewind; else as `mor_session_prefill`
+ */
+enum mor_status mor_session_log_probabilities(struct mor_session *session,
+                                              const uint32_t *tokens,
+                                              size_t count,
+                                              float *out_log_probabilities);
+
+/**
  * Runs one token after those so far and computes the logits of what follows it.
  *
  * @param session     the session

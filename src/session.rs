@@ -452,6 +452,34 @@ impl Session {
         })
     }
 
+    /// Runs `tokens` and writes into `out`, for each of them, the natural logarithm of the probability that the model gave
+    /// it after all before: the softmax of its logits, whatever the sampler would do. Their sum says how likely the
+    /// tokens are as a continuation of the text so far, of which there must be some.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] where `out` has another length than `tokens`, [`Error::NotReady`] for an empty session and
+    /// after a rewind; else as [`Session::prefill`]. On an error the session is as it was before, and what `out` holds
+    /// means nothing.
+    pub fn log_probabilities(&mut self, tokens: &[u32], out: &mut [f32]) -> Result<()> {
+        self.check(self.length, tokens)?;
+        if out.len() != tokens.len() {
+            return Err(Error::argument(format_args!(
+                "there is room for {} numbers, but there are {} tokens",
+                out.len(),
+                tokens.len()
+            )));
+        }
+        out[0] = log_probability(self.logits()?, tokens[0]);
+        let mut rest = tokens[1..].iter().zip(&mut out[1..]);
+        self.score(tokens, |_, logits| {
+            // Of what follows the last token nothing is asked.
+            if let Some((token, out)) = rest.next() {
+                *out = log_probability(logits, *token);
+            }
+            Ok(())
+        })
+    }
+
     /// Draws a token from the logits after the last one. It is not run: pass it to
     /// [`Session::step`] or [`Session::prefill`].
     ///
@@ -651,4 +679,12 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// The logarithm of the softmax at a token. Sums are in double precision, for there may be many terms.
+fn log_probability(logits: &[f32], token: u32) -> f32 {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let below = |logit: &f32| f64::from(*logit) - f64::from(largest);
+    let sum: f64 = logits.iter().map(|logit| below(logit).exp()).sum();
+    (below(&logits[token as usize]) - sum.ln()) as f32
 }

@@ -4,6 +4,7 @@
 
 mod common;
 
+use common::Random;
 use common::cases::*;
 use mor::gguf::{Gguf, Value};
 use mor::kv::PAGE_TOKENS;
@@ -351,6 +352,52 @@ fn greatest(bits: &[u32]) -> u32 {
         }
     }
     best as u32
+}
+
+/// They are the softmax of the logits, in pieces of any length.
+#[test]
+fn log_probabilities_are_the_softmax_s() {
+    for case in ["expert_middle_cycle", "token_kv_shared", "vanilla"] {
+        let model = model(case, TensorType::F32);
+        let mut session = session(&model, 128, 1);
+        let mut random = Random(3);
+        let vocab = model.hyperparameters().vocab_size;
+        let tokens: Vec<u32> = (0..40).map(|_| random.below(vocab) as u32).collect();
+        let mut expected = Vec::new();
+        let next = |row: &[f32], token: u32| {
+            let weight = |logit: f32| f64::from(logit).exp();
+            let sum: f64 = row.iter().map(|logit| weight(*logit)).sum();
+            (weight(row[token as usize]) / sum).ln()
+        };
+        session
+            .score(&tokens, |i, row| {
+                expected.extend(tokens.get(i + 1).map(|token| next(row, *token)));
+                Ok(())
+            })
+            .unwrap();
+        let all = session.tokens().to_vec();
+        session.rewind(0).unwrap();
+        let mut out = [0.0; 40];
+        let none = session.log_probabilities(&tokens, &mut out);
+        assert!(matches!(none, Err(Error::NotReady(_))), "{case}");
+        let short = session.log_probabilities(&tokens, &mut out[..39]);
+        assert!(matches!(short, Err(Error::InvalidArgument(_))), "{case}");
+        session.prefill(&tokens[..1]).unwrap();
+        let mut at = 1;
+        for piece in [1, 2, 20, 16] {
+            let range = at..at + piece;
+            let out = &mut out[range.clone()];
+            session.log_probabilities(&tokens[range], out).unwrap();
+            at += piece;
+        }
+        assert_eq!(session.tokens(), all);
+        for (i, (out, expected)) in out[1..].iter().zip(&expected).enumerate() {
+            // One rounding to single precision, and room for those in double.
+            let tolerance = expected.abs() * f64::from(f32::EPSILON) / 2.0 + 1e-12;
+            let error = (f64::from(*out) - expected).abs();
+            assert!(error <= tolerance, "{case}, {i}: {out}, not {expected}");
+        }
+    }
 }
 
 /// A token whose logits cannot be computed did not run, whoever computes them.

@@ -656,6 +656,24 @@ public:
         return kept;
     }
 
+    /// Runs tokens after those so far, of which there must be some. Answers the natural logarithm of each one's
+    /// probability after all before it; their sum says how likely they are as a continuation.
+    outcome<std::vector<float>> log_probabilities(span<const std::uint32_t> tokens) {
+        std::vector<float> values(tokens.size());
+        mor_status status = mor_session_log_probabilities(get(), tokens.data(), tokens.size(), values.data());
+        if (status != MOR_OK) return fail<std::vector<float>>(status);
+        return values;
+    }
+
+    /// As above, into memory of the caller: a number for each token.
+    outcome<span<float>> log_probabilities(span<const std::uint32_t> tokens, span<float> buffer) {
+        if (buffer.size() < tokens.size())
+            return detail::fail<span<float>>(MOR_ERROR_BUFFER_TOO_SMALL, "there is a number for each token");
+        mor_status status = mor_session_log_probabilities(get(), tokens.data(), tokens.size(), buffer.data());
+        if (status != MOR_OK) return fail<span<float>>(status);
+        return span<float>(buffer.data(), tokens.size());
+    }
+
     /// Runs one token. The logits stand until the next call on the session.
     outcome<span<const float>> step(std::uint32_t token) {
         const float *logits = nullptr;

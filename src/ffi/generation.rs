@@ -1,6 +1,6 @@
 //! `mor_session`: running tokens, drawing them, generating text.
 
-use super::params::{self, Params, check_out, initialise, put, slice};
+use super::params::{self, Params, check_out, initialise, put, slice, slice_mut};
 use super::session::{mor_session, with};
 use super::status::{mor_status, report};
 use crate::error::Error;
@@ -8,6 +8,16 @@ use crate::generate::{Finish, MAX_STOP_BYTES, Piece};
 use crate::{SamplerParams, Session};
 use std::ffi::{c_char, c_void};
 use std::ops::ControlFlow;
+
+/// Refuses more tokens than a session has room for, before they are looked at: so many may not be there.
+fn check_room(session: &Session, count: usize) -> Result<(), Error> {
+    let (length, context) = (session.tokens().len(), session.plan().params().context);
+    if count > context - length {
+        let needed = length.saturating_add(count);
+        return Err(Error::ContextFull { needed, context });
+    }
+    Ok(())
+}
 
 /// Runs tokens after those so far. On a failure the session is as it was before the call, its logits
 /// too. May take long; `mor_session_cancel` ends it.
@@ -26,11 +36,7 @@ pub unsafe extern "C" fn mor_session_prefill(
 ) -> mor_status {
     boundary!(mor_status::MOR_ERROR_INTERNAL, {
         let work = |session: &mut Session| {
-            let (length, context) = (session.tokens().len(), session.plan().params().context);
-            if count > context - length {
-                let needed = length.saturating_add(count);
-                return Err(Error::ContextFull { needed, context }.into());
-            }
+            check_room(session, count)?;
             // SAFETY: the caller's duty, see the manual.
             let tokens = unsafe { slice(tokens, count, "tokens") }?;
             Ok(session.prefill(tokens)?)
@@ -72,6 +78,36 @@ pub unsafe extern "C" fn mor_session_prefill_whole(
                 unsafe { put(out_kept, kept) };
             }
             Ok(())
+        };
+        // SAFETY: as above.
+        unsafe { with(session, work) }
+    })
+}
+
+/// Runs tokens after those so far, and tells how likely each of them was after all before it. The sum says how likely they
+/// are as a continuation of the text so far, of which there must be some: to compare answers, or to measure a model.
+///
+/// @param session                the session
+/// @param tokens                 token ids, each below the vocabulary's size
+/// @param count                  how many, at least 1
+/// @param out_log_probabilities  gets `count` numbers: natural logarithms of probabilities (the softmax of the logits,
+///                               whatever the sampler would do). After a failure they mean nothing
+/// @return `MOR_ERROR_NOT_READY` for an empty session and after a rewind; else as `mor_session_prefill`
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mor_session_log_probabilities(
+    session: *mut mor_session,
+    tokens: *const u32,
+    count: usize,
+    out_log_probabilities: *mut f32,
+) -> mor_status {
+    boundary!(mor_status::MOR_ERROR_INTERNAL, {
+        let work = |session: &mut Session| {
+            check_room(session, count)?;
+            // SAFETY: the caller's duty, see the manual.
+            let tokens = unsafe { slice(tokens, count, "tokens") }?;
+            // SAFETY: as above.
+            let out = unsafe { slice_mut(out_log_probabilities, count, "out_log_probabilities") }?;
+            Ok(session.log_probabilities(tokens, out)?)
         };
         // SAFETY: as above.
         unsafe { with(session, work) }

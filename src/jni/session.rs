@@ -157,6 +157,17 @@ native! {
         Ok(kept as jint)
     }
 
+    fn Java_dev_mor_Native_logProbabilities(jni, handle: jlong, tokens: jintArray, into: jfloatArray) {
+        let tokens = jni.ints(tokens)?;
+        let mut numbers = reserved(tokens.len())?;
+        numbers.resize(tokens.len(), 0.0);
+        let status = mor_session_log_probabilities(
+            session(handle), tokens.as_ptr(), tokens.len(), numbers.as_mut_ptr()
+        );
+        done(handle, status)?;
+        jni.put_floats(into, &numbers)
+    }
+
     // `into` may be null: then only the token is run.
     fn Java_dev_mor_Native_step(jni, handle: jlong, token: jint, into: jfloatArray) {
         let mut logits = std::ptr::null();

@@ -387,6 +387,12 @@ static mor_status run_tokens(const char *verb, const char *const *args) {
         n = numbers(args[0], tokens);
         status = mor_session_prefill_whole(session, tokens, n, &kept);
         if (status == MOR_OK) put("%zu", kept);
+    } else if (is(verb, "log_probabilities")) {
+        float numbers_of[MOST];
+        n = numbers(args[0], tokens);
+        status = mor_session_log_probabilities(session, tokens, n, numbers_of);
+        for (size_t i = 0; status == MOR_OK && i < n; i++)
+            put("%s%ld", i ? " " : "", (long)(100 * numbers_of[i] - 0.5f));
     } else if (is(verb, "step")) {
         status = mor_session_step(session, (uint32_t)atoi(args[0]), &logits);
     } else if (is(verb, "logits")) {

@@ -3,6 +3,7 @@
 //     calls_cpp TABLE MODEL ROOT THREADS
 #include <mor.hpp>
 
+#include <cmath>
 #include <cstdlib>
 #include <fstream>
 #include <functional>
@@ -366,6 +367,12 @@ struct objects {
             {"prefill", quiet([&] { session->prefill(numbers(a[0])); })},
             {"prefill_whole", [&] { return std::to_string(session->prefill_whole(numbers(a[0]))); }},
             {"step", [&] { return likeliest(session->step(number<std::uint32_t>(a[0]))); }},
+            {"log_probabilities", [&] {
+                std::vector<long> rounded;
+                for (float number : session->log_probabilities(numbers(a[0])))
+                    rounded.push_back(std::lround(100 * number));
+                return list(rounded);
+            }},
             {"logits", [&] { return likeliest(session->logits()); }},
             {"sampler", quiet([&] { session->set_sampler(sampler(options(a[0]))); })},
             {"sample", [&] { return std::to_string(session->sample()); }},

@@ -232,6 +232,12 @@ impl Objects {
         match verb {
             "prefill" => session.prefill(&numbers(args[0]))?,
             "prefill_whole" => return Ok(session.prefill_whole(&numbers(args[0]))?.to_string()),
+            "log_probabilities" => {
+                let tokens = numbers(args[0]);
+                let mut out = vec![0.0; tokens.len()];
+                session.log_probabilities(&tokens, &mut out)?;
+                return Ok(list(out.iter().map(|x| (100.0 * x).round() as i32)));
+            }
             "step" => return Ok(likeliest(session.step(number(args[0]))?)),
             "logits" => return Ok(likeliest(session.logits()?)),
             "sampler" => session.set_sampler(sampler(args[0]))?,

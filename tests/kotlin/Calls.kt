@@ -274,6 +274,8 @@ private class Objects(val file: String, val root: File, val threads: Int) : Auto
         "prefill_whole" -> session.prefillWhole(numbers(a[0])).toString()
         "prompt" -> encode(a[0], a[1]).let { session.prefill(it); it.size.toString() }
         "step" -> FloatArray(model.info.vocabSize).let { session.step(a[0].toInt(), it); likeliest(it) }
+        "log_probabilities" ->
+            session.logProbabilities(numbers(a[0])).map { Math.round(100 * it) }.list()
         "logits" -> likeliest(session.logits())
         "sampler" -> quiet { session.setSampler(Options(a[0]).sampler()) }
         "sample" -> session.sample().toString()

@@ -151,6 +151,17 @@ public actor Session {
         }
     }
 
+    /// Runs tokens after those so far, of which there must be some. Answers the natural logarithm of each one's probability
+    /// (the softmax of the logits, whatever the sampler would do) after all before it; the sum says how likely the tokens are
+    /// as a continuation.
+    public func logProbabilities(_ tokens: [Token]) async throws -> [Float] {
+        try await cancellable {
+            var numbers = [Float](repeating: 0, count: tokens.count)
+            try handle.call { mor_session_log_probabilities($0, tokens, tokens.count, &numbers) }
+            return numbers
+        }
+    }
+
     /// Runs one token; answers the logits of what follows it, one for each token of the vocabulary.
     @discardableResult
     public func step(_ token: Token) async throws -> [Float] {

@@ -250,6 +250,9 @@ final class Calls {
             try await session.prefill(tokens)
             return String(tokens.count)
         case "step": return likeliest(try await session.step(number(args[0])))
+        case "log_probabilities":
+            let numbers = try await session.logProbabilities(numbers(args[0]))
+            return list(numbers.map { Int((100 * $0).rounded()) })
         case "logits": return likeliest(try await session.logits())
         case "sampler": try await session.setSampler(sampler(Options(args[0])))
         case "sample": return String(try await session.sample())

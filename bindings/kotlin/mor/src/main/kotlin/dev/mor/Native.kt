@@ -85,6 +85,7 @@ internal object Native {
     @JvmStatic external fun resetCancel(session: Long)
     @JvmStatic external fun prefill(session: Long, tokens: IntArray)
     @JvmStatic external fun prefillWhole(session: Long, tokens: IntArray): Int
+    @JvmStatic external fun logProbabilities(session: Long, tokens: IntArray, into: FloatArray)
     @JvmStatic external fun step(session: Long, token: Int, into: FloatArray?)
     @JvmStatic external fun logits(session: Long, into: FloatArray)
     @JvmStatic external fun setSampler(session: Long, params: LongArray)

@@ -62,6 +62,20 @@ public class Session @JvmOverloads constructor(
     public fun prefillWhole(tokens: IntArray): Int = handle.call { Native.prefillWhole(it, tokens) }
 
     /**
+     * Runs tokens after those so far, of which there must be some, and tells how likely each of them was after all before
+     * it. The sum says how likely they are as a continuation: to compare answers, for example.
+     *
+     * @param tokens at least one token
+     * @return the natural logarithms of the probabilities (the softmax of the logits, whatever the sampler would do)
+     * @throws MorException.NotReady for an empty session and after a rewind
+     */
+    public fun logProbabilities(tokens: IntArray): FloatArray {
+        val numbers = FloatArray(tokens.size)
+        handle.call { Native.logProbabilities(it, tokens, numbers) }
+        return numbers
+    }
+
+    /**
      * Runs one token after those so far.
      *
      * @param into gets the logits of what follows it, one number for each token of the vocabulary;
