@@ -146,8 +146,14 @@ impl<'a> Carver<'a> {
         }
     }
 
+    /// One function for each type, not one for each part.
+    #[inline(never)]
     pub fn take<T: Plain>(&mut self, region: Region) -> &'a mut [T] {
-        let bytes = self.bytes(region);
+        let rest = std::mem::take(&mut self.rest);
+        let (_, rest) = rest.split_at_mut(region.offset - self.at);
+        let (bytes, rest) = rest.split_at_mut(region.bytes);
+        self.rest = rest;
+        self.at = region.offset + region.bytes;
         // SAFETY: `Plain` types take any bytes as values.
         let (before, items, after) = unsafe { bytes.align_to_mut::<T>() };
         debug_assert!(
@@ -155,16 +161,5 @@ impl<'a> Carver<'a> {
             "the memory is aligned"
         );
         items
-    }
-
-    /// One function for all types and parts: it is what carving mostly consists of.
-    #[inline(never)]
-    fn bytes(&mut self, region: Region) -> &'a mut [u8] {
-        let rest = std::mem::take(&mut self.rest);
-        let (_, rest) = rest.split_at_mut(region.offset - self.at);
-        let (bytes, rest) = rest.split_at_mut(region.bytes);
-        self.rest = rest;
-        self.at = region.offset + region.bytes;
-        bytes
     }
 }

@@ -5,6 +5,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
+use mor::Error;
 use mor::gguf::Gguf;
 use mor::tokenizer::{EncodeOptions, EncodeScratch, Tokenizer, Utf8Stream};
 use serde_json::Value;
@@ -63,6 +64,15 @@ fn compare(tokenizer: &Tokenizer, name: &str, lossless: bool) -> usize {
             assert_eq!(&tokenizer.encode(case, options).unwrap(), expected);
             if lossless {
                 assert_eq!(&tokenizer.decode(expected, true).unwrap(), case);
+                let mut exact = vec![0; case.len()];
+                let length = tokenizer.decode_into(expected, true, &mut exact);
+                assert_eq!((length.unwrap(), &exact[..]), (case.len(), case.as_bytes()));
+                if let Some((_, short)) = exact.split_last_mut() {
+                    let needed = tokenizer.decode_into(expected, true, short).unwrap_err();
+                    assert!(
+                        matches!(needed, Error::BufferTooSmall { needed, .. } if needed == case.len())
+                    );
+                }
                 assert_eq!(&streamed(tokenizer, expected), case);
             }
             compared += 1;

@@ -405,8 +405,16 @@ mod tests {
         assert!(refusal(spm, |m| drop(m.insert(SCORES, scores(bad)))).contains("token 3"));
         let twice = strings(&["a", "b", "c", "ab", "abc", "b", "x"]);
         assert!(refusal(bpe, |m| drop(m.insert(TOKENS, twice))).contains("1 and 5"));
-        let merges = strings(&["a b", "b z"]);
-        assert!(refusal(bpe, |m| drop(m.insert(MERGES, merges))).contains("merge 1"));
+        for (second, why) in [
+            ("b z", "lacks"),
+            ("b ", "two tokens"),
+            (" b", "two tokens"),
+            ("b", "two tokens"),
+        ] {
+            let merges = strings(&["a b", second]);
+            let told = refusal(bpe, |m| drop(m.insert(MERGES, merges)));
+            assert!(told.contains("merge 1") && told.contains(why), "{told}");
+        }
         // Of another type altogether: the container says so.
         let mut metadata = bpe();
         metadata.insert(TOKENS, Value::U32(3));
