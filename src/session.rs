@@ -1,7 +1,7 @@
 //! A session: one sequence, its memory, and the calls that move it on.
 
 use crate::arena::{Locked, Prepared, own_memory};
-use crate::cpu::{self, Clock, Pace, Settings, simd::Level, team::Team};
+use crate::cpu::{self, Clock, Pace, Settings, ops, simd::Level, team::Team};
 #[cfg(feature = "cuda")]
 use crate::cuda::{self, Gpu};
 use crate::error::{Error, Result};
@@ -681,10 +681,8 @@ impl Session {
     }
 }
 
-/// The logarithm of the softmax at a token. Sums are in double precision, for there may be many terms.
+/// The logarithm of the softmax at a token.
 fn log_probability(logits: &[f32], token: u32) -> f32 {
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let below = |logit: &f32| f64::from(*logit) - f64::from(largest);
-    let sum: f64 = logits.iter().map(|logit| below(logit).exp()).sum();
-    (below(&logits[token as usize]) - sum.ln()) as f32
+    let (largest, sum) = ops::softmax_sums(Level::best(), logits);
+    (f64::from(logits[token as usize]) - f64::from(largest) - sum.ln()) as f32
 }

@@ -50,7 +50,7 @@ pub(super) fn prepare<'a>(
     [n, columns]: [usize; 2],
     x: &'a mut [f32],
     panels: &'a mut [u32],
-    each: impl Fn(usize, &mut [f32]) + Sync,
+    each: &(dyn Fn(usize, &mut [f32]) + Sync),
 ) -> Activations<'a> {
     let quantized = !panels.is_empty();
     let width = width(level, n);

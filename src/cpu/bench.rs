@@ -106,7 +106,7 @@ impl MatrixProduct {
             scratch: aligned(&mut self.scratch),
         };
         let mut product = [Product::new(&self.linear, &mut self.y)];
-        matmul.run(self.n, &mut self.x, |_, _| {}, &mut product);
+        matmul.run(self.n, &mut self.x, &|_, _| {}, &mut product);
     }
 }
 

@@ -482,14 +482,14 @@ impl Pass<'_, '_> {
         match &router.second {
             None => {
                 let mut only = [Product::new(&router.first, scores)];
-                matmul.run(n, b.norm, heated, &mut only);
+                matmul.run(n, b.norm, &heated, &mut only);
             }
             Some(second) => {
                 let mut first = [Product::new(&router.first, b.router_hidden)];
-                matmul.run(n, b.norm, heated, &mut first);
+                matmul.run(n, b.norm, &heated, &mut first);
                 let gelu = |_, x: &mut [f32]| x.iter_mut().for_each(|x| *x = ops::gelu(*x));
                 let mut last = [Product::new(second, scores)];
-                matmul.run(n, b.router_hidden, gelu, &mut last);
+                matmul.run(n, b.router_hidden, &gelu, &mut last);
             }
         }
         self.check_scores(packed, outputs)
@@ -529,7 +529,7 @@ pub(crate) fn logits(
         scratch: buffers.scratch,
     };
     let mut product = [Product::new(&output, logits)];
-    matmul.run(count, buffers.norm, normed, &mut product);
+    matmul.run(count, buffers.norm, &normed, &mut product);
     match logits.iter().position(|l| !l.is_finite()) {
         None => Ok(()),
         Some(at) => Err(Error::not_finite(format_args!(

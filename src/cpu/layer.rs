@@ -99,14 +99,19 @@ impl Pass<'_, '_> {
             panels: b.panels,
             scratch: b.scratch,
         };
-        let normed = ops::norm(level, file, &layer.attn_norm, h.norm_epsilon, x);
         let mut all = [
             Product::new(&layer.q, q),
             Product::new(&layer.k, k),
             Product::new(&layer.v, v),
         ];
         let wanted = if appends { &mut all[..] } else { &mut all[..1] };
-        matmul.run(n, b.norm, normed, wanted);
+        let norm = &layer.attn_norm;
+        matmul.run(
+            n,
+            b.norm,
+            &ops::norm(level, file, norm, h.norm_epsilon, x),
+            wanted,
+        );
         let rows = Rows {
             level,
             rope: &h.rope,
@@ -131,7 +136,7 @@ impl Pass<'_, '_> {
             q,
         };
         attention.run(matmul.team, matmul.scratch, b.partials, attn);
-        matmul.run(n, attn, |_, _| {}, &mut [Product::added(&layer.o, x)]);
+        matmul.run(n, attn, &|_, _| {}, &mut [Product::added(&layer.o, x)]);
         Ok(())
     }
 
@@ -147,13 +152,18 @@ impl Pass<'_, '_> {
             panels: b.panels,
             scratch: b.scratch,
         };
-        let normed = ops::norm(level, file, &layer.ffn_norm, h.norm_epsilon, x);
         let mut both = [Product::new(&layer.gate, gate), Product::new(&layer.up, up)];
-        matmul.run(n, b.norm, normed, &mut both);
+        let norm = &layer.ffn_norm;
+        matmul.run(
+            n,
+            b.norm,
+            &ops::norm(level, file, norm, h.norm_epsilon, x),
+            &mut both,
+        );
         let gated = |row: usize, gate: &mut [f32]| {
             ops::swiglu(level, gate, &up[row * inner..][..inner]);
         };
-        matmul.run(n, gate, gated, &mut [Product::added(&layer.down, x)]);
+        matmul.run(n, gate, &gated, &mut [Product::added(&layer.down, x)]);
     }
 }
 

@@ -79,7 +79,7 @@ impl MatMul<'_> {
         &'b mut self,
         n: usize,
         x: &'b mut [f32],
-        each: impl Fn(usize, &mut [f32]) + Sync,
+        each: &(dyn Fn(usize, &mut [f32]) + Sync),
         products: &mut [Product],
     ) -> Activations<'b> {
         let columns = products[0].linear.weight.columns;
@@ -323,7 +323,7 @@ mod tests {
             };
             let mut y = vec![f32::NAN; n * rows];
             let mut product = [Product::new(&self.linear, &mut y)];
-            let taken = taken(level, &matmul.run(n, &mut x, each, &mut product));
+            let taken = taken(level, &matmul.run(n, &mut x, &each, &mut product));
             (y, taken)
         }
     }

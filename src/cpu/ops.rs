@@ -72,6 +72,24 @@ pub(crate) fn exp(x: f32) -> f32 {
     if x.is_nan() { x } else { value }
 }
 
+/// The largest of `x`, and the sum of `e^(x - largest)`: in double precision, for it may have many terms.
+pub(crate) fn softmax_sums(level: Level, x: &[f32]) -> (f32, f64) {
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    let mut last = [f32::NEG_INFINITY; LANES];
+    last[..rest.len()].copy_from_slice(rest);
+    let mut most = last;
+    for chunk in chunks {
+        for (most, x) in most.iter_mut().zip(chunk) {
+            *most = if *x > *most { *x } else { *most };
+        }
+    }
+    let largest = most.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    let mut sums = [0.0; LANES];
+    add_exps(level, chunks, largest, &mut sums);
+    add_exps(level, &[last], largest, &mut sums);
+    (largest, sums.into_iter().sum())
+}
+
 /// RMSNorm (Zhang and Sennrich, 2019) of each row of `x`: `y = x / sqrt(mean(x²) + ε) · w`.
 pub(super) fn norm<'a>(
     level: Level,
@@ -92,6 +110,14 @@ super::levels! {
         let scale = 1.0 / (sum_of_products(x, x) / x.len() as f32 + epsilon).sqrt();
         for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
             *y = x * scale * f32::from_le_bytes(*w);
+        }
+    }
+
+    fn add_exps(x: &[[f32; LANES]], largest: f32, sums: &mut [f64; LANES]) {
+        for x in x {
+            for (sum, x) in sums.iter_mut().zip(x) {
+                *sum += f64::from(exp(*x - largest));
+            }
         }
     }
 
@@ -199,6 +225,22 @@ mod tests {
             (f32::INFINITY, f32::INFINITY)
         );
         assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn the_sum_of_a_softmax_has_every_term() {
+        for n in [1, 15, 16, 1000, 1007] {
+            let x: Vec<f32> = (0..n).map(|i| (i * 37 % 101) as f32 / 7.0 - 9.0).collect();
+            let most = x.iter().copied().fold(f32::MIN, f32::max);
+            let exact: f64 = x.iter().map(|x| f64::from(x - most).exp()).sum();
+            let plain = softmax_sums(Level::Scalar, &x);
+            assert_eq!(plain.0, most);
+            // Terms are right to two units in the last place.
+            assert!((plain.1 / exact - 1.0).abs() < 2.0 * f64::from(f32::EPSILON));
+            for level in Level::available() {
+                assert_eq!(softmax_sums(level, &x), plain, "{level:?}, {n}");
+            }
+        }
     }
 
     #[test]
