@@ -690,6 +690,12 @@ typedef struct mor_session_params {
    */
   size_t kv_pages;
   /**
+   * Rows of logits that `mor_session_log_probabilities` computes together: the output matrix is read once for so many
+   * of them, and each takes 4 bytes for every token of the vocabulary. 0 (the default): 1; 16 or more are faster
+   * where texts are scored. Results do not depend on it.
+   */
+  size_t logit_rows;
+  /**
    * The CPUs that helper threads may run on, by the system's numbers (below 1024), or NULL (the
    * default) for any. The caller's own thread is left alone. Linux and Android only. Read during
    * the call, not kept.
@@ -1506,9 +1512,9 @@ const char *mor_session_last_error(const struct mor_session *session);
 /**
  * Ends the session's call that runs tokens within the time of one layer (on a GPU of one pass); where
  * none is in progress, the next one at once. Any thread, any time, also from a signal handler or a
- * callback; never blocks. One cancel ends one `mor_session_prefill`, `mor_session_prefill_whole` or
- * `mor_session_step`, with `MOR_ERROR_CANCELLED`, or one `mor_session_generate`, with `MOR_OK` and
- * `MOR_FINISH_CANCELLED` (with no call of its callback, where the cancel came before the first token).
+ * callback; never blocks. One cancel ends one `mor_session_prefill`, `mor_session_prefill_whole`,
+ * `mor_session_log_probabilities` or `mor_session_step`, with `MOR_ERROR_CANCELLED`, or one `mor_session_generate`, with
+ * `MOR_OK` and `MOR_FINISH_CANCELLED` (with no call of its callback, where the cancel came before the first token).
  * Other calls, and those that have nothing to run, leave it pending. Only a NULL or freed session is a
  * failure.
  */
@@ -1554,13 +1560,16 @@ enum mor_status mor_session_prefill_whole(struct mor_session *session,
 
 /**
  * Runs tokens after those so far, and tells how likely each of them was after all before it. The sum says how likely they
- * are as a continuation of the text so far, of which there must be some: to compare answers, or to measure a model.
+ * are as a continuation of the text so far, of which there must be some: to compare answers, or to measure a model. (Not
+ * with capacity routing, which wants the whole text at once.) On a failure the session is as it was before the call. May
+ * take long; `mor_session_cancel` ends it. Faster with more `mor_session_params.logit_rows` than one.
  *
  * @param session                the session
  * @param tokens                 token ids, each below the vocabulary's size
  * @param count                  how many, at least 1
  * @param out_log_probabilities  gets `count` numbers: natural logarithms of probabilities (the softmax of the logits,
- *                               whatever the sampler would do). After a failure they mean nothing
+ *                               whatever the sampler would do). Must not overlap `tokens`. After a failure they mean
+ *                               nothing
  * @return `MOR_ERROR_NOT_READY` for an empty session and after a rewind; else as `mor_session_prefill`
  */
 enum mor_status mor_session_log_probabilities(struct mor_session *session,

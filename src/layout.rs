@@ -49,7 +49,8 @@ pub(crate) fn too_large() -> Error {
 }
 
 /// Makes of a list of parts, `name: item = [dimensions],` each, the struct of their regions, whose
-/// `lay_out` puts them one after another. The dimensions are said with what `lay_out` is given.
+/// `lay_out` puts them one after another. Dimensions are expressions with the argument of `lay_out`,
+/// whose name and type stand in parentheses.
 macro_rules! regions {
     (
         $(#[$doc:meta])*
@@ -74,8 +75,8 @@ macro_rules! regions {
 }
 pub(crate) use regions;
 
-/// As [`regions`], and makes the struct of slices, whose `carve` cuts them out of the memory. It has one field more, which
-/// `carve` is given.
+/// As [`regions`], and makes the struct of slices, whose `carve` cuts them out of the memory. It has one field more, the
+/// one in braces, which `carve` is given.
 macro_rules! parts {
     (
         $(#[$doc:meta])*

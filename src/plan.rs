@@ -41,7 +41,8 @@ pub struct SessionParams {
     /// Pages of the KV pool; 0 means enough for every token to take every recursion.
     pub kv_pages: usize,
     /// Rows of logits that are computed together when a whole text is scored, or tokens are drawn for
-    /// many sequences; 0 means one for each sequence, up to 32. (On a GPU at least one for each.)
+    /// many sequences; 0 means one for each sequence, up to 32. (On a GPU at least one for each.) More than `batch` counts
+    /// as `batch`.
     pub logit_rows: usize,
     /// What the helper threads ask of the system.
     pub thread: ThreadParams,
@@ -213,6 +214,8 @@ impl Plan {
         check("batch", params.batch, MAX_CONTEXT)?;
         check("threads", params.threads, MAX_THREADS)?;
         check("logit rows", params.logit_rows, MAX_CONTEXT)?;
+        // More rows do not come together.
+        params.logit_rows = params.logit_rows.min(params.batch);
         params.thread.check()?;
         let kv_shape = kv_shape(model, &mut params)?;
 

@@ -127,8 +127,41 @@ impl CancelFlag {
     }
 }
 
-/// What is done with the rows of a chunk, so many. (Not generic: each kind would have the code of a whole pass.)
-type After<'a> = &'a mut dyn FnMut(&mut Engine, &mut Buffers, usize) -> Result<()>;
+/// What is done with the rows of a chunk. (Not generic: each kind would have the code of a whole pass.)
+type After<'a> = &'a mut dyn FnMut(Chunk) -> Result<()>;
+
+/// Rows that have run together.
+struct Chunk<'a, 'b> {
+    engine: &'a mut Engine,
+    buffers: &'a mut Buffers<'b>,
+    /// How many.
+    rows: usize,
+    cancel: Option<&'a AtomicBool>,
+}
+
+impl Chunk<'_, '_> {
+    /// Calls `each` with the logits of the first `rows` rows, as many of which are computed together as there is room for.
+    fn score(
+        self,
+        model: &Model,
+        rows: usize,
+        each: &mut dyn FnMut(&[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let vocab = model.hyperparameters().vocab_size;
+        let most = self.buffers.logits.len() / vocab;
+        for first in (0..rows).step_by(most) {
+            if self.cancel.is_some_and(|c| c.load(Ordering::Relaxed)) {
+                return Err(Error::Cancelled);
+            }
+            let count = most.min(rows - first);
+            self.engine.logits(model, self.buffers, first, count)?;
+            self.buffers.logits[..count * vocab]
+                .chunks_exact(vocab)
+                .try_for_each(&mut *each)?;
+        }
+        Ok(())
+    }
+}
 
 impl Session {
     /// Plans a session and takes its memory.
@@ -341,7 +374,7 @@ impl Session {
     /// [`Error::InvalidArgument`] without tokens and for one outside the vocabulary; [`Error::ContextFull`],
     /// [`Error::KvFull`], [`Error::Cancelled`], [`Error::NotFinite`], [`Error::FileChanged`], [`Error::Device`].
     pub fn prefill(&mut self, tokens: &[u32]) -> Result<()> {
-        self.run(tokens, &mut |_, _, _| Ok(()))
+        self.run(tokens, tokens.len() == 1, &mut |_| Ok(()))
     }
 
     /// Makes the session hold this text and nothing else: of the beginning that it holds already nothing is run again,
@@ -379,8 +412,8 @@ impl Session {
     pub fn step(&mut self, token: u32) -> Result<&[f32]> {
         let model = self.model.clone();
         // Within the run, so that where there are no logits the token did not run.
-        self.run(&[token], &mut |engine, buffers, _| {
-            engine.logits(&model, buffers, 0, 1)
+        self.run(&[token], true, &mut |chunk| {
+            chunk.engine.logits(&model, chunk.buffers, 0, 1)
         })?;
         self.last = Last::Logits;
         Ok(self.known_logits())
@@ -435,26 +468,22 @@ impl Session {
         tokens: &[u32],
         mut each: impl FnMut(usize, &[f32]) -> Result<()>,
     ) -> Result<()> {
-        let vocab = self.model.hyperparameters().vocab_size;
-        let most = self.plan.params().logit_rows;
         let model = self.model.clone();
         let mut done = 0;
-        self.run(tokens, &mut |engine, buffers, n| {
-            for first in (0..n).step_by(most) {
-                let count = most.min(n - first);
-                engine.logits(&model, buffers, first, count)?;
-                for logits in buffers.logits[..count * vocab].chunks_exact(vocab) {
-                    each(done, logits)?;
-                    done += 1;
-                }
-            }
-            Ok(())
+        self.run(tokens, false, &mut |chunk| {
+            let rows = chunk.rows;
+            chunk.score(&model, rows, &mut |logits| {
+                each(done, logits)?;
+                done += 1;
+                Ok(())
+            })
         })
     }
 
     /// Runs `tokens` and writes into `out`, for each of them, the natural logarithm of the probability that the model gave
     /// it after all before: the softmax of its logits, whatever the sampler would do. Their sum says how likely the
-    /// tokens are as a continuation of the text so far, of which there must be some.
+    /// tokens are as a continuation of the text so far, of which there must be some. (So not with capacity routing,
+    /// which wants the whole text at once.) Faster with more [`SessionParams::logit_rows`] than one.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] where `out` has another length than `tokens`, [`Error::NotReady`] for an empty session and
@@ -469,14 +498,18 @@ impl Session {
                 tokens.len()
             )));
         }
+        let model = self.model.clone();
         out[0] = log_probability(self.logits()?, tokens[0]);
         let mut rest = tokens[1..].iter().zip(&mut out[1..]);
-        self.score(tokens, |_, logits| {
+        self.run(tokens, false, &mut |chunk| {
             // Of what follows the last token nothing is asked.
-            if let Some((token, out)) = rest.next() {
-                *out = log_probability(logits, *token);
-            }
-            Ok(())
+            let rows = chunk.rows.min(rest.len());
+            chunk.score(&model, rows, &mut |logits| {
+                if let Some((token, out)) = rest.next() {
+                    *out = log_probability(logits, *token);
+                }
+                Ok(())
+            })
         })
     }
 
@@ -527,8 +560,9 @@ impl Session {
         self.last = Last::Nothing;
     }
 
-    /// Runs `tokens` chunk by chunk; after each, `after` sees the rows of that chunk.
-    fn run(&mut self, tokens: &[u32], after: After) -> Result<()> {
+    /// Runs `tokens` chunk by chunk; after each, `after` sees the rows of that chunk. `timed`: it is one token, whose
+    /// depth a budget limits.
+    fn run(&mut self, tokens: &[u32], timed: bool, after: After) -> Result<()> {
         self.check(self.length, tokens)?;
         let (start, last) = (self.length, self.last);
         #[cfg(feature = "cuda")]
@@ -536,7 +570,6 @@ impl Session {
             gpu.keep_last_row(last != Last::Nothing);
         }
         for chunk in tokens.chunks(self.plan.params().batch) {
-            let timed = tokens.len() == 1;
             // A panic, of `after` or by a defect, must leave no entries of tokens that are not there.
             let work = AssertUnwindSafe(|| self.run_chunk(chunk, timed, after));
             let ran = catch_unwind(work);
@@ -572,7 +605,6 @@ impl Session {
         Ok(())
     }
 
-    /// `timed`: it is a token, not the last chunk of a prompt, so a budget limits it.
     fn run_chunk(&mut self, chunk: &[u32], timed: bool, after: After) -> Result<()> {
         self.model.check_file()?;
         let n = chunk.len();
@@ -643,7 +675,12 @@ impl Session {
         }
         buffers.tokens[self.length..][..n].copy_from_slice(chunk);
         buffers.depths[self.length..][..n].copy_from_slice(&buffers.depth[..n]);
-        after(&mut self.engine, &mut buffers, n)?;
+        after(Chunk {
+            engine: &mut self.engine,
+            buffers: &mut buffers,
+            rows: n,
+            cancel: self.cancel.get(),
+        })?;
         self.length += n;
         Ok(())
     }

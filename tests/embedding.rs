@@ -321,6 +321,10 @@ fn a_cancel_ends_one_call_and_loses_nothing() {
     assert!(matches!(session.prefill(&prompt), Err(Error::Cancelled)));
     assert_eq!((session.tokens().len(), session.kv_bytes_used()), (31, kv));
     canceller.cancel();
+    let none = session.log_probabilities(&prompt, &mut [0.0; 30]);
+    assert!(matches!(none, Err(Error::Cancelled)));
+    assert_eq!((session.tokens().len(), session.kv_bytes_used()), (31, kv));
+    canceller.cancel();
     assert!(matches!(session.step(1), Err(Error::Cancelled)));
     assert!(
         bits(session.logits().unwrap()) == logits,

@@ -354,15 +354,20 @@ fn greatest(bits: &[u32]) -> u32 {
     best as u32
 }
 
-/// They are the softmax of the logits, in pieces of any length.
+/// They are the softmax of the logits, in pieces and chunks of any length.
 #[test]
 fn log_probabilities_are_the_softmax_s() {
-    for case in ["expert_middle_cycle", "token_kv_shared", "vanilla"] {
+    for (case, batch) in [
+        ("expert_middle_cycle", 128),
+        ("expert_middle_cycle", 7),
+        ("token_kv_shared", 16),
+        ("vanilla", 7),
+    ] {
         let model = model(case, TensorType::F32);
-        let mut session = session(&model, 128, 1);
+        let mut session = session(&model, batch, 2);
         let mut random = Random(3);
         let vocab = model.hyperparameters().vocab_size;
-        let tokens: Vec<u32> = (0..40).map(|_| random.below(vocab) as u32).collect();
+        let tokens: Vec<u32> = (0..60).map(|_| random.below(vocab) as u32).collect();
         let mut expected = Vec::new();
         let next = |row: &[f32], token: u32| {
             let weight = |logit: f32| f64::from(logit).exp();
@@ -375,22 +380,23 @@ fn log_probabilities_are_the_softmax_s() {
                 Ok(())
             })
             .unwrap();
-        let all = session.tokens().to_vec();
+        let last: Vec<f32> = session.logits().unwrap().to_vec();
         session.rewind(0).unwrap();
-        let mut out = [0.0; 40];
+        let mut out = [0.0; 60];
         let none = session.log_probabilities(&tokens, &mut out);
         assert!(matches!(none, Err(Error::NotReady(_))), "{case}");
-        let short = session.log_probabilities(&tokens, &mut out[..39]);
+        let short = session.log_probabilities(&tokens, &mut out[..59]);
         assert!(matches!(short, Err(Error::InvalidArgument(_))), "{case}");
         session.prefill(&tokens[..1]).unwrap();
         let mut at = 1;
-        for piece in [1, 2, 20, 16] {
+        for piece in [1, 2, 20, 14, 22] {
             let range = at..at + piece;
             let out = &mut out[range.clone()];
             session.log_probabilities(&tokens[range], out).unwrap();
             at += piece;
         }
-        assert_eq!(session.tokens(), all);
+        assert_eq!(session.tokens(), tokens);
+        assert!(session.logits().unwrap() == last, "{case}");
         for (i, (out, expected)) in out[1..].iter().zip(&expected).enumerate() {
             // One rounding to single precision; the terms of the sum are right to two units in the last place, and
             // their exponents, below 16 where it matters, to half of one.
@@ -400,6 +406,31 @@ fn log_probabilities_are_the_softmax_s() {
             assert!(error <= tolerance, "{case}, {i}: {out}, not {expected}");
         }
     }
+}
+
+/// Those of tokens before the one that fails are known by then; the session is as before all the same.
+#[test]
+fn log_probabilities_that_fail_leave_the_session_as_it_was() {
+    let mut bytes = gguf_bytes("expert_middle_cycle", TensorType::F32);
+    let gguf = Gguf::parse(&bytes).unwrap();
+    let embedding = gguf.tensor("token_embd.weight").unwrap();
+    let row = embedding.offset + 5 * embedding.columns() * size_of::<f32>();
+    bytes[row..row + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    let model = Model::from_bytes_on(bytes, device()).unwrap();
+    let mut session = session(&model, 7, 1);
+    session.prefill(&[6, 7, 8]).unwrap();
+    let logits = session.logits().unwrap().to_vec();
+    let kv = session.kv_bytes_used();
+    let mut tokens: Vec<u32> = (10..30).collect();
+    tokens[12] = 5;
+    let failed = session.log_probabilities(&tokens, &mut [0.0; 20]);
+    assert!(matches!(failed, Err(Error::NotFinite(_))), "{failed:?}");
+    assert_eq!(session.tokens(), [6, 7, 8]);
+    assert_eq!(session.kv_bytes_used(), kv);
+    assert!(session.logits().unwrap() == logits);
+    // Nobody asks what follows a last token.
+    let mut out = [0.0; 12];
+    session.log_probabilities(&tokens[..12], &mut out).unwrap();
 }
 
 /// A token whose logits cannot be computed did not run, whoever computes them.

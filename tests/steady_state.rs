@@ -136,8 +136,20 @@ impl Host {
                 3 => {
                     let count = 1 + self.random.below(12);
                     self.some_tokens(count);
-                    let status = mor_session_prefill(session, self.tokens.as_ptr(), count);
-                    assert!(matches!(status, MOR_OK | MOR_ERROR_CONTEXT_FULL));
+                    let tokens = self.tokens.as_ptr();
+                    if self.random.below(2) == 0 {
+                        let status = mor_session_prefill(session, tokens, count);
+                        assert!(matches!(status, MOR_OK | MOR_ERROR_CONTEXT_FULL));
+                    } else {
+                        let mut numbers = [1.0; 12];
+                        let out = numbers.as_mut_ptr();
+                        let status = mor_session_log_probabilities(session, tokens, count, out);
+                        match status {
+                            MOR_OK => assert!(numbers[..count].iter().all(|n| *n <= 0.0)),
+                            MOR_ERROR_CONTEXT_FULL | MOR_ERROR_NOT_READY => {}
+                            other => panic!("{other:?}"),
+                        }
+                    }
                 }
                 4 => {
                     let mut params: mor_sampler_params = std::mem::zeroed();

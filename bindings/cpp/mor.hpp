@@ -657,7 +657,8 @@ public:
     }
 
     /// Runs tokens after those so far, of which there must be some. Answers the natural logarithm of each one's
-    /// probability after all before it; their sum says how likely they are as a continuation.
+    /// probability after all before it; their sum says how likely they are as a continuation. On a failure the session is as
+    /// it was before.
     outcome<std::vector<float>> log_probabilities(span<const std::uint32_t> tokens) {
         std::vector<float> values(tokens.size());
         mor_status status = mor_session_log_probabilities(get(), tokens.data(), tokens.size(), values.data());

@@ -85,13 +85,16 @@ pub unsafe extern "C" fn mor_session_prefill_whole(
 }
 
 /// Runs tokens after those so far, and tells how likely each of them was after all before it. The sum says how likely they
-/// are as a continuation of the text so far, of which there must be some: to compare answers, or to measure a model.
+/// are as a continuation of the text so far, of which there must be some: to compare answers, or to measure a model. (Not
+/// with capacity routing, which wants the whole text at once.) On a failure the session is as it was before the call. May
+/// take long; `mor_session_cancel` ends it. Faster with more `mor_session_params.logit_rows` than one.
 ///
 /// @param session                the session
 /// @param tokens                 token ids, each below the vocabulary's size
 /// @param count                  how many, at least 1
 /// @param out_log_probabilities  gets `count` numbers: natural logarithms of probabilities (the softmax of the logits,
-///                               whatever the sampler would do). After a failure they mean nothing
+///                               whatever the sampler would do). Must not overlap `tokens`. After a failure they mean
+///                               nothing
 /// @return `MOR_ERROR_NOT_READY` for an empty session and after a rewind; else as `mor_session_prefill`
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mor_session_log_probabilities(

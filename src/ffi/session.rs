@@ -100,6 +100,10 @@ pub struct mor_session_params {
     /// least that holds one token of full depth is one page for each layer that it passes
     /// (`mor_model_info.logical_layers`), fewer where recursions share their keys and values.
     pub kv_pages: usize,
+    /// Rows of logits that `mor_session_log_probabilities` computes together: the output matrix is read once for so many
+    /// of them, and each takes 4 bytes for every token of the vocabulary. 0 (the default): 1; 16 or more are faster
+    /// where texts are scored. Results do not depend on it.
+    pub logit_rows: usize,
     /// The CPUs that helper threads may run on, by the system's numbers (below 1024), or NULL (the
     /// default) for any. The caller's own thread is left alone. Linux and Android only. Read during
     /// the call, not kept.
@@ -130,6 +134,7 @@ unsafe impl Params for mor_session_params {
             threads: 0,
             kv_type: mor_kv_type::MOR_KV_F16 as u32,
             kv_pages: 0,
+            logit_rows: 0,
             cpus: std::ptr::null(),
             cpu_count: 0,
             niceness: 0,
@@ -165,6 +170,7 @@ impl mor_session_params {
             threads: self.threads as usize,
             kv,
             kv_pages: self.kv_pages,
+            logit_rows: self.logit_rows,
             thread: ThreadParams {
                 cpus,
                 niceness: self.niceness,
@@ -465,9 +471,9 @@ pub unsafe extern "C" fn mor_session_last_error(session: *const mor_session) -> 
 
 /// Ends the session's call that runs tokens within the time of one layer (on a GPU of one pass); where
 /// none is in progress, the next one at once. Any thread, any time, also from a signal handler or a
-/// callback; never blocks. One cancel ends one `mor_session_prefill`, `mor_session_prefill_whole` or
-/// `mor_session_step`, with `MOR_ERROR_CANCELLED`, or one `mor_session_generate`, with `MOR_OK` and
-/// `MOR_FINISH_CANCELLED` (with no call of its callback, where the cancel came before the first token).
+/// callback; never blocks. One cancel ends one `mor_session_prefill`, `mor_session_prefill_whole`,
+/// `mor_session_log_probabilities` or `mor_session_step`, with `MOR_ERROR_CANCELLED`, or one `mor_session_generate`, with
+/// `MOR_OK` and `MOR_FINISH_CANCELLED` (with no call of its callback, where the cancel came before the first token).
 /// Other calls, and those that have nothing to run, leave it pending. Only a NULL or freed session is a
 /// failure.
 #[unsafe(no_mangle)]

@@ -66,7 +66,7 @@ pub(super) fn session(
     array: jlongArray,
     cpus: &Option<Vec<u32>>,
 ) -> Result<mor_session_params> {
-    let f = fields::<8>(jni, array)?;
+    let f = fields::<9>(jni, array)?;
     let (cpus, cpu_count) = list(cpus);
     Ok(mor_session_params {
         context: size(f[0], "context")?,
@@ -74,9 +74,10 @@ pub(super) fn session(
         threads: small(f[2], "threads")?,
         kv_type: small(f[3], "kvType")?,
         kv_pages: size(f[4], "kvPages")?,
-        niceness: small(f[5], "niceness")?,
-        prefault: (f[6] != 0).into(),
-        lock: (f[7] != 0).into(),
+        logit_rows: size(f[5], "logitRows")?,
+        niceness: small(f[6], "niceness")?,
+        prefault: (f[7] != 0).into(),
+        lock: (f[8] != 0).into(),
         cpus,
         cpu_count,
         ..default_session()
@@ -179,6 +180,7 @@ native! {
             p.threads.into(),
             p.kv_type.into(),
             long(p.kv_pages),
+            long(p.logit_rows),
             p.niceness.into(),
             p.prefault.into(),
             p.lock.into(),

@@ -609,6 +609,7 @@ static void wrong_plans(const mor_model *model)
     WITH(context = (size_t)1 << 50);
     WITH(threads = UINT32_MAX);
     WITH(kv_type = 99);
+    WITH(logit_rows = SIZE_MAX);
     WITH(niceness = 1000);
     WITH(niceness = INT32_MIN);
 #undef WITH

@@ -369,7 +369,8 @@ struct objects {
             {"step", [&] { return likeliest(session->step(number<std::uint32_t>(a[0]))); }},
             {"log_probabilities", [&] {
                 std::vector<long> rounded;
-                for (float number : session->log_probabilities(numbers(a[0])))
+                auto tokens = numbers(a[0]);
+                for (float number : session->log_probabilities(tokens))
                     rounded.push_back(std::lround(100 * number));
                 return list(rounded);
             }},

@@ -27,6 +27,9 @@ public struct SessionParameters: Sendable {
     public var cpus: [UInt32] = []
     /// Niceness of the helper threads, from -20 to 19. Linux and Android only.
     public var niceness = 0
+    /// Rows of logits that ``Session/logProbabilities(_:)`` computes together, each of which takes 4 bytes for every token of
+    /// the vocabulary; nil: 1. 16 or more are faster where texts are scored.
+    public var logitRows: Int?
     /// Touch every page of the session's memory when it is created.
     public var prefault = false
     /// Keep the session's memory from being swapped out.
@@ -51,6 +54,7 @@ public struct SessionParameters: Sendable {
         if let batchSize { c.batch = try size(batchSize, "batchSize") }
         if let threads { c.threads = try number(threads, "threads") }
         if let kvPages { c.kv_pages = try size(kvPages, "kvPages") }
+        if let logitRows { c.logit_rows = try size(logitRows, "logitRows") }
         c.kv_type = kvType.rawValue
         c.niceness = try number(niceness, "niceness")
         c.prefault = prefault ? 1 : 0

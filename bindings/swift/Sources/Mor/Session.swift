@@ -119,7 +119,7 @@ public actor Session {
     // MARK: Cancelling
 
     /// Ends the session's call in progress within the time of one layer, or its next call at once.
-    /// One cancel ends one call: ``prefill(_:)`` and ``step(_:)`` with
+    /// One cancel ends one call: ``prefill(_:)``, ``prefillWhole(_:)``, ``logProbabilities(_:)`` and ``step(_:)`` with
     /// ``MorError/Status/cancelled``, a generation with ``Finish/cancelled``. Never blocks.
     public nonisolated func cancel() {
         handle.ifLive { _ = mor_session_cancel($0) }
@@ -153,7 +153,8 @@ public actor Session {
 
     /// Runs tokens after those so far, of which there must be some. Answers the natural logarithm of each one's probability
     /// (the softmax of the logits, whatever the sampler would do) after all before it; the sum says how likely the tokens are
-    /// as a continuation.
+    /// as a continuation. Not with capacity routing, which wants the whole text at once. On a failure the session is as it
+    /// was before.
     public func logProbabilities(_ tokens: [Token]) async throws -> [Float] {
         try await cancellable {
             var numbers = [Float](repeating: 0, count: tokens.count)

@@ -83,6 +83,8 @@ public fun interface LogListener {
  * @property kvType how keys and values are stored
  * @property kvPages pages of the KV pool, of 16 entries each; 0: enough for every token to take
  *   every recursion. With fewer, calls may fail with [MorException.KvFull]
+ * @property logitRows rows of logits that [Session.logProbabilities] computes together, each of which takes 4 bytes for
+ *   every token of the vocabulary; 0: 1. 16 or more are faster where texts are scored
  * @property niceness of the helper threads, from -20 (first) to 19 (last); 0 leaves it as it is
  * @property prefault touch every page of the session's memory when it is created
  * @property lock keep the session's memory from being swapped out; [MorException.Lock] when the
@@ -95,6 +97,7 @@ public data class SessionParams(
     var threads: Int = 0,
     var kvType: KvType = KvType.F16,
     var kvPages: Long = 0,
+    var logitRows: Int = 0,
     var niceness: Int = 0,
     var prefault: Boolean = false,
     var lock: Boolean = false,
@@ -102,7 +105,7 @@ public data class SessionParams(
 ) {
     internal fun fields(): LongArray = longArrayOf(
         context.toLong(), batch.toLong(), threads.toLong(), kvType.ordinal.toLong(), kvPages,
-        niceness.toLong(), prefault.toLong(), lock.toLong(),
+        logitRows.toLong(), niceness.toLong(), prefault.toLong(), lock.toLong(),
     )
 }
 

@@ -63,7 +63,8 @@ public class Session @JvmOverloads constructor(
 
     /**
      * Runs tokens after those so far, of which there must be some, and tells how likely each of them was after all before
-     * it. The sum says how likely they are as a continuation: to compare answers, for example.
+     * it. The sum says how likely they are as a continuation: to compare answers, for example. Not with capacity routing,
+     * which wants the whole text at once. On a failure the session is as it was before.
      *
      * @param tokens at least one token
      * @return the natural logarithms of the probabilities (the softmax of the logits, whatever the sampler would do)
@@ -271,8 +272,8 @@ public class Session @JvmOverloads constructor(
 
     /**
      * Ends the call in progress within the time of one layer, or the next call at once. Any thread,
-     * any time, also from a callback; never blocks. One cancel ends one [prefill] or [step], with
-     * [MorException.Cancelled], or one [generate], with [Finish.CANCELLED]. After [close] it does
+     * any time, also from a callback; never blocks. One cancel ends one [prefill],
+     * [prefillWhole], [logProbabilities] or [step], with [MorException.Cancelled], or one [generate], with [Finish.CANCELLED]. After [close] it does
      * nothing.
      */
     public fun cancel(): Unit = handle.beside { Native.cancel(it) }
