@@ -623,6 +623,35 @@ fn who_stands_still_gives_way_when_sequences_are_evicted() {
     }
 }
 
+/// Of a pass that generating sequences would fill alone, a prompt has a quarter, and they the rest.
+#[test]
+fn a_prompt_has_a_quarter_of_a_full_pass() {
+    let model = model("vanilla", TensorType::F32);
+    let mut batch = Batch::new(&model, &params(9, 8, 1, 0)).unwrap();
+    let request = |prompt, max_tokens| Request {
+        prompt,
+        max_tokens,
+        ignore_end: true,
+        ..Default::default()
+    };
+    for _ in 0..8 {
+        batch.add(&request(&[6], usize::MAX)).unwrap();
+    }
+    batch.tick().unwrap();
+    let prompt: Vec<u32> = (5..45).collect();
+    let id = batch.add(&request(&prompt, 1)).unwrap();
+    let (mut ticks, mut others) = (0, 0);
+    while !matches!(batch.status(id).unwrap(), Status::Finished(_)) {
+        let events = batch.tick().unwrap();
+        others += events
+            .iter()
+            .filter(|event| matches!(event, Event::Token { sequence, .. } if *sequence != id))
+            .count();
+        ticks += 1;
+    }
+    assert_eq!((ticks, others), (20, 20 * 6));
+}
+
 /// Prompts and generated tokens have their share also of passes of one row.
 #[test]
 fn passes_of_one_row_starve_nobody() {

@@ -191,7 +191,11 @@ fn states_that_do_not_fit_are_refused_and_change_nothing() {
         ..params.clone()
     };
     let mut exact = Session::new(&one, &exact).unwrap();
-    assert!(matches!(refused(&mut exact, &state), Error::State(_)));
+    let told = refused(&mut exact, &state);
+    assert!(
+        matches!(told, Error::State(_)) && told.to_string().contains("as F32"),
+        "{told}"
+    );
     // The same tensors with another rule.
     let mut bytes = gguf_bytes(case, TensorType::F32);
     let key = b"rope.freq_base";
