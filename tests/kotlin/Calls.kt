@@ -249,7 +249,7 @@ private class Objects(val file: String, val root: File, val threads: Int) : Auto
     }
 
     private fun counters(): String = with(batch.counters()) {
-        listOf(ticks, places, finished, logits, evictions, rows.sum()).list()
+        listOf(ticks, rowCapacity, finished, logits, evictions, rows.sum()).list()
     }
 
     fun call(verb: String, a: List<String>): String = when (verb) {
