@@ -48,6 +48,7 @@ pub mod plan;
 pub mod quant;
 pub mod routing;
 pub mod sampling;
+mod score;
 pub mod session;
 mod state;
 mod text;

@@ -9,9 +9,9 @@ use crate::{SamplerParams, Session};
 use std::ffi::{c_char, c_void};
 use std::ops::ControlFlow;
 
-/// Refuses more tokens than a session has room for, before they are looked at: so many may not be there.
-fn check_room(session: &Session, count: usize) -> Result<(), Error> {
-    let (length, context) = (session.tokens().len(), session.plan().params().context);
+/// Refuses more tokens than a session has room for behind `length`, before they are looked at: so many may not be there.
+fn check_room(session: &Session, length: usize, count: usize) -> Result<(), Error> {
+    let context = session.plan().params().context;
     if count > context - length {
         let needed = length.saturating_add(count);
         return Err(Error::ContextFull { needed, context });
@@ -36,7 +36,7 @@ pub unsafe extern "C" fn mor_session_prefill(
 ) -> mor_status {
     boundary!(mor_status::MOR_ERROR_INTERNAL, {
         let work = |session: &mut Session| {
-            check_room(session, count)?;
+            check_room(session, session.tokens().len(), count)?;
             // SAFETY: the caller's duty, see the manual.
             let tokens = unsafe { slice(tokens, count, "tokens") }?;
             Ok(session.prefill(tokens)?)
@@ -65,11 +65,7 @@ pub unsafe extern "C" fn mor_session_prefill_whole(
 ) -> mor_status {
     boundary!(mor_status::MOR_ERROR_INTERNAL, {
         let work = |session: &mut Session| {
-            let context = session.plan().params().context;
-            if count > context {
-                let needed = count;
-                return Err(Error::ContextFull { needed, context }.into());
-            }
+            check_room(session, 0, count)?;
             // SAFETY: the caller's duty, see the manual.
             let tokens = unsafe { slice(tokens, count, "tokens") }?;
             let kept = session.prefill_whole(tokens)?;
@@ -105,7 +101,7 @@ pub unsafe extern "C" fn mor_session_log_probabilities(
 ) -> mor_status {
     boundary!(mor_status::MOR_ERROR_INTERNAL, {
         let work = |session: &mut Session| {
-            check_room(session, count)?;
+            check_room(session, session.tokens().len(), count)?;
             // SAFETY: the caller's duty, see the manual.
             let tokens = unsafe { slice(tokens, count, "tokens") }?;
             // SAFETY: as above.
