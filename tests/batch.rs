@@ -789,6 +789,21 @@ fn the_plan_answers_in_both_directions() {
         let deeper = Plan::batch_in(&model, &wanted, 3.0, bytes).unwrap();
         assert!(deeper.params().sequences <= plan.params().sequences);
     }
+    // Pages for the context in each plane, of the three recursions' planes for the share of tokens
+    // that come there, and half a page for each plane's last.
+    let long = params(5, 16, 1, 0);
+    let planes = &model.schedule().planes;
+    let everyone = planes
+        .iter()
+        .filter(|p| p.tokens == PlaneTokens::All)
+        .count();
+    let block = (planes.len() - everyone) / 3;
+    let pages = CONTEXT / PAGE_TOKENS;
+    for mean_depth in [1, 2, 3] {
+        let sequence = 2 * pages * (everyone + mean_depth * block) + planes.len();
+        let all = Plan::pages_for(&model, &long, mean_depth as f64).unwrap();
+        assert_eq!(all, (5 * sequence).div_ceil(2));
+    }
     // Many short sequences: more rows than one of them has tokens, and rows of logits for all.
     let short = SessionParams {
         context: 8,

@@ -482,6 +482,11 @@ fn keys_that_would_change_the_result() {
         ("mor.residual_scale", real(0.0)),
         ("mor.attention.scale", real(1.0 / head.sqrt())),
         ("mor.attention.causal", Value::Bool(true)),
+        ("mor.hidden_activation", text("silu")),
+        (
+            "mor.attention.sliding_window",
+            Value::Array(Array::I32(vec![0, 0])),
+        ),
         ("mor.rope.scaling.factor", real(1.0)),
         ("mor.router.type", text("linear")),
         ("split.count", Value::U16(1)),
@@ -494,4 +499,10 @@ fn keys_that_would_change_the_result() {
     let mut llama = Draft::of(&gguf_bytes("vanilla", TensorType::F32));
     llama.metadata.insert("general.architecture", "llama");
     assert!(run(llama.bytes(), &[1]).is_err());
+    // Shares that the file does not tell are the paper's.
+    let mut silent = draft;
+    silent.metadata.remove("mor.router.capacities").unwrap();
+    let model = mor::Model::from_bytes(silent.bytes()).unwrap();
+    let router = model.hyperparameters().router.as_ref().unwrap();
+    assert_eq!(router.capacities, [1.0, 2.0 / 3.0, 1.0 / 3.0]);
 }

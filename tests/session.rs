@@ -102,6 +102,9 @@ fn rewinding_and_going_on_changes_no_bit() {
                 "{case}: back to {back}"
             );
             assert_eq!(session.prefill_whole(tokens).unwrap(), tokens.len());
+            // To where it stands: nothing is forgotten, the logits neither.
+            session.rewind(tokens.len()).unwrap();
+            assert!(to_bits(session.logits().unwrap()) == *whole.last().unwrap());
             // After a rewind there are no logits, though the text is the same.
             session.rewind(tokens.len() - 1).unwrap();
             let shorter = &tokens[..tokens.len() - 1];
@@ -520,6 +523,11 @@ fn the_plan_is_what_a_session_takes_and_adds_up() {
             plan.lines().iter().map(|(_, bytes)| bytes).sum::<usize>(),
             plan.bytes()
         );
+        let line = |name| plan.lines().iter().find(|l| l.0 == name).unwrap().1;
+        let pages_here = usize::from(!model.is_on_gpu());
+        assert_eq!(line("KV pages"), pages_here * plan.kv_bytes());
+        // Four bytes of a token, one of a depth.
+        assert_eq!(line("tokens and depths"), 500);
         let mut twice = params.clone();
         twice.sequences = 2;
         let two = Plan::new(&model, &twice).unwrap();
