@@ -5,7 +5,10 @@ fn main() {
     println!("cargo::rerun-if-changed=cbindgen.toml");
     align_to_16_kib();
     #[cfg(feature = "header")]
-    header::write();
+    {
+        println!("cargo::rerun-if-changed=include/mor.h");
+        header::write();
+    }
 }
 
 /// Android devices with pages of 16 KiB load no 64-bit library that is aligned to less. Libraries for

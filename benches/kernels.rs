@@ -34,6 +34,10 @@ fn main() {
     }
     barriers(&mut lines);
     lines.retain(|line| words.iter().all(|word| line.text.contains(word.as_str())));
+    if lines.is_empty() {
+        eprintln!("no kernel here has {words:?} in its name");
+        std::process::exit(1);
+    }
     for _ in 0..ROUNDS {
         for line in &mut lines {
             line.best = line.best.min(seconds(&mut line.run));

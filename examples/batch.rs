@@ -5,8 +5,7 @@
 
 use mor::batch::Event;
 use mor::tokenizer::EncodeOptions;
-use mor::{Batch, Model, Request, SamplerParams, SequenceId, SessionParams};
-use std::collections::HashMap;
+use mor::{Batch, Model, Request, SamplerParams, SessionParams};
 use std::io::Write;
 use std::time::Instant;
 
@@ -29,25 +28,24 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ..Default::default()
     };
     let mut batch = Batch::new(&model, &params)?;
-    let mut names: HashMap<SequenceId, &str> = HashMap::new();
-    let (start, mut tokens, mut answered) = (Instant::now(), 0, 0);
+    let (start, mut tokens, mut asked, mut answered) = (Instant::now(), 0, 0, 0);
     loop {
         // Whenever there is a place, the next prompt takes it.
         while batch.free_places() > 0
             && let Some(prompt) = waiting.next()
         {
             let options = EncodeOptions::PROMPT;
-            let sequence = batch.add(&Request {
+            batch.add(&Request {
                 prompt: &tokenizer.encode(prompt, options)?,
                 max_tokens: 64,
                 sampler: SamplerParams {
                     temperature: 0.7,
-                    seed: names.len() as u64,
+                    seed: asked,
                     ..Default::default()
                 },
                 ..Default::default()
             })?;
-            names.insert(sequence, prompt);
+            asked += 1;
         }
         if batch.is_idle() {
             break;
@@ -61,6 +59,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                     let mean = sum as f64 / depths.len().max(1) as f64;
                     let text = tokenizer.decode(batch.tokens(sequence)?, false)?;
                     println!("\r{text}\n({finish:?}, {mean:.2} recursions a token)\n");
+                    if let Some(failure) = batch.failure(sequence)? {
+                        eprintln!("\r{failure}");
+                    }
                     batch.remove(sequence)?;
                     answered += 1;
                 }

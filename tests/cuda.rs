@@ -8,7 +8,7 @@
 
 mod common;
 
-use common::cases::{gguf_bytes, saved};
+use common::cases::{gguf_bytes, saved, spoil_token_5};
 use mor::batch::{Event, Pressure, Status};
 use mor::convert::{ConvertOptions, Silent, SynthOptions, SynthShape, convert, synth};
 use mor::gguf::{Gguf, GgufWriter, Metadata, TensorInfo, TensorPlan};
@@ -37,8 +37,8 @@ fn device() -> Option<MutexGuard<'static, ()>> {
     match gpu("vanilla", TensorType::F32) {
         Ok(_) => Some(alone),
         Err(error) => {
-            assert!(std::env::var_os("MOR_TEST_DEVICE").is_none(), "{error}");
-            println!("SKIPPED: {error}");
+            assert!(!common::on_gpu(), "{error}");
+            common::skip_test(&error.to_string());
             None
         }
     }
@@ -59,22 +59,37 @@ impl Fake {
     /// None on a real driver; else it keeps other tests away too.
     fn find() -> Option<(Self, MutexGuard<'static, ()>)> {
         let alone = alone();
-        Some((Self::loaded()?, alone))
+        match Self::loaded() {
+            Some(fake) => Some((fake, alone)),
+            None => {
+                common::skip_test("no fake driver (tests/cuda/run.sh has it)");
+                None
+            }
+        }
     }
 
-    /// For tests that keep others away themselves.
+    /// For tests that keep others away themselves. MOR_TEST_FAKE_DRIVER says that it must be there.
     fn loaded() -> Option<Self> {
-        // SAFETY: a driver may be loaded at any time; these functions have these arguments.
+        // SAFETY: a driver may be loaded at any time.
+        let library = unsafe { libloading::Library::new("libcuda.so.1") };
+        let library = library.ok().map(|library| &*Box::leak(Box::new(library)));
+        let fake = library.filter(|library| {
+            // SAFETY: only whether there is such a function.
+            unsafe { library.get::<unsafe extern "C" fn()>(b"fakeCudaReset") }.is_ok()
+        });
+        let wanted = std::env::var_os("MOR_TEST_FAKE_DRIVER").is_some();
+        assert!(fake.is_some() || !wanted, "this is not the fake driver");
+        let fake = fake?;
+        // SAFETY: these functions have these arguments.
         unsafe {
-            let library = Box::leak(Box::new(libloading::Library::new("libcuda.so.1").ok()?));
             Some(Fake {
-                reset: library.get(b"fakeCudaReset").ok()?,
-                set: library.get(b"fakeCudaSet").ok()?,
-                calls: library.get(b"fakeCudaCalls").ok()?,
-                kernels: library.get(b"fakeCudaKernels").ok()?,
-                blocks: library.get(b"fakeCudaBlocks").ok()?,
-                shared: library.get(b"fakeCudaShared").ok()?,
-                live: library.get(b"fakeCudaLive").ok()?,
+                reset: fake.get(b"fakeCudaReset").unwrap(),
+                set: fake.get(b"fakeCudaSet").unwrap(),
+                calls: fake.get(b"fakeCudaCalls").unwrap(),
+                kernels: fake.get(b"fakeCudaKernels").unwrap(),
+                blocks: fake.get(b"fakeCudaBlocks").unwrap(),
+                shared: fake.get(b"fakeCudaShared").unwrap(),
+                live: fake.get(b"fakeCudaLive").unwrap(),
             })
         }
     }
@@ -156,8 +171,8 @@ fn in_single_precision(bytes: &[u8]) -> Model {
 /// Routing and SwiGLU add up to threefold.
 const TOLERANCE: f32 = 0.01;
 
-/// Scores some tokens in both and returns how many rows were compared.
-fn compare(name: &str, bytes: Vec<u8>, kv: KvType) -> usize {
+/// Scores some tokens in both.
+fn compare(name: &str, bytes: Vec<u8>, kv: KvType) {
     let cpu = in_single_precision(&bytes);
     let gpu = Model::from_bytes_on(bytes, Device::Cuda(0)).unwrap();
     let params = SessionParams { kv, ..params() };
@@ -170,8 +185,7 @@ fn compare(name: &str, bytes: Vec<u8>, kv: KvType) -> usize {
     let (mut worst, mut compared) = (0.0f32, 0);
     for (i, (a, b)) in a.chunks(vocab).zip(b.chunks(vocab)).enumerate() {
         if here.depths()[i] == there.depths()[i] {
-            let error = a.iter().zip(b).map(|(a, b)| (a - b).abs());
-            worst = worst.max(error.fold(0.0, f32::max) / deviation);
+            worst = worst.max(common::worst_difference(a, b) / deviation);
             compared += 1;
         }
     }
@@ -182,7 +196,6 @@ fn compare(name: &str, bytes: Vec<u8>, kv: KvType) -> usize {
     assert!(worst < TOLERANCE, "{name} with {kv:?}: {worst}");
     // A score may lie at the cut, within the tolerance.
     assert!(compared >= 39, "{name} with {kv:?}");
-    compared
 }
 
 #[test]
@@ -730,8 +743,7 @@ fn long_passes_change_no_bit() {
         assert!(whole == run(&model, 48), "{case}");
         let cpu = run(&in_single_precision(&gguf_bytes(case, TensorType::F32)), 64);
         assert_eq!(whole.1, cpu.1, "{case}");
-        let worst = whole.0.iter().zip(&cpu.0).map(|(a, b)| (a - b).abs());
-        let worst = worst.fold(0.0, f32::max);
+        let worst = common::worst_difference(&whole.0, &cpu.0);
         // As in tests/reference.rs, but the keys are halves: those may round differently.
         assert!(worst < 1e-3, "{case}: {worst}");
     }
@@ -813,8 +825,7 @@ fn attention_agrees_however_many_rows_come() {
         }
         let cpu = run(&Model::from_bytes(bytes).unwrap(), 64, 12);
         let deviation = (cpu.iter().map(|v| v * v).sum::<f32>() / cpu.len() as f32).sqrt();
-        let worst = whole.iter().zip(&cpu).map(|(a, b)| (a - b).abs());
-        let worst = worst.fold(0.0, f32::max) / deviation;
+        let worst = common::worst_difference(&whole, &cpu) / deviation;
         println!("{name}: worst {worst}");
         // Weights are in single precision; keys may round differently.
         assert!(worst < 1e-3, "{name}: {worst}");
@@ -1208,11 +1219,7 @@ fn a_failed_launch_is_nobodys_fault() {
     fake.reset();
     {
         let mut bytes = gguf_bytes("expert_middle_cycle", TensorType::F32);
-        let model = Model::from_bytes(bytes.clone()).unwrap();
-        let embedding = model.gguf().tensor("token_embd.weight").unwrap();
-        // A token of which nothing good comes.
-        let row = embedding.offset + 5 * embedding.columns() * size_of::<f32>();
-        bytes[row..row + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+        spoil_token_5(&mut bytes);
         let model = Model::from_bytes_on(bytes, Device::Cuda(0)).unwrap();
         let of_two = SessionParams {
             sequences: 2,

@@ -5,6 +5,7 @@
 mod common;
 
 use common::cases::{Expected, gguf_bytes, model, saved, session};
+use common::to_bits;
 use mor::generate::{Finish, GenerateParams};
 use mor::quant::TensorType;
 use mor::{
@@ -27,7 +28,7 @@ const KINDS: [&str; 8] = [
 ];
 
 fn default_model() -> Model {
-    Model::open(common::root().join("models/austen-mor-5m-q8_0.gguf")).unwrap()
+    Model::open(common::default_model()).unwrap()
 }
 
 fn short() -> SessionParams {
@@ -39,10 +40,6 @@ fn short() -> SessionParams {
     }
 }
 
-fn bits(logits: &[f32]) -> Vec<u32> {
-    logits.iter().map(|l| l.to_bits()).collect()
-}
-
 #[test]
 fn a_session_lives_in_the_caller_s_memory_and_stays_inside() {
     #[repr(C, align(64))]
@@ -51,7 +48,7 @@ fn a_session_lives_in_the_caller_s_memory_and_stays_inside() {
     for case in KINDS {
         let model = model(case, TensorType::F32);
         let tokens = Expected::of(case).inputs()[0].clone();
-        let expected = bits(session(&model, 7, 1).step_through(&tokens));
+        let expected = to_bits(session(&model, 7, 1).step_through(&tokens));
         for threads in [1, 3] {
             let params = SessionParams {
                 context: 128,
@@ -74,7 +71,7 @@ fn a_session_lives_in_the_caller_s_memory_and_stays_inside() {
             assert!(matches!(misplaced, Err(Error::InvalidArgument(_))));
             drop(misplaced);
             let mut session = Session::new_in(&model, &params, part(0..bytes)).unwrap();
-            assert!(bits(session.step_through(&tokens)) == expected, "{case}");
+            assert!(to_bits(session.step_through(&tokens)) == expected, "{case}");
             drop(session);
             // SAFETY: nobody uses it any more.
             let memory = unsafe { Box::from_raw(memory) };
@@ -139,11 +136,11 @@ fn a_restored_session_goes_on_with_the_same_bits() {
                     assert!(matches!(second.logits(), Err(Error::NotReady(_))));
                     continue;
                 }
-                assert!(bits(second.logits().unwrap()) == bits(first.logits().unwrap()));
+                assert!(to_bits(second.logits().unwrap()) == to_bits(first.logits().unwrap()));
                 assert_eq!(second.sample().unwrap(), first.sample().unwrap());
                 for token in &tokens[length..length + 3] {
-                    let expected = bits(first.step(*token).unwrap());
-                    assert!(bits(second.step(*token).unwrap()) == expected, "{case}");
+                    let expected = to_bits(first.step(*token).unwrap());
+                    assert!(to_bits(second.step(*token).unwrap()) == expected, "{case}");
                 }
                 assert_eq!(second.sample().unwrap(), first.sample().unwrap());
             }
@@ -319,7 +316,7 @@ fn a_cancel_ends_one_call_and_loses_nothing() {
     canceller.reset();
     session.step(40).unwrap();
     let kv = session.kv_bytes_used();
-    let logits = bits(session.logits().unwrap());
+    let logits = to_bits(session.logits().unwrap());
     // A cancel before a call, once for each kind.
     canceller.cancel();
     assert!(matches!(session.prefill(&prompt), Err(Error::Cancelled)));
@@ -331,14 +328,14 @@ fn a_cancel_ends_one_call_and_loses_nothing() {
     canceller.cancel();
     assert!(matches!(session.step(1), Err(Error::Cancelled)));
     assert!(
-        bits(session.logits().unwrap()) == logits,
+        to_bits(session.logits().unwrap()) == logits,
         "as it was before"
     );
     let state = saved(&mut session);
     session.restore(&state).unwrap();
-    assert!(bits(session.logits().unwrap()) == logits);
+    assert!(to_bits(session.logits().unwrap()) == logits);
     session.rewind(30).unwrap();
-    assert!(bits(session.step(40).unwrap()) == logits);
+    assert!(to_bits(session.step(40).unwrap()) == logits);
     canceller.cancel();
     let go_on = |_: mor::generate::Piece| ControlFlow::Continue(());
     let params = GenerateParams {
@@ -356,18 +353,19 @@ fn a_cancel_ends_one_call_and_loses_nothing() {
     let mut shown = 0;
     let finish = std::thread::scope(|scope| {
         let (sender, receiver) = std::sync::mpsc::channel();
+        let (cancelled, is_cancelled) = std::sync::mpsc::channel();
         let canceller = canceller.clone();
         scope.spawn(move || {
             receiver.recv().unwrap();
             canceller.cancel();
+            cancelled.send(()).unwrap();
         });
         session
             .generate(&endless, |_| {
                 shown += 1;
                 if shown == 3 {
                     sender.send(()).unwrap();
-                    // Enough for the other thread to do it.
-                    std::thread::sleep(Duration::from_millis(200));
+                    is_cancelled.recv().unwrap();
                 }
                 ControlFlow::Continue(())
             })
@@ -474,7 +472,7 @@ fn a_time_budget_leaves_out_recursions() {
             set(&mut session);
             let mut logits = Vec::new();
             for token in &tokens {
-                logits = bits(session.step(*token).unwrap());
+                logits = to_bits(session.step(*token).unwrap());
             }
             (session.depths().to_vec(), logits)
         };
@@ -521,7 +519,7 @@ fn a_file_that_is_truncated_is_an_error_and_a_copy_does_not_care() {
         };
         let model = model.unwrap();
         let mut session = session(&model, 8, 1);
-        let logits = bits(session.step(3).unwrap());
+        let logits = to_bits(session.step(3).unwrap());
         let mut state = saved(&mut session);
         session.rewind(0).unwrap();
         let mut batch = Batch::new(&model, &SessionParams::default()).unwrap();
@@ -533,7 +531,7 @@ fn a_file_that_is_truncated_is_an_error_and_a_copy_does_not_care() {
         let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
         file.set_len(1000).unwrap();
         match session.step(3) {
-            Ok(again) => assert!(copy && bits(again) == logits),
+            Ok(again) => assert!(copy && to_bits(again) == logits),
             Err(error) => assert!(!copy && matches!(error, Error::FileChanged { .. })),
         }
         // Whatever else looks at the file.
@@ -553,7 +551,7 @@ fn a_file_that_is_truncated_is_an_error_and_a_copy_does_not_care() {
             assert!(session.tokens().is_empty());
             // The same bytes again: the session goes on.
             std::fs::write(&path, [&before[..], &bytes].concat()).unwrap();
-            assert!(bits(session.step(3).unwrap()) == logits);
+            assert!(to_bits(session.step(3).unwrap()) == logits);
             batch.tick().unwrap();
         }
     }
@@ -568,7 +566,7 @@ fn a_part_of_a_file_at_any_offset_computes_the_same_bits() {
     for ty in [TensorType::F32, TensorType::Q4_0, TensorType::Q8_0] {
         let bytes = gguf_bytes("expert_cycle", ty);
         let whole = Model::from_bytes(bytes.clone()).unwrap();
-        let wanted = bits(session(&whole, 8, 1).step(3).unwrap());
+        let wanted = to_bits(session(&whole, 8, 1).step(3).unwrap());
         for offset in [0, 1, 2, 3, 4, 4096, 4097, 12_340, 65_535] {
             let parts = [&vec![7; offset][..], &bytes, &[7; 100]];
             std::fs::write(&path, parts.concat()).unwrap();
@@ -576,7 +574,7 @@ fn a_part_of_a_file_at_any_offset_computes_the_same_bits() {
             let length = Some(bytes.len() as u64);
             let params = LoadParams::default();
             let model = Model::from_file(file, offset as u64, length, &params).unwrap();
-            assert!(bits(session(&model, 8, 1).step(3).unwrap()) == wanted);
+            assert!(to_bits(session(&model, 8, 1).step(3).unwrap()) == wanted);
         }
     }
 }
@@ -600,7 +598,7 @@ fn locked_and_prefaulted_memory_computes_the_same() {
             prefault,
             ..Default::default()
         };
-        Ok(bits(Session::new(&model, &params)?.step(3)?))
+        Ok(to_bits(Session::new(&model, &params)?.step(3)?))
     };
     let plain = run(false, false).unwrap();
     assert!(run(false, true).unwrap() == plain);

@@ -338,12 +338,14 @@ fn alignment() {
 fn mutations() {
     let mut random = common::Random(23);
     let seeds = [sound().bytes(), common::data("gguf/pypi.gguf")];
+    let mut parsed = 0;
     for round in 0..60_000 {
         let mut bytes = seeds[round % seeds.len()].clone();
         for _ in 0..1 + random.below(4) {
             mutate(&mut bytes, &mut random);
         }
         let Ok(gguf) = parse(&bytes) else { continue };
+        parsed += 1;
         assert_eq!(gguf.file_bytes, bytes.len());
         for t in gguf.tensors() {
             assert!(
@@ -361,6 +363,8 @@ fn mutations() {
             );
         }
     }
+    println!("{parsed} of 60000 parsed");
+    assert!((1_000..59_000).contains(&parsed));
 }
 
 fn mutate(bytes: &mut Vec<u8>, random: &mut common::Random) {

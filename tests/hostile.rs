@@ -521,7 +521,7 @@ fn a_standard_output_that_is_full_or_closed() {
 #[test]
 fn texts_for_perplexity() {
     let desk = Desk::new();
-    let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tokenizer/smollm.gguf");
+    let tokenizer = common::root().join("tests/data/tokenizer/smollm.gguf");
     refuses(&["inspect", tokenizer.to_str().unwrap()], "is missing");
     let model = desk.file("model.gguf", sound());
     let text = desk.file("text.txt", "It is a truth.");
@@ -551,7 +551,7 @@ fn bases_for_perplexity() {
     };
     against(&desk.arg("no.gguf"), "check the spelling of its path");
     against(text, "GGUF");
-    let inside = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/austen-mor-5m-q8_0.gguf");
+    let inside = common::default_model();
     against(
         inside.to_str().unwrap(),
         "a vocabulary of 4096 tokens, the model of 96; give a base of the same vocabulary",

@@ -375,7 +375,6 @@ fn tensors_that_nothing_uses() {
     for name in ["blk.0.attn_rot_embd.weight", "rope.freqs"] {
         run(extra(&llama, name).bytes(), &[1, 2]).unwrap();
     }
-    // Fewer blocks than are stored; the same of recursions.
     // Where tokens were added the key of a Llama file may be stale; the list is not.
     let mut stale = llama.clone();
     let names: Vec<String> = (0..96).map(|i| format!("t{i}")).collect();
@@ -409,6 +408,7 @@ fn tensors_that_nothing_uses() {
         scores(&[factor("llama.rope.scaling.factor"), kind("linear")]),
         scaled
     );
+    // Fewer blocks than are stored; the same of recursions.
     let mut fewer = llama.clone();
     fewer.metadata.insert("llama.block_count", 1u32);
     assert_says(&refusal(fewer.bytes(), "blocks"), "blk.1.", "blocks");

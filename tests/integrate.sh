@@ -10,6 +10,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 page=$root/docs/integrate.md
 export MOR=${MOR:-$root}
 export MODEL=${MODEL:-$MOR/models/austen-mor-5m-q8_0.gguf}
+(($#)) || { echo "usage: tests/integrate.sh SECTION..."; exit 2; }
 : "${PREFIX:?where the library is installed}"
 export PREFIX
 work=$(mktemp -d)

@@ -4,21 +4,17 @@
 mod common;
 
 use common::allocator::{Allocator, Refuse, here, refusing};
+use common::default_model;
 use mor::gguf::Gguf;
 use mor::model::LoadParams;
 use mor::{Batch, EncodeOptions, Error, Model, SessionParams, Tokenizer};
 use std::fs::File;
-use std::path::{Path, PathBuf};
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
 
 /// One refusal, and memory that is gone for good.
 const KINDS: [fn(usize) -> Refuse; 2] = [Refuse::Nth, Refuse::From];
-
-fn default_model() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("models/austen-mor-5m-q8_0.gguf")
-}
 
 /// A file as a part of the program would be.
 fn kept(bytes: Vec<u8>) -> &'static [u8] {
@@ -115,8 +111,8 @@ fn on_a_gpu() {
     let model = match load() {
         Ok(model) => model,
         Err(error) => {
-            assert!(std::env::var_os("MOR_TEST_DEVICE").is_none(), "{error}");
-            return println!("SKIPPED: {error}");
+            assert!(!common::on_gpu(), "{error}");
+            return common::skip_test(&error.to_string());
         }
     };
     let params = SessionParams {

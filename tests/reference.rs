@@ -43,9 +43,7 @@ fn logits_and_depths_equal_the_reference_in_both_modes() {
                     session.depths().iter().map(|d| i64::from(*d)).collect();
                 assert_eq!(found_depths, depths[b], "{case}, {name}, sequence {b}");
                 let scale = standard_deviation(&logits[b]);
-                assert_eq!(found.len(), logits[b].len());
-                let worst = found.iter().zip(&logits[b]).map(|(a, b)| (a - b).abs());
-                let worst = worst.fold(0.0, f32::max) / scale;
+                let worst = common::worst_difference(&found, &logits[b]) / scale;
                 assert!(worst < TOLERANCE, "{case}, {name}, sequence {b}: {worst}");
                 compared += 1;
             }

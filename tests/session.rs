@@ -6,6 +6,7 @@ mod common;
 
 use common::Random;
 use common::cases::*;
+use common::to_bits;
 use mor::gguf::{Gguf, Value};
 use mor::kv::PAGE_TOKENS;
 use mor::model::PlaneTokens;
@@ -21,7 +22,7 @@ fn bits(session: &mut Session, tokens: &[u32], pieces: &[usize]) -> Vec<Vec<u32>
     for size in pieces {
         let (piece, after) = rest.split_at(*size);
         let keep = |_, row: &[f32]| {
-            rows.push(row.iter().map(|l| l.to_bits()).collect());
+            rows.push(to_bits(row));
             Ok(())
         };
         session.score(piece, keep).unwrap();
@@ -83,12 +84,7 @@ fn rewinding_and_going_on_changes_no_bit() {
             assert_eq!(session.tokens(), &tokens[..back]);
             let rest = &tokens[back..];
             session.prefill(rest).unwrap();
-            let last: Vec<u32> = session
-                .logits()
-                .unwrap()
-                .iter()
-                .map(|l| l.to_bits())
-                .collect();
+            let last = to_bits(session.logits().unwrap());
             assert_eq!(Some(&last), whole.last(), "{case}: back to {back}");
             // And from a text that differs from there on, or goes on, or is the same.
             let mut other = tokens[..back].to_vec();
@@ -143,11 +139,7 @@ fn every_kv_type_runs_and_stays_near() {
     let near = run(KvType::F16);
     // f16 rounds a value by at most 2^-11 of it, a key's error moves a score by as much, and some
     // ten layers add up; logits are of size 1.
-    let worst = exact
-        .iter()
-        .zip(&near)
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0, f32::max);
+    let worst = common::worst_difference(&exact, &near);
     assert!(worst < 10.0 * 2.0 / 2048.0 && worst > 0.0, "{worst}");
     // Heads of 8 cannot be q8_0.
     let error = Plan::new(&model, &params(KvType::Q8_0)).unwrap_err();
@@ -341,10 +333,6 @@ fn errors_lose_nothing() {
     assert_eq!(to_bits(session.step(tokens[10]).unwrap()), whole[10]);
 }
 
-fn to_bits(logits: &[f32]) -> Vec<u32> {
-    logits.iter().map(|l| l.to_bits()).collect()
-}
-
 /// The token that is drawn greedily.
 fn greatest(bits: &[u32]) -> u32 {
     let value = |token: &usize| f32::from_bits(bits[*token]);
@@ -415,10 +403,7 @@ fn log_probabilities_are_the_softmax_s() {
 #[test]
 fn log_probabilities_that_fail_leave_the_session_as_it_was() {
     let mut bytes = gguf_bytes("expert_middle_cycle", TensorType::F32);
-    let gguf = Gguf::parse(&bytes).unwrap();
-    let embedding = gguf.tensor("token_embd.weight").unwrap();
-    let row = embedding.offset + 5 * embedding.columns() * size_of::<f32>();
-    bytes[row..row + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    spoil_token_5(&mut bytes);
     let model = Model::from_bytes_on(bytes, device()).unwrap();
     let mut session = session(&model, 7, 1);
     session.prefill(&[6, 7, 8]).unwrap();

@@ -83,7 +83,7 @@ static void free_all(void)
 }
 
 /* What a child tells by its exit status. */
-enum { WELL = 0, NOT_REACHED = 10, WRONG = 20 };
+enum { WELL = 0, NOT_REACHED = 10, WRONG = 20, BROKEN = 30 };
 
 static int wrong(const char *name, long n, const char *what)
 {
@@ -103,7 +103,10 @@ static int attempt(const char *name, mor_status (*call)(void), bool needs_model,
     mor_status status = call();
     if (!fail_nth_end()) {
         free_all();
-        return status == MOR_OK ? NOT_REACHED : wrong(name, n, error.text);
+        if (status == MOR_OK)
+            return NOT_REACHED;
+        wrong(name, n, error.text);
+        return BROKEN;
     }
     if (status != MOR_ERROR_OUT_OF_MEMORY) {
         char what[600];
@@ -176,7 +179,7 @@ static int plans_without_memory(void)
     return !well;
 }
 
-/* Every n until one is not reached. The number of failures. */
+/* Every n until one is not reached, or the call fails by itself. The number of failures. */
 static int sweep(const char *name, mor_status (*call)(void), bool needs_model, bool count)
 {
     int failures = 0;
@@ -199,7 +202,13 @@ static int sweep(const char *name, mor_status (*call)(void), bool needs_model, b
             failures++;
         } else if (WEXITSTATUS(how) != WELL) {
             failures++;
+            if (WEXITSTATUS(how) == BROKEN)
+                break;
         }
+    }
+    if (n == 1) {
+        wrong(name, n, "nothing was refused");
+        failures++;
     }
     printf("out_of_memory: %s: %ld requests refused one by one, %d not survived well\n", name, n - 1,
            failures);

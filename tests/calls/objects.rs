@@ -11,16 +11,11 @@ use mor::{
 };
 use std::fmt::Display;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 /// The result of a call, or the name of a status and the sentence.
 pub type Outcome = std::result::Result<String, (&'static str, String)>;
-
-/// The folder that the tables' paths are in.
-pub fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
 
 pub struct Objects {
     /// The file that the table is for.
@@ -108,7 +103,7 @@ impl Objects {
     fn path(&self, name: &str) -> PathBuf {
         match name {
             "@" => self.file.clone(),
-            name => root().join(name),
+            name => crate::common::root().join(name),
         }
     }
 

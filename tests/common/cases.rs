@@ -1,6 +1,7 @@
 //! Models made from the reference cases.
 
 use mor::convert::{ConvertOptions, Silent, convert};
+use mor::gguf::Gguf;
 use mor::quant::TensorType;
 use mor::{Device, KvType, Model, Session, SessionParams};
 use safetensors::SafeTensors;
@@ -34,11 +35,19 @@ pub fn gguf_bytes(case: &str, ty: TensorType) -> Vec<u8> {
     std::fs::read(&path).unwrap()
 }
 
+/// Spoils an F32 model's file: of token 5 nothing good comes, its embedding is no number.
+pub fn spoil_token_5(bytes: &mut [u8]) {
+    let gguf = Gguf::parse(bytes).unwrap();
+    let embedding = gguf.tensor("token_embd.weight").unwrap();
+    let row = embedding.offset + 5 * embedding.columns() * size_of::<f32>();
+    bytes[row..row + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+}
+
 /// Where the tests' models run: the CPU, or with MOR_TEST_DEVICE=cuda the first GPU.
 pub fn device() -> Device {
-    match std::env::var_os("MOR_TEST_DEVICE") {
-        Some(device) if device == "cuda" => Device::Cuda(0),
-        _ => Device::Cpu,
+    match super::on_gpu() {
+        true => Device::Cuda(0),
+        false => Device::Cpu,
     }
 }
 

@@ -16,6 +16,11 @@ pub fn root() -> PathBuf {
     other.map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }
 
+/// The model that the tool carries.
+pub fn default_model() -> PathBuf {
+    root().join("models/austen-mor-5m-q8_0.gguf")
+}
+
 /// The bytes of a file under tests/data.
 pub fn data(name: &str) -> Vec<u8> {
     let path = root().join("tests/data").join(name);
@@ -39,6 +44,15 @@ pub fn write_copy(path: &Path, metadata: &Metadata, gguf: &Gguf, bytes: &[u8]) {
     writer.finish().unwrap();
 }
 
+/// Whether MOR_TEST_DEVICE says that the tests are to run on a GPU.
+pub fn on_gpu() -> bool {
+    match std::env::var("MOR_TEST_DEVICE").as_deref() {
+        Ok("cuda") => true,
+        Err(std::env::VarError::NotPresent) => false,
+        other => panic!("MOR_TEST_DEVICE is {other:?}; known is cuda"),
+    }
+}
+
 /// Says that a test does not run. Written to the stream itself, for what `println!` prints in a test
 /// that passes is never seen.
 pub fn skip(what: &str, missing: &str) {
@@ -46,6 +60,25 @@ pub fn skip(what: &str, missing: &str) {
     // One call, so that the lines of several threads do not mix.
     let line = format!("SKIPPED {what}: {missing}\n");
     let _ = std::io::stderr().write_all(line.as_bytes());
+}
+
+/// The same of the test that this is called in.
+pub fn skip_test(missing: &str) {
+    let thread = std::thread::current();
+    skip(thread.name().unwrap_or("a test"), missing);
+}
+
+/// The greatest difference; infinite where one is no number.
+pub fn worst_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    let differences = a.iter().zip(b).map(|(a, b)| (a - b).abs());
+    let told = |d: f32| if d.is_nan() { f32::INFINITY } else { d };
+    differences.map(told).fold(0.0, f32::max)
+}
+
+/// To compare numbers as they are.
+pub fn to_bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
 }
 
 /// xorshift64*: the same numbers everywhere, no dependency.

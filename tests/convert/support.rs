@@ -1,6 +1,7 @@
 //! What the conversion tests share: the reference's cases, and a second, independent reading of a
 //! checkpoint's names to compare a converted file with.
 
+pub use crate::common::cases::{case_folder, cases};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -56,27 +57,8 @@ impl Converted {
     }
 }
 
-pub fn cases_folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases")
-}
-
-pub fn case_folder(case: &str) -> PathBuf {
-    cases_folder().join(case)
-}
-
 pub fn data_folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/convert")
-}
-
-/// The names of all cases; there are 23.
-pub fn cases() -> Vec<String> {
-    let mut names: Vec<String> = std::fs::read_dir(cases_folder())
-        .unwrap()
-        .map(|e| e.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    assert_eq!(names.len(), 23);
-    names
+    crate::common::root().join("tests/data/convert")
 }
 
 /// Converts, or gives the error's sentence after checking that it is one and that no file is left.

@@ -1,13 +1,13 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # On a machine with an NVIDIA GPU and its driver, from a fresh copy of this repository: all suites on the
 # GPU, then figures, beside PyTorch where there is one, then suites under compute-sanitizer where it is installed.
 #
 #     tests/cuda/device.sh [OUTDIR]           OUTDIR gets the logs, the figures and ratios.md
 #
-# The models to measure take 6 GB in OUTDIR (MOR_CUDA_MODELS names another folder) until the end.
+# The models to measure take 6 GB in OUTDIR, or in the folder that MOR_CUDA_MODELS names, until the end.
 # MOR_CUDA_TESTS names a folder of test programs that were built elsewhere (tests/cuda/prebuild.sh); without
 # it they are built here, which needs Rust.
-set -eu
+set -euo pipefail
 cd "$(dirname "$0")/../.."
 out=${1:-target/device}
 mkdir -p "$out"
@@ -21,8 +21,8 @@ if [ -z "$programs" ]; then
     tests/cuda/prebuild.sh "$programs"
 fi
 mor=$programs/mor
-models=${MOR_CUDA_MODELS:-$out/models}
-mkdir -p "$models"
+mkdir -p "${MOR_CUDA_MODELS:-$out}"
+models=$(mktemp -d "${MOR_CUDA_MODELS:-$out}/models.XXXXXX")
 
 # Random models are made while the suites run: NAME TYPE and options.
 synths=""
@@ -32,7 +32,10 @@ synth() {
     "$mor" synth --shape "$name" --type "$type" "$@" -o "$models/$name-$type.gguf" >"$models/$name-$type.log" 2>&1 &
     synths="$synths $!"
 }
-trap 'kill $synths 2>/dev/null || true; rm -rf "$models"' EXIT
+processes=""
+# shellcheck disable=SC2086
+trap 'kill $synths $processes 2>/dev/null || true; rm -rf "$models"' EXIT
+trap 'exit 130' INT TERM
 synth smollm-1.7b f16 --layers 20
 synth smollm-1.7b q4_0 --layers 20
 synth smollm-360m f16
@@ -44,8 +47,8 @@ synth smollm-360m-mor4 f16 --mean-depth 2.5
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | tee "$out/device.txt"
 
 # Several programs at once, which also shows that processes share a GPU. `started NAME COMMAND` starts one with
-# its log, `ended` waits for all of them.
-names="" processes="" failed=""
+# its log, `ended` waits for all of them; a suite of which nothing ran has failed.
+names="" failed=""
 started() {
     name=$1
     shift
@@ -53,11 +56,12 @@ started() {
     names="$names $name" processes="$processes $!"
 }
 ended() {
+    before=$failed
     # shellcheck disable=SC2086
     set -- $names
     for process in $processes; do
-        if wait "$process"; then
-            echo "ok      $1: $(grep -hE "test result|allocations|SUMMARY" "$out/$1.log" | tail -n 1)"
+        if wait "$process" && ! grep -q "^test result: ok. 0 passed" "$out/$1.log"; then
+            echo "ok      $1: $(grep -hE "test result|allocations|SUMMARY" "$out/$1.log" | tail -n 1 || true)"
         else
             tail -n 30 "$out/$1.log"
             echo "FAILED  $1"
@@ -66,7 +70,16 @@ ended() {
         shift
     done
     names="" processes=""
-    [ -z "$failed" ]
+    [ "$failed" = "$before" ] || sound
+}
+sound() {
+    [ -z "$failed" ] || { echo "failed:$failed"; exit 1; }
+}
+# What measures may fail without keeping the rest from running; the script fails at its end.
+missed() { # NAME LOG
+    tail -n 30 "$2"
+    echo "FAILED  $1"
+    failed="$failed $1"
 }
 
 echo "=== suites"
@@ -100,7 +113,7 @@ if [ -d "$programs/timeline" ] && nvidia-smi --query-gpu=compute_cap --format=cs
         shift 2
         python3 tests/cuda/timeline.py run "$programs/timeline" \
             "$mor" bench "$models/$model.gguf" --device cuda "$@" >"$out/timeline-$name.txt" 2>&1 ||
-            tail -n 30 "$out/timeline-$name.txt"
+            missed "timeline-$name" "$out/timeline-$name.txt"
     }
     for model in smollm-1.7b-f16 smollm-1.7b-q4_0 smollm-360m-f16; do
         timeline "$model" "$model" -p 0 -n 32 -r 1
@@ -110,7 +123,8 @@ fi
 if python3 -c "import torch" 2>/dev/null; then
     # MOR_CUDA_PEERS: fewer parts and limits, where time is short.
     # shellcheck disable=SC2086
-    python3 benches/peers_cuda.py ${MOR_CUDA_PEERS:-} --json "$out/peers.json" 2>"$out/peers.log" || tail -n 30 "$out/peers.log"
+    python3 benches/peers_cuda.py ${MOR_CUDA_PEERS:-} --json "$out/peers.json" 2>"$out/peers.log" ||
+        missed peers "$out/peers.log"
 else
     echo "SKIPPED PyTorch: python3 has no torch"
 fi
@@ -140,3 +154,4 @@ if [ -n "$sanitizer" ]; then
 else
     echo "SKIPPED compute-sanitizer: not installed (MOR_COMPUTE_SANITIZER names it)"
 fi
+sound

@@ -9,8 +9,8 @@ mkdir -p "$out"
 cargo build --release --features cuda
 cp "${CARGO_TARGET_DIR:-target}/release/mor" "$out/mor"
 for test in steady_state cuda reference session batch embedding; do
-    program=$(cargo test --release --features cuda --test "$test" --no-run --message-format short 2>&1 |
-        sed -n 's/.*Executable .*(\(.*\))$/\1/p')
-    cp "$program" "$out/$test"
+    report=$(cargo test --release --features cuda --test "$test" --no-run --message-format short 2>&1) ||
+        { echo "$report"; exit 1; }
+    cp "$(echo "$report" | sed -n 's/.*Executable .*(\(.*\))$/\1/p')" "$out/$test"
 done
 python3 tests/cuda/timeline.py build "$out/timeline"

@@ -15,7 +15,13 @@ libraries=$(cd "$target/cuda" && pwd)
 on_emulated() { # on_emulated TEST [ARGUMENTS]
     test=$1
     shift
-    LD_LIBRARY_PATH=$libraries MOR_TEST_DEVICE=cuda \
+    # A name that nothing has would run nothing.
+    for name; do
+        case $name in --*) continue ;; esac
+        cargo test --quiet --release --features cuda --test "$test" -- --list "$name" | grep -q ': test$' ||
+            { echo "tests/$test.rs has no test '$name'"; exit 1; }
+    done
+    LD_LIBRARY_PATH=$libraries MOR_TEST_DEVICE=cuda MOR_TEST_FAKE_DRIVER=1 \
         cargo test --release --features cuda --test "$test" -- "$@"
 }
 

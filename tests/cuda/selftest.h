@@ -171,7 +171,7 @@ inline float random_float() {
     return float(random_state >> 8) / float(1 << 23) - 1.0f;
 }
 
-/** What a child process writes to stderr until it is aborted; "" if it ends in any other way. */
+/** What a child process writes to stderr until it is aborted; "" if it ends well. */
 template <class F> std::string aborted(F body) {
     int ends[2];
     CHECK(pipe(ends) == 0);
@@ -193,6 +193,7 @@ template <class F> std::string aborted(F body) {
                       (text.find("AddressSanitizer") != std::string::npos);
     if (!died && status)
         std::fprintf(stderr, "the child ended with status %#x: %s\n", status, text.c_str());
+    CHECK(died || !status);
     return died ? text : "";
 }
 

@@ -147,6 +147,12 @@ pub fn mor(args: &[&str]) -> (i32, String) {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
+    // Read as it comes: a full pipe would hold the program up.
+    let mut stderr = child.stderr.take().unwrap();
+    let text = std::thread::spawn(move || {
+        let mut text = String::new();
+        stderr.read_to_string(&mut text).map(|_| text)
+    });
     let start = Instant::now();
     let status = loop {
         if let Some(status) = child.try_wait().unwrap() {
@@ -158,9 +164,7 @@ pub fn mor(args: &[&str]) -> (i32, String) {
         }
         std::thread::sleep(Duration::from_millis(2));
     };
-    let mut text = String::new();
-    let mut stderr = child.stderr.take().unwrap();
-    stderr.read_to_string(&mut text).unwrap();
+    let text = text.join().unwrap().unwrap();
     let code = status
         .code()
         .unwrap_or_else(|| panic!("{args:?}: {status}"));

@@ -127,7 +127,7 @@ private class Objects(val file: String, val root: File, val threads: Int) : Auto
         val loaded = if (arguments.size == 1) Model.load(path) else {
             val count = arguments[1].toInt()
             val bytes = path.inputStream().use { it.readNBytes(count) }
-            // A table may ask for more than there is: what is behind the file is zero.
+            check(bytes.size == count) { "$path has fewer than $count bytes" }
             val buffer = ByteBuffer.allocateDirect(count).put(bytes)
             Model.load(buffer.rewind(), LoadParams(copy = true))
         }

@@ -231,7 +231,7 @@ def check_spills(registers, allowed):
 def write(folder, files):
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.iterdir():
-        if path.name not in files:
+        if path.suffix in (".cubin", ".ptx") and path.name not in files:
             path.unlink()
     for name, content in files.items():
         (folder / name).write_bytes(content)

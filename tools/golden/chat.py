@@ -137,7 +137,7 @@ def render(source, talk, prompt):
         return environment.from_string(source).render(
             messages=messages, add_generation_prompt=prompt, bos_token="<s>", eos_token="</s>"
         )
-    except Exception:
+    except TemplateError:
         return None
 
 

@@ -5,7 +5,7 @@
 
 Each is a reference case saved as training scripts save it, or a file that must be refused.
 """
-import io, os, pickle, shutil, zipfile
+import os, pickle, shutil, zipfile
 import torch
 from safetensors.torch import load_file
 
@@ -54,7 +54,7 @@ def main():
 
     # Two shards with an index; all layers of one shard are views of one storage, at offsets.
     path = folder("sharded", "token_cycle")
-    names, token = [], case("token_cycle")
+    token = case("token_cycle")
     ordered = sorted(token)
     index = {"metadata": {}, "weight_map": {}}
     for number, part in enumerate([ordered[:10], ordered[10:]], 1):

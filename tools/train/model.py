@@ -6,7 +6,7 @@ top-k), gathers them, runs the block and adds g * block(x), g = alpha * sigmoid(
 teaches each router to predict its own top-k, so that at inference sigmoid(score) >= 0.5 decides causally.
 """
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -182,7 +182,3 @@ class MoR(nn.Module):
                         "temp": 1.0, "expert": {"router_func": "sigmoid", "alpha": c.alpha, "sampling": "aux_loss",
                                                 "include_first": True, "coeff": 0.001, "gating": "weighted"},
                         "token": {"router_func": "softmax", "alpha": 1.0, "balancing": "loss", "gating": "weighted"}}}
-
-
-def config_dict(c):
-    return asdict(c)
