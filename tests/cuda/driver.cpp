@@ -222,27 +222,11 @@ FAKE CUresult cuDeviceGetName(char *name, int size, CUdevice device) {
     return CUDA_SUCCESS;
 }
 
-FAKE CUresult cuDeviceGetUuid_v2(void *uuid, CUdevice device) {
-    FAKE_ENTER(cuDeviceGetUuid_v2, Init);
-    if (!uuid) return CUDA_ERROR_INVALID_VALUE;
-    if (!is_device(device)) return CUDA_ERROR_INVALID_DEVICE;
-    std::memset(uuid, device + 1, 16);
-    return CUDA_SUCCESS;
-}
-
 FAKE CUresult cuDeviceGetAttribute(int *value, int number, CUdevice device) {
     FAKE_ENTER(cuDeviceGetAttribute, Init);
     if (!value || number <= 0 || number > 145) return refuse(1, self, "no attribute %d", number);
     if (!is_device(device)) return CUDA_ERROR_INVALID_DEVICE;
     *value = attribute(number);
-    return CUDA_SUCCESS;
-}
-
-FAKE CUresult cuDeviceTotalMem_v2(size_t *bytes, CUdevice device) {
-    FAKE_ENTER(cuDeviceTotalMem_v2, Init);
-    if (!bytes) return CUDA_ERROR_INVALID_VALUE;
-    if (!is_device(device)) return CUDA_ERROR_INVALID_DEVICE;
-    *bytes = driver.settings.memory;
     return CUDA_SUCCESS;
 }
 
@@ -274,13 +258,6 @@ FAKE CUresult cuCtxSetCurrent(CUcontext context) {
     return CUDA_SUCCESS;
 }
 
-FAKE CUresult cuCtxGetCurrent(CUcontext *context) {
-    FAKE_ENTER(cuCtxGetCurrent, Init);
-    if (!context) return CUDA_ERROR_INVALID_VALUE;
-    *context = context_stack.empty() ? nullptr : as_handle<CUcontext>(context_stack.back());
-    return CUDA_SUCCESS;
-}
-
 FAKE CUresult cuCtxPushCurrent_v2(CUcontext context) {
     FAKE_ENTER(cuCtxPushCurrent_v2, Init);
     if (device_of(reinterpret_cast<uintptr_t>(context)) < 0)
@@ -298,13 +275,6 @@ FAKE CUresult cuCtxPopCurrent_v2(CUcontext *context) {
     return entered;
 }
 
-FAKE CUresult cuCtxGetDevice(CUdevice *device) {
-    FAKE_ENTER(cuCtxGetDevice, Context);
-    if (!device) return CUDA_ERROR_INVALID_VALUE;
-    *device = current_device();
-    return CUDA_SUCCESS;
-}
-
 static CUresult load_module(const char *function, CUmodule *module, const void *image) {
     if (!module || !image)
         return refuse(CUDA_ERROR_INVALID_VALUE, function, "module or image is NULL");
@@ -319,14 +289,6 @@ static CUresult load_module(const char *function, CUmodule *module, const void *
 
 FAKE CUresult cuModuleLoadData(CUmodule *module, const void *image) {
     FAKE_ENTER(cuModuleLoadData, Context);
-    return load_module(self, module, image);
-}
-
-FAKE CUresult cuModuleLoadDataEx(CUmodule *module, const void *image, unsigned count, int *options,
-                                 void **values) {
-    FAKE_ENTER(cuModuleLoadDataEx, Context);
-    if (count && (!options || !values))
-        return refuse(CUDA_ERROR_INVALID_VALUE, self, "options are missing");
     return load_module(self, module, image);
 }
 
@@ -401,14 +363,6 @@ FAKE CUresult cuFuncGetParamInfo(CUfunction function, size_t index, size_t *offs
         return CUDA_ERROR_INVALID_VALUE; // the end of the list, for callers that count
     *offset = 0;
     if (size) *size = f->kernel->parameter_size;
-    return CUDA_SUCCESS;
-}
-
-FAKE CUresult cuFuncGetName(const char **name, CUfunction function) {
-    FAKE_ENTER(cuFuncGetName, Context);
-    const Function *f = driver.functions.find(function);
-    if (!f || !name) return refuse(CUDA_ERROR_INVALID_HANDLE, self, "no such function");
-    *name = f->kernel->name;
     return CUDA_SUCCESS;
 }
 

@@ -367,12 +367,6 @@ FAKE CUresult cuGraphAddMemsetNode(CUgraphNode *out, CUgraph graph, const CUgrap
     return add(self, out, graph, dependencies, count, std::move(node));
 }
 
-FAKE CUresult cuGraphAddEmptyNode(CUgraphNode *out, CUgraph graph, const CUgraphNode *dependencies,
-                                  size_t count) {
-    FAKE_ENTER(cuGraphAddEmptyNode, Context);
-    return add(self, out, graph, dependencies, count, make_node(CU_GRAPH_NODE_TYPE_EMPTY));
-}
-
 FAKE CUresult cuGraphAddNode(CUgraphNode *out, CUgraph graph, const CUgraphNode *dependencies,
                              size_t count, CUgraphNodeParams *request) {
     FAKE_ENTER(cuGraphAddNode, Context);

@@ -529,14 +529,3 @@ FAKE CUresult cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t bytes,
     return CUDA_SUCCESS;
 }
 
-FAKE CUresult cuMemsetD32Async(CUdeviceptr to, unsigned value, size_t count, CUstream handle) {
-    FAKE_ENTER(cuMemsetD32Async, Context);
-    Stream *stream = find_stream(handle);
-    if (!stream) return refuse(CUDA_ERROR_INVALID_HANDLE, self, "no such stream in this context");
-    if (!count) return CUDA_SUCCESS;
-    if (to % 4 || count > SIZE_MAX / 4)
-        return refuse(CUDA_ERROR_INVALID_VALUE, self, "not aligned to 4 bytes");
-    if (const CUresult code = need(self, to, 4 * count)) return code;
-    push(*stream, self, [=] { std::fill_n(reinterpret_cast<unsigned *>(to), count, value); });
-    return CUDA_SUCCESS;
-}

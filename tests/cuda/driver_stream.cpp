@@ -173,13 +173,6 @@ FAKE CUresult cuStreamSynchronize(CUstream handle) {
     return CUDA_SUCCESS;
 }
 
-FAKE CUresult cuCtxSynchronize() {
-    FAKE_ENTER(cuCtxSynchronize, Context);
-    run_device(current_device());
-    check_guards(self);
-    return CUDA_SUCCESS;
-}
-
 /** Does one piece of work, so that a host that asks again and again comes to an end. */
 static CUresult query(Stream &stream, uint64_t sequence) {
     if (stream.done == stream.queue.size() || stream.queue[stream.done].sequence > sequence)
@@ -256,15 +249,6 @@ FAKE CUresult cuEventSynchronize(CUevent event) {
     return CUDA_SUCCESS;
 }
 
-FAKE CUresult cuEventQuery(CUevent event) {
-    FAKE_ENTER(cuEventQuery, Context);
-    const Event *e = driver.events.find(event);
-    if (!e) return refuse(CUDA_ERROR_INVALID_HANDLE, self, "no such event");
-    if (e->complete) return CUDA_SUCCESS;
-    Stream *stream = find_stream(e->stream);
-    return stream ? query(*stream, e->sequence) : CUDA_SUCCESS;
-}
-
 static CUresult elapsed(const char *self, float *milliseconds, CUevent start, CUevent end) {
     const Event *from = driver.events.find(start), *to = driver.events.find(end);
     if (!milliseconds || !from || !to || !from->timed || !to->timed || !from->recorded ||
@@ -278,11 +262,6 @@ static CUresult elapsed(const char *self, float *milliseconds, CUevent start, CU
 
 FAKE CUresult cuEventElapsedTime(float *milliseconds, CUevent start, CUevent end) {
     FAKE_ENTER(cuEventElapsedTime, Context);
-    return elapsed(self, milliseconds, start, end);
-}
-
-FAKE CUresult cuEventElapsedTime_v2(float *milliseconds, CUevent start, CUevent end) {
-    FAKE_ENTER(cuEventElapsedTime_v2, Context);
     return elapsed(self, milliseconds, start, end);
 }
 

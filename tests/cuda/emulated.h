@@ -159,7 +159,6 @@ void begin_gate(void *gate, unsigned count);
 void arrive_at_gate(void *gate);
 /** Until it has opened `openings` times and once more; a device cannot tell it from two times less or more. */
 void wait_at_gate(const void *gate, unsigned openings);
-unsigned live_lanes();
 [[noreturn]] void trap(const char *what);
 unsigned long long ticks();
 
@@ -287,8 +286,6 @@ MOR_REDUCTION(__reduce_and_sync, ReduceAnd)
 MOR_REDUCTION(__reduce_or_sync, ReduceOr)
 MOR_REDUCTION(__reduce_xor_sync, ReduceXor)
 #undef MOR_REDUCTION
-/** The device tells which lanes run together now; here they are those that have not ended. */
-inline unsigned __activemask() { return mor_emulated::live_lanes(); }
 
 /**
  * mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32: D += A B over the fragments of the 32 lanes,
@@ -342,15 +339,8 @@ template <class T> struct mor_same {
         return old;                                                           \
     }
 MOR_ATOMIC(atomicAdd, old + value)
-MOR_ATOMIC(atomicSub, old - value)
-MOR_ATOMIC(atomicMax, old < value ? value : old)
 MOR_ATOMIC(atomicMin, value < old ? value : old)
-MOR_ATOMIC(atomicExch, value)
 MOR_ATOMIC(atomicOr, old | value)
-MOR_ATOMIC(atomicAnd, old &value)
-MOR_ATOMIC(atomicXor, old ^ value)
-MOR_ATOMIC(atomicInc, old >= value ? 0 : old + 1)
-MOR_ATOMIC(atomicDec, old == 0 || old > value ? value : old - 1)
 #undef MOR_ATOMIC
 template <class T>
 T atomicCAS(T *address, typename mor_same<T>::type compare, typename mor_same<T>::type value) {
@@ -358,30 +348,11 @@ T atomicCAS(T *address, typename mor_same<T>::type compare, typename mor_same<T>
     if (old == compare) *address = value;
     return old;
 }
-inline void __threadfence() {}
-inline void __threadfence_block() {}
-inline void __threadfence_system() {}
-inline void __nanosleep(unsigned) {}
 inline long long clock64() { return (long long)mor_emulated::ticks(); }
 [[noreturn]] inline void __trap() { mor_emulated::trap("__trap()"); }
 
-template <class T> T __ldg(const T *p) { return *p; }
-template <class T> T __ldcg(const T *p) { return *p; }
-template <class T> T __ldcs(const T *p) { return *p; }
-template <class T> void __stcg(T *p, typename mor_same<T>::type v) { *p = v; }
-template <class T> void __stcs(T *p, typename mor_same<T>::type v) { *p = v; }
-
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
-inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
-inline int __ffsll(long long x) { return __builtin_ffsll(x); }
-inline int __clz(int x) { return x ? __builtin_clz(unsigned(x)) : 32; }
-inline int __clzll(long long x) { return x ? __builtin_clzll((unsigned long long)x) : 64; }
-inline unsigned __brev(unsigned x) {
-    unsigned r = 0;
-    for (int i = 0; i < 32; i++) r |= (x >> i & 1u) << (31 - i);
-    return r;
-}
 inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
     const uint64_t bytes = uint64_t(y) << 32 | x;
     unsigned r = 0;
@@ -393,62 +364,14 @@ inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
     }
     return r;
 }
-inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
-    return unsigned((uint64_t(high) << 32 | low) >> (shift & 31u));
-}
-inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
-    return unsigned((uint64_t(high) << 32 | low) << (shift & 31u) >> 32);
-}
 inline unsigned __umulhi(unsigned x, unsigned y) { return unsigned(uint64_t(x) * y >> 32); }
-inline int __mulhi(int x, int y) { return int(int64_t(x) * y >> 32); }
-inline unsigned long long __umul64hi(unsigned long long x, unsigned long long y) {
-    return (unsigned long long)((unsigned __int128)x * y >> 64);
-}
-inline int __dp4a(int a, int b, int c) {
-    for (int i = 0; i < 4; i++) c += int(int8_t(a >> 8 * i)) * int(int8_t(b >> 8 * i));
-    return c;
-}
-inline unsigned __dp4a(unsigned a, unsigned b, unsigned c) {
-    for (int i = 0; i < 4; i++) c += (a >> 8 * i & 0xffu) * (b >> 8 * i & 0xffu);
-    return c;
-}
 
 inline unsigned __float_as_uint(float x) { return mor_emulated::bits_of(x); }
-inline int __float_as_int(float x) { return int(mor_emulated::bits_of(x)); }
 inline float __uint_as_float(unsigned x) { return mor_emulated::from_bits<float>(x); }
-inline float __int_as_float(int x) { return mor_emulated::from_bits<float>(uint32_t(x)); }
-inline long long __double_as_longlong(double x) {
-    long long r;
-    std::memcpy(&r, &x, 8);
-    return r;
-}
-inline double __longlong_as_double(long long x) {
-    double r;
-    std::memcpy(&r, &x, 8);
-    return r;
-}
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fdiv_rn(float a, float b) { return a / b; }
-inline float __frcp_rn(float a) { return 1.0f / a; }
-inline float __fsqrt_rn(float a) { return std::sqrt(a); }
 inline float __fdividef(float a, float b) { return a / b; }
-inline int __float2int_rn(float x) { return int(std::nearbyint(x)); }
-inline int __float2int_rz(float x) { return int(x); }
-inline int __float2int_rd(float x) { return int(std::floor(x)); }
-inline int __float2int_ru(float x) { return int(std::ceil(x)); }
-inline unsigned __float2uint_rn(float x) { return unsigned(std::nearbyint(x)); }
-inline float __int2float_rn(int x) { return float(x); }
-inline float __uint2float_rn(unsigned x) { return float(x); }
-inline float __expf(float x) { return std::exp(x); }
-inline float __logf(float x) { return std::log(x); }
-inline float __log2f(float x) { return std::log2(x); }
-inline float __powf(float x, float y) { return std::pow(x, y); }
-inline float __sinf(float x) { return std::sin(x); }
-inline float __cosf(float x) { return std::cos(x); }
-inline float __saturatef(float x) { return std::fmin(std::fmax(x, 0.0f), 1.0f); }
 // Some C libraries have a function of this name.
 #define rsqrtf(x) (1.0f / ::sqrtf(x))
 

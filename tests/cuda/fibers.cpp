@@ -461,14 +461,6 @@ unsigned long long ticks() {
 Fiber *warp_fibers() { return fibers + running()->index / WARP * WARP; }
 unsigned warp_lanes() { return lanes_of(running()->index / WARP); }
 
-unsigned live_lanes() {
-    const Fiber *warp = warp_fibers();
-    unsigned mask = 0;
-    for (unsigned lane = 0; lane < warp_lanes(); lane++)
-        if (warp[lane].state != State::Ended) mask |= 1u << lane;
-    return mask;
-}
-
 int block_barrier(Vote vote, bool predicate, const char *name, const char *file, int line) {
     Fiber &fiber = *running();
     fiber.vote = vote;

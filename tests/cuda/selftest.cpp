@@ -225,13 +225,15 @@ void fresh_memory_is_poison() {
     OK(cuMemAlloc_v2(&fresh, 40));
     for (const float v : download<float>(fresh, 10)) CHECK(std::isnan(v));
     OK(cuMemFree_v2(fresh));
-    // Shared memory: a row of no values leaves nothing of the block before it.
-    const CUdeviceptr sums = upload(std::vector<float>(3));
-    OK(launch("transpose", dim3(1, 1), dim3(32, 1),
-              Transpose{(const float *)sums, (float *)sums, 1, 1}, 32 * 33 * 4));
-    OK(cuStreamSynchronize(stream));
-    CHECK(download<float>(sums, 1)[0] == 0);
-    OK(cuMemFree_v2(sums));
+    // Shared memory, also of the blocks after the first: nothing is left of the block before.
+    const CUdeviceptr found = upload(std::vector<float>(2));
+    for (const unsigned writes : {0, 1, 0}) {
+        OK(launch("unwritten", dim3(2, 1), dim3(1, 1),
+                  Transpose{nullptr, (float *)found, writes, 0}, 4));
+        OK(cuStreamSynchronize(stream));
+        for (const float v : download<float>(found, 2)) CHECK(writes ? v == 1 : std::isnan(v));
+    }
+    OK(cuMemFree_v2(found));
     close_device();
 }
 
