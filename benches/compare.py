@@ -32,12 +32,12 @@ def arguments():
 
 def output(command):
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     except OSError as error:
         sys.exit(f"cannot run {command[0]}: {error.strerror}; say where it is (see --help)")
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
-        sys.exit(f"{' '.join(command)} failed: {last}")
+        sys.exit(f"{' '.join(map(str, command))} failed: {last}")
     return done.stdout
 
 

@@ -12,10 +12,9 @@ import argparse
 import datetime
 import json
 import pathlib
-import subprocess
 import sys
 
-from compare import processor
+from compare import output, processor
 
 
 def arguments():
@@ -29,16 +28,6 @@ def arguments():
     parser.add_argument("--peer-model", metavar="FILE", help="what it runs: the vanilla file in rows")
     parser.add_argument("--svg", type=pathlib.Path, metavar="FILE", help="draws the results")
     return parser.parse_args()
-
-
-def output(command):
-    try:
-        done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-    except OSError as error:
-        sys.exit(f"cannot run {command[0]}: {error.strerror}")
-    if done.returncode != 0:
-        sys.exit(f"{command[0]} failed: {(done.stderr.strip().splitlines() or ['it says nothing'])[-1]}")
-    return done.stdout
 
 
 def mor(args, model):
