@@ -32,6 +32,7 @@
  * - It returns a status; 0 (MOR_OK) is success. (Functions that return a text, and mor_model_free,
  *   cannot fail.) Results go where `out_` parameters point, on success only, but for a size, which is
  *   written also when the buffer was too small. No function aborts, throws or prints.
+ *   A buffer for text or tokens means nothing after a failure.
  * - Sizes of texts never count the zero byte behind them, capacities of buffers do: a text that needs
  *   `out_bytes` needs a buffer of `out_bytes + 1`.
  * - A function that makes an object takes a `mor_error *`, or NULL, for the reason of a failure. Others

@@ -54,7 +54,8 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Template`] where it is broken or too long, [`Error::Format`] where its key is no text.
     pub fn from_metadata(metadata: &Metadata, tokenizer: &Tokenizer) -> Result<Option<Self>> {
-        let Some(source) = metadata.str(KEY)? else {
+        let source = metadata.str(KEY)?.filter(|text| !text.trim().is_empty());
+        let Some(source) = source else {
             return Ok(None);
         };
         let name = |id: Option<u32>| -> Result<String> {

@@ -180,6 +180,8 @@ impl Plan {
             0 => h.context_length,
             tokens => tokens,
         };
+        check("context", context, MAX_CONTEXT)?;
+        check("sequences", params.sequences, MAX_SEQUENCES)?;
         let planes = &model.schedule().planes;
         let routed = planes.iter().filter(|p| p.tokens != PlaneTokens::All);
         let block = routed.count() as f64 / most;

@@ -813,6 +813,14 @@ fn the_plan_answers_in_both_directions() {
     };
     let plan = Plan::batch(&model, &short).unwrap();
     assert_eq!((plan.params().batch, plan.params().logit_rows), (32, 12));
+    for (sequences, context) in [(0, 16), (1 << 20, 16), (1, usize::MAX)] {
+        let nobodys = SessionParams {
+            sequences,
+            context,
+            ..wanted.clone()
+        };
+        assert!(Plan::pages_for(&model, &nobodys, 2.0).is_err());
+    }
     assert!(Plan::batch_in(&model, &wanted, 2.0, 1000).is_err());
     assert!(Plan::batch_in(&model, &wanted, 4.0, 1 << 20).is_err());
 }

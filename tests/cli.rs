@@ -3,6 +3,7 @@
 
 mod common;
 
+use mor::gguf::{Array, Value};
 use std::io::{Read, Write};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -202,11 +203,16 @@ fn chat(more: &[&str]) -> Child {
 
 /// What a chat answers to `lines`.
 fn chat_with(more: &[&str], lines: &[u8]) -> (String, String) {
+    chat_ends(more, lines, 0)
+}
+
+/// The same, and with which code it ends.
+fn chat_ends(more: &[&str], lines: &[u8], code: i32) -> (String, String) {
     let mut child = chat(more);
     child.stdin.as_mut().unwrap().write_all(lines).unwrap();
     let output = child.wait_with_output().unwrap();
     let errors = text(&output.stderr);
-    assert!(output.status.success(), "{errors}");
+    assert_eq!(output.status.code(), Some(code), "{errors}");
     (text(&output.stdout), errors)
 }
 
@@ -227,12 +233,21 @@ fn chat_answers_each_line() {
 fn chat_goes_on_after_what_it_cannot_answer() {
     let long = "My dear Emma, ".repeat(40);
     let lines = format!("{long}\nMy dear\n");
-    let (_, errors) = chat_with(&["-n", "4", "-c", "24"], lines.as_bytes());
+    let (_, errors) = chat_ends(&["-n", "4", "-c", "24"], lines.as_bytes(), 1);
     assert!(errors.contains("holds 24"), "{errors}");
-    assert!(errors.contains("/clear begins anew"), "{errors}");
+    assert!(errors.contains("; -c makes the context larger"), "{errors}");
     assert_eq!(answers(&errors), 1);
+    let last = "mor: no answer was given to 1 message";
+    assert_eq!(errors.lines().last(), Some(last));
+    // Only where there were others is it a help to forget them.
+    let lines = format!("My dear\n{long}\n");
+    let (_, errors) = chat_ends(&["-n", "4", "-c", "24"], lines.as_bytes(), 1);
+    assert!(
+        errors.contains("; /clear begins anew, -c makes"),
+        "{errors}"
+    );
     let lines = b"one \xff two\nMy dear Emma,\n";
-    let (_, errors) = chat_with(&["-n", "4"], lines);
+    let (_, errors) = chat_ends(&["-n", "4"], lines, 1);
     assert!(errors.contains("no UTF-8 text and is skipped"), "{errors}");
     assert_eq!(answers(&errors), 1);
 }
@@ -247,7 +262,7 @@ fn chat_has_commands() {
     assert_eq!(answers(&errors), 1);
     // A full context is left by beginning anew.
     let lines = "My dear Emma,\n".repeat(4) + "/clear\nMy dear Emma,\n";
-    let (_, errors) = chat_with(&["-n", "8", "-c", "20"], lines.as_bytes());
+    let (_, errors) = chat_ends(&["-n", "8", "-c", "20"], lines.as_bytes(), 1);
     let full = errors.find("holds 20").expect(&errors);
     assert!(answers(&errors[full..]) == 1, "{errors}");
 }
@@ -831,6 +846,116 @@ fn refusals_say_what_was_wrong_and_where() {
     let depth = ["plan", "a.gguf", "-b", "4", "-c", "64", "--mean-depth", "0"];
     let refused = refusal(folder.path(), &depth);
     assert!(refused.contains("between 1 and 1"), "{refused}");
+    // What can be seen before is said before anything is printed or measured.
+    let long = "x".repeat(1025);
+    let stop = ["run", "a.gguf", "-p", "a", "-n", "3", "--stop", &long];
+    assert!(refusal(folder.path(), &stop).contains("has 1025 bytes"));
+    let threads = [
+        "bench", "a.gguf", "-p", "2", "-n", "2", "-r", "1", "-t", "1,300",
+    ];
+    assert!(refusal(folder.path(), &threads).contains("300 was asked for"));
+    let sequences = ["bench", "a.gguf", "-b", "1,9999999", "-n", "4"];
+    assert!(refusal(folder.path(), &sequences).contains("9999999 was asked for"));
+    // Options that would do nothing, and a name that is a stream elsewhere.
+    let repeats = ["bench", "a.gguf", "-b", "2", "-n", "4", "-r", "3"];
+    assert!(refusal(folder.path(), &repeats).contains("-r goes with one sequence"));
+    let training = [
+        "convert",
+        "a.gguf",
+        "-o",
+        "b.gguf",
+        "--training-config",
+        "tokens",
+    ];
+    assert!(refusal(folder.path(), &training).contains("goes with a checkpoint"));
+    std::fs::write(at("sound"), "1 2\n").unwrap();
+    for args in [
+        &["convert", "a.gguf", "-o", "-"][..],
+        &["synth", "--shape", "tiny", "-o", "-"],
+        &["eval", "a.gguf", "--tokens", "sound", "-o", "-"],
+    ] {
+        let refused = refusal(folder.path(), args);
+        assert!(
+            refused.contains("cannot write to standard output"),
+            "{refused}"
+        );
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn what_only_its_owner_reads_stays_so() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let mode = |name: &str| std::fs::metadata(at(name)).unwrap().permissions().mode() & 0o777;
+    // Some editors begin a text with a byte order mark.
+    std::fs::write(at("tokens"), "\u{feff}1 2 3").unwrap();
+    std::fs::copy(MODEL, at("a.gguf")).unwrap();
+    std::fs::write(at("out"), "").unwrap();
+    for name in ["a.gguf", "out"] {
+        std::fs::set_permissions(at(name), PermissionsExt::from_mode(0o600)).unwrap();
+    }
+    mor(&["convert", &at("a.gguf"), "-o", &at("a.gguf")]);
+    mor(&["eval", MODEL, "--tokens", &at("tokens"), "-o", &at("out")]);
+    assert_eq!((mode("a.gguf"), mode("out")), (0o600, 0o600));
+    assert!(std::fs::metadata(at("out")).unwrap().len() > 0);
+}
+
+/// A template that writes nothing, and one that is nothing.
+#[test]
+fn a_template_may_be_empty() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.gguf");
+    for (template, code) in [("{% if false %}x{% endif %}", 1), ("", 0)] {
+        with_metadata(&path, |metadata| {
+            metadata.insert("tokenizer.chat_template", template);
+        });
+        let path = path.to_str().unwrap();
+        let (_, errors) = chat_ends(&[path, "-n", "4"], b"My dear\n", code);
+        assert_eq!(
+            errors.contains("template writes nothing"),
+            code == 1,
+            "{errors}"
+        );
+        assert_eq!(answers(&errors), 1 - code as usize);
+    }
+}
+
+/// Rows of a model that its tokenizer has no text for.
+#[test]
+fn tokens_without_a_text_are_shown_as_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, tokens) = (folder.path().join("a.gguf"), folder.path().join("tokens"));
+    with_metadata(&path, |metadata| {
+        for key in ["tokens", "token_type"].map(|key| format!("tokenizer.ggml.{key}")) {
+            let some = match metadata.get(&key) {
+                Some(Value::Array(Array::String(all))) => {
+                    Array::String(all.iter().take(600).collect())
+                }
+                Some(Value::Array(Array::I32(all))) => Array::I32(all[..600].to_vec()),
+                _ => continue,
+            };
+            metadata.insert(key, Value::Array(some));
+        }
+        metadata.insert(
+            "tokenizer.ggml.merges",
+            Value::Array(Array::String(std::iter::empty::<&str>().collect())),
+        );
+    });
+    std::fs::write(&tokens, "300 725 301\n300 301\n").unwrap();
+    let args = [
+        "detokenize",
+        path.to_str().unwrap(),
+        "--tokens",
+        tokens.to_str().unwrap(),
+    ];
+    let shown = text(&mor(&args).stdout);
+    let lines: Vec<&str> = shown.lines().collect();
+    assert!(
+        lines.len() == 2 && lines[0] == lines[1] && !lines[0].is_empty(),
+        "{shown}"
+    );
 }
 
 /// Programs that know Llama files go on knowing one in which nothing was arranged.

@@ -410,6 +410,8 @@ public:
         });
     }
 
+    static outcome<model> load_memory(std::vector<std::byte> &&, const model_params & = {}) = delete;
+
     outcome<mor_model_info> describe() const {
         auto info = detail::sized<mor_model_info>();
         mor_status status = mor_model_describe(get(), &info);
@@ -424,7 +426,7 @@ public:
         mor_status status = detail::two_calls(value, [&](char *buffer, std::size_t capacity, std::size_t *bytes) {
             return mor_model_metadata(get(), name.c_str(), buffer, capacity, bytes);
         });
-        if (status != MOR_OK) return detail::fail<std::string>(status, nullptr);
+        if (status != MOR_OK) return detail::fail<std::string>(status, no_text(status));
         return value;
     }
 
@@ -433,7 +435,7 @@ public:
     outcome<std::string_view> metadata(const char *key, span<char> buffer) const {
         std::size_t bytes = 0;
         mor_status status = mor_model_metadata(get(), key, buffer.data(), buffer.size(), &bytes);
-        if (status != MOR_OK) return detail::fail<std::string_view>(status, nullptr);
+        if (status != MOR_OK) return detail::fail<std::string_view>(status, no_text(status));
         return std::string_view(buffer.data(), bytes);
     }
 
@@ -447,6 +449,11 @@ public:
     }
 
 private:
+    /// A model keeps no sentence; there is no other reason than these.
+    static const char *no_text(mor_status status) noexcept {
+        return status == MOR_ERROR_INVALID_ARGUMENT ? "the file has no text of this key" : nullptr;
+    }
+
     using handle::handle;
 
     template <class Load>

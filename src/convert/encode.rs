@@ -4,6 +4,8 @@ use std::hash::{DefaultHasher, Hasher};
 use std::path::Path;
 
 use rayon::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use std::sync::OnceLock;
 
 use super::options::{Progress, advance};
 use super::output::Output;
@@ -186,7 +188,7 @@ fn write_tensor(writer: &mut GgufWriter, job: &Job, progress: &mut dyn Progress)
     for chunk in job.bytes.chunks(rows_at_once.saturating_mul(in_row)) {
         let mut encoded = chunk;
         if let (true, Encoding::Block(ty)) = (job.from_tiles, job.from) {
-            encoded = by_tiles(&mut rows, encoded, in_row, |t, rows| separate(ty, t, rows));
+            encoded = by_tiles(&mut rows, encoded, in_row, |t, rows| separate(ty, t, rows))?;
         }
         // The same quantized format: decoding and encoding again could only lose.
         if job.from != Encoding::Block(job.to) || job.to.block_len() == 1 {
@@ -197,7 +199,7 @@ fn write_tensor(writer: &mut GgufWriter, job: &Job, progress: &mut dyn Progress)
         if job.to_tiles {
             encoded = by_tiles(&mut tiles, encoded, out_row, |r, tile| {
                 interleave(job.to, r, tile)
-            });
+            })?;
         }
         writer.write_tensor_bytes(encoded)?;
         hasher.write(encoded);
@@ -212,16 +214,16 @@ fn by_tiles<'a>(
     changed: &'a mut Vec<u8>,
     bytes: &[u8],
     row_bytes: usize,
-    change: impl Fn(&[u8], &mut [u8]) + Sync,
-) -> &'a [u8] {
+    change: impl Fn(&[u8], &mut [u8]) + Sync + Send,
+) -> Result<&'a [u8]> {
     changed.clear();
     changed.extend_from_slice(bytes);
     let tile = TILE_ROWS * row_bytes;
     let pairs = changed
         .par_chunks_exact_mut(tile)
         .zip(bytes.par_chunks_exact(tile));
-    pairs.for_each(|(to, from)| change(from, to));
-    changed
+    workers()?.install(|| pairs.for_each(|(to, from)| change(from, to)));
+    Ok(changed)
 }
 
 fn encode_rows(
@@ -232,9 +234,9 @@ fn encode_rows(
     out: &mut [u8],
     out_row: usize,
 ) -> Result<()> {
-    out.par_chunks_mut(out_row)
-        .zip(input.par_chunks(in_row))
-        .try_for_each_init(
+    let rows = out.par_chunks_mut(out_row).zip(input.par_chunks(in_row));
+    workers()?.install(|| {
+        rows.try_for_each_init(
             || vec![0f32; columns],
             |row, (target, source)| {
                 job.from.decode(source, row)?;
@@ -247,6 +249,21 @@ fn encode_rows(
                 })
             },
         )
+    })
+}
+
+/// The threads that round and arrange. (The pool that rayon would start by itself panics where the system refuses one.)
+pub(super) fn workers() -> Result<&'static ThreadPool> {
+    static POOL: OnceLock<ThreadPool> = OnceLock::new();
+    if let Some(pool) = POOL.get() {
+        return Ok(pool);
+    }
+    let pool = ThreadPoolBuilder::new().build().map_err(|e| {
+        Error::thread(format_args!(
+            "the system refused a thread of the conversion ({e}); set RAYON_NUM_THREADS to fewer, or raise the limit (ulimit -u, a container's limit)"
+        ))
+    })?;
+    Ok(POOL.get_or_init(|| pool))
 }
 
 /// Reads the file back: every tensor must be there as it was meant, and the whole must be a model

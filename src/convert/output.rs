@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::gguf::create_beside;
+use crate::gguf::{create_beside, replace};
 
 /// Most symbolic links that are followed, as on Linux.
 const MAX_LINKS: usize = 40;
@@ -99,7 +99,7 @@ impl Output {
                 self.asked.display()
             )));
         }
-        std::fs::rename(&self.temporary, &self.target).map_err(|e| Error::io(&self.asked, e))?;
+        replace(&self.temporary, &self.target).map_err(|e| Error::io(&self.asked, e))?;
         self.kept = true;
         Ok(())
     }

@@ -24,6 +24,11 @@ pub(super) fn convert(
     let map = map_file(input)?;
     let gguf = Gguf::parse(&map)?;
     check(&options.overrides)?;
+    if options.training.is_some() {
+        return Err(Error::argument(
+            "a GGUF file already says what the model is; a training configuration goes with a checkpoint",
+        ));
+    }
     let h = Hyperparameters::from_metadata(&gguf.metadata)?;
     check_keys(&gguf.metadata, &h)?;
     let from_layout = h.layout;

@@ -415,9 +415,9 @@ fn write(
         for first in (0..rows).step_by(ROWS) {
             let count = ROWS.min(rows - first);
             out.resize(count * row_bytes, 0);
-            out.par_chunks_mut(row_bytes)
-                .enumerate()
-                .try_for_each_init(
+            let rows = out.par_chunks_mut(row_bytes).enumerate();
+            encode::workers()?.install(|| {
+                rows.try_for_each_init(
                     || vec![1.0f32; columns],
                     |row, (i, bytes)| {
                         if let Fill::Random(deviation) = *fill {
@@ -427,7 +427,8 @@ fn write(
                         }
                         quantize_row(plan.ty, row, bytes)
                     },
-                )?;
+                )
+            })?;
             writer.write_tensor_bytes(&out)?;
             advance(progress, count * columns)?;
         }

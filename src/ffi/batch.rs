@@ -139,6 +139,9 @@ unsafe impl Params for mor_batch_params {
             reserved: [0; 6],
         }
     }
+    fn reserved(&self) -> &[u8] {
+        &self.reserved
+    }
 }
 
 impl mor_batch_params {

@@ -133,6 +133,9 @@ unsafe impl Params for mor_model_params {
             log_user_data: std::ptr::null_mut(),
         }
     }
+    fn reserved(&self) -> &[u8] {
+        &self.reserved
+    }
 }
 
 /// Sets every field of `params` to its default.
@@ -484,7 +487,8 @@ fn describe(model: &Model) -> mor_model_info {
         unshared_weight_bytes: model.unshared_weight_bytes(),
         parameters: model.parameters(),
         has_tokenizer: model.tokenizer().is_ok().into(),
-        has_chat_template: matches!(template, Some(Value::String(_))).into(),
+        has_chat_template: matches!(template, Some(Value::String(text)) if !text.trim().is_empty())
+            .into(),
         ..mor_model_info::defaults()
     }
 }

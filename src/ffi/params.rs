@@ -15,6 +15,10 @@ pub(super) unsafe trait Params: Copy {
     const FIRST_SIZE: usize = size_of::<Self>();
     /// Every field's default; `struct_size` is set by `initialise`.
     fn defaults() -> Self;
+    /// Bytes that later versions may make fields of.
+    fn reserved(&self) -> &[u8] {
+        &[]
+    }
 }
 
 /// No struct of any later version is larger.
@@ -72,14 +76,15 @@ pub(super) unsafe fn read<T: Params>(params: *const T) -> Result<T, Failure> {
         let to = (&raw mut value).cast::<u8>();
         params.cast::<u8>().copy_to_nonoverlapping(to, common);
     }
-    for at in common..size {
-        // SAFETY: inside the caller's struct.
-        if unsafe { params.cast::<u8>().add(at).read() } != 0 {
-            return Err(Failure::argument(format_args!(
-                "{} sets a field that this version of the library does not know",
-                T::NAME
-            )));
-        }
+    // SAFETY: inside the caller's struct.
+    let beyond = unsafe { params.cast::<u8>().add(common) };
+    // SAFETY: as above.
+    let beyond = unsafe { std::slice::from_raw_parts(beyond, size - common) };
+    if beyond.iter().chain(value.reserved()).any(|byte| *byte != 0) {
+        return Err(Failure::argument(format_args!(
+            "{} sets a field that this version of the library does not know",
+            T::NAME
+        )));
     }
     Ok(value)
 }

@@ -57,6 +57,9 @@ unsafe impl Params for mor_batch_request {
             reserved: [0; 3],
         }
     }
+    fn reserved(&self) -> &[u8] {
+        &self.reserved
+    }
 }
 
 impl mor_batch_request {

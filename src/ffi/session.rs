@@ -143,6 +143,9 @@ unsafe impl Params for mor_session_params {
             reserved: [0; 2],
         }
     }
+    fn reserved(&self) -> &[u8] {
+        &self.reserved
+    }
 }
 
 impl mor_session_params {

@@ -19,9 +19,9 @@ mod writer;
 pub use metadata::Metadata;
 pub use strings::Strings;
 pub use value::{Array, Value};
-#[cfg(feature = "convert")]
-pub(crate) use writer::create_beside;
 pub use writer::{GgufWriter, TensorPlan};
+#[cfg(feature = "convert")]
+pub(crate) use writer::{create_beside, replace};
 
 use crate::quant::TensorType;
 use crate::text::excerpt;

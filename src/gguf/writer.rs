@@ -354,6 +354,17 @@ pub(crate) fn create_beside(target: &Path) -> Result<(PathBuf, File)> {
     Err(Error::io(target, failure))
 }
 
+/// Gives a file the name of another, and its permissions: what only its owner could read stays so.
+pub(crate) fn replace(new: &Path, old: &Path) -> io::Result<()> {
+    if let Ok(before) = fs::metadata(old) {
+        let before = before.permissions();
+        if before != fs::metadata(new)?.permissions() {
+            fs::set_permissions(new, before)?;
+        }
+    }
+    fs::rename(new, old)
+}
+
 /// A file that disappears unless it is renamed.
 #[derive(Debug)]
 struct Temporary {
@@ -398,7 +409,7 @@ impl Temporary {
                 .map_err(|e| Error::io(&self.path, e.into_error()))?;
             file.sync_all().map_err(|e| Error::io(&self.path, e))?;
         }
-        fs::rename(&self.path, target).map_err(|e| Error::io(target, e))?;
+        replace(&self.path, target).map_err(|e| Error::io(target, e))?;
         self.renamed = true;
         Ok(())
     }

@@ -371,6 +371,28 @@ static void wrong_sizes(mor_model *model, mor_tokenizer *tokenizer, mor_session 
     WRONG_PARAMS(mor_sampler_params,
                  (request.sampler = params, mor_batch_add(batch, &request, &sequence)),
                  OK(mor_batch_remove(batch, sequence)));
+    /* Bytes that later versions may make fields of. */
+    mor_model_params load;
+    OK(mor_model_params_init(&load, sizeof load));
+    load.reserved[2] = 1;
+    REFUSED(mor_model_load(path, &load, &m, NULL));
+    mor_session_params ask;
+    OK(mor_session_params_init(&ask, sizeof ask));
+    ask.reserved[1] = 1;
+    REFUSED(mor_session_create(model, &ask, &s, NULL));
+    mor_batch_params ask_batch;
+    OK(mor_batch_params_init(&ask_batch, sizeof ask_batch));
+    ask_batch.reserved[5] = 1;
+    REFUSED(mor_batch_create(model, &ask_batch, &b, NULL));
+    request.reserved[2] = 1;
+    REFUSED(mor_batch_add(batch, &request, &sequence));
+    /* Sizes that nobody has. */
+    OK(mor_batch_params_init(&ask_batch, sizeof ask_batch));
+    ask_batch.sequences = 0;
+    REFUSED(mor_batch_pages_for(model, &ask_batch, 1, &pages, NULL));
+    ask_batch.sequences = 1;
+    ask_batch.context = SIZE_MAX;
+    REFUSED(mor_batch_pages_for(model, &ask_batch, 1, &pages, NULL));
     WRONG_INFO(mor_batch_plan_info, mor_batch_plan(model, NULL, info, NULL));
     WRONG_INFO(mor_batch_plan_info, mor_batch_plan_in(model, NULL, 1, SIZE_MAX / 4, info, NULL));
     WRONG_INFO(mor_batch_counters_info, mor_batch_counters(batch, info));

@@ -31,6 +31,15 @@ mor_status status_of(F &&f) {
         return error.status();
     }
 }
+template <class F>
+std::string text_of(F &&f) {
+    try {
+        f();
+        return "";
+    } catch (const mor::error &error) {
+        return error.what();
+    }
+}
 #else
 template <class T>
 T value_of(mor::result<T> result, int line) {
@@ -46,8 +55,13 @@ mor_status status_of(F &&f) {
     EXPECT(bool(result) == (result.error().status() == MOR_OK));
     return result.error().status();
 }
+template <class F>
+std::string text_of(F &&f) {
+    return f().error().what();
+}
 #endif
 #define STATUS(call) status_of([&] { return call; })
+#define TEXT(call) text_of([&] { return call; })
 
 static_assert(!std::is_copy_constructible_v<mor::model>);
 static_assert(!std::is_copy_assignable_v<mor::session>);
@@ -70,6 +84,12 @@ std::vector<std::byte> read(const char *path) {
 // What a request or parameters would only point to may not be gone at once.
 static_assert(!std::is_constructible<mor::batch_request, std::vector<std::uint32_t>>::value, "");
 static_assert(std::is_constructible<mor::batch_request, std::vector<std::uint32_t> &>::value, "");
+// Nor the bytes that a model lies in.
+template <class Bytes, class = void> struct loads : std::false_type {};
+template <class Bytes>
+struct loads<Bytes, std::void_t<decltype(mor::model::load_memory(std::declval<Bytes>()))>> : std::true_type {};
+static_assert(!loads<std::vector<std::byte>>::value, "");
+static_assert(loads<std::vector<std::byte> &>::value && loads<mor::span<const std::byte>>::value, "");
 #if !MOR_HPP_EXCEPTIONS
 // Whether there is an answer is not the answer.
 static_assert(!std::is_constructible<bool, mor::result<bool>>::value, "");
@@ -172,6 +192,7 @@ int run(const char *path) {
     char small[4];
     EXPECT(VALUE(model.metadata("general.architecture", mor::span<char>(small))) == "mor");
     EXPECT(STATUS(model.metadata("no.such.key")) == MOR_ERROR_INVALID_ARGUMENT);
+    EXPECT(TEXT(model.metadata("no.such.key")) == "the file has no text of this key");
 
     auto tokenizer = VALUE(mor::tokenizer::create(model));
     EXPECT(VALUE(tokenizer.describe()).vocab_size > 0);

@@ -206,7 +206,8 @@ static int sweep(const char *name, mor_status (*call)(void), bool needs_model, b
                 break;
         }
     }
-    if (n == 1) {
+    /* In memory of the caller's, and without threads, nothing is asked for. */
+    if (n == 1 && !(call == create_session_in && threads == 1)) {
         wrong(name, n, "nothing was refused");
         failures++;
     }

@@ -412,9 +412,9 @@ pub struct BenchArgs {
     /// With -b: ordinary batching, in which everyone waits for the deepest, to compare with
     #[arg(long, requires = "sequences")]
     pub in_step: bool,
-    /// Repetitions of each test, after one that is not counted
-    #[arg(short, long, value_name = "R", default_value_t = 5)]
-    pub repeats: usize,
+    /// Repetitions of each test, after one that is not counted [default: 5]
+    #[arg(short, long, value_name = "R")]
+    pub repeats: Option<usize>,
     /// Rows of one pass over the weights [default: 64, on a GPU 512; with -b as many as sequences, or tokens of a prompt up to 64]
     #[arg(long, value_parser = from_one)]
     pub batch: Option<usize>,
@@ -433,6 +433,12 @@ pub struct BenchArgs {
     /// Where it runs: cpu, cuda, or cuda:N for the GPU of that number [default: cpu]
     #[arg(long, value_parser = device, default_value = "cpu", hide_default_value = true)]
     pub device: Device,
+}
+
+impl BenchArgs {
+    pub fn repeats(&self) -> usize {
+        self.repeats.unwrap_or(5)
+    }
 }
 
 #[derive(clap::Args)]

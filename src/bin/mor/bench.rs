@@ -9,7 +9,7 @@ use crate::bench_batch::bench_batch;
 use crate::input;
 use crate::terminal::{Progress, counted, mebibytes, one_line, session_memory, stdout};
 use mor::convert::RandomTokens;
-use mor::{KvType, Model, Session, SessionParams};
+use mor::{KvType, Model, Plan, Session, SessionParams};
 use serde_json::json;
 use std::io::Write;
 use std::time::Instant;
@@ -19,7 +19,7 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
     if !args.sequences.is_empty() {
         return bench_batch(args);
     }
-    if args.repeats == 0 {
+    if args.repeats() == 0 {
         return Err("nothing is measured in 0 repetitions; give more with -r".into());
     }
     let tests = tests(args);
@@ -36,6 +36,18 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
         batch: args.batch.unwrap_or(0),
         ..Default::default()
     };
+    let mut threads = args.threads.clone();
+    if threads.is_empty() {
+        threads.push(mor::cpu::thread::cores());
+    }
+    // What cannot be had is told before anything is measured.
+    for &threads in &threads {
+        let params = SessionParams {
+            threads,
+            ..params.clone()
+        };
+        Plan::new(&model, &params)?;
+    }
     let progress = Progress::new("measuring", work(args, &tests));
     let mut bench = Bench {
         args,
@@ -44,10 +56,6 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
         results: Vec::new(),
         session_bytes: Vec::new(),
     };
-    let mut threads = args.threads.clone();
-    if threads.is_empty() {
-        threads.push(mor::cpu::thread::cores());
-    }
     for threads in threads {
         bench.with_threads(&model, &params, threads, &tests)?;
     }
@@ -95,7 +103,7 @@ fn tests(args: &BenchArgs) -> Vec<Test> {
 
 /// Tokens that are run in all, a context for each test.
 fn work(args: &BenchArgs, tests: &[Test]) -> u64 {
-    let runs = args.repeats.saturating_add(1);
+    let runs = args.repeats().saturating_add(1);
     let tokens = |test: &Test| test.before.saturating_add(test.tokens.saturating_mul(runs)) as u64;
     let once = tests.iter().map(tokens).fold(0, u64::saturating_add);
     once.saturating_mul(args.threads.len().max(1) as u64)
@@ -199,7 +207,10 @@ impl Bench<'_> {
         }
         let plan = session.plan();
         self.session_bytes.push([plan.bytes(), plan.device_bytes()]);
-        let bandwidth = (!model.is_on_gpu()).then(|| bandwidth::measure(threads));
+        let bandwidth = match model.is_on_gpu() {
+            true => None,
+            false => bandwidth::measure(threads),
+        };
         for test in tests {
             let measured = self.test(&mut session, *test, bandwidth)?;
             if !self.args.json {
@@ -238,7 +249,7 @@ impl Bench<'_> {
             weights: 0.0,
             kv: 0.0,
         };
-        for _ in 0..self.args.repeats {
+        for _ in 0..self.args.repeats() {
             samples.push(self.repetition(session, test)?);
             let ran = &session.depths()[test.before..];
             depths += ran.iter().map(|d| usize::from(*d)).sum::<usize>();
@@ -246,7 +257,7 @@ impl Bench<'_> {
                 add_reads(&mut reads, session, test.before);
             }
         }
-        let tokens = (test.tokens * self.args.repeats) as f64;
+        let tokens = (test.tokens * self.args.repeats()) as f64;
         let reads = Reads {
             weights: reads.weights / tokens,
             kv: reads.kv / tokens,

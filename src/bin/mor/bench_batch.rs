@@ -8,7 +8,7 @@ use crate::input;
 use crate::terminal::{Progress, counted, mebibytes, one_line, stdout};
 use mor::batch::{Counters, Event};
 use mor::convert::RandomTokens;
-use mor::{Batch, Model, Request, SamplerParams, SequenceId, SessionParams};
+use mor::{Batch, Model, Plan, Request, SamplerParams, SequenceId, SessionParams};
 use serde_json::json;
 use std::collections::HashMap;
 use std::io::Write;
@@ -36,6 +36,9 @@ pub fn bench_batch(args: &BenchArgs) -> Result<()> {
     if load.prompt == 0 || load.output == 0 {
         return Err("with -b a sequence has a prompt and an answer of at least one token".into());
     }
+    if args.repeats.is_some() {
+        return Err("-r goes with one sequence; with -b make the answers longer (-n)".into());
+    }
     if args.before != [0] {
         return Err("-d goes with one sequence; with -b make the prompt longer (-p)".into());
     }
@@ -51,19 +54,26 @@ pub fn bench_batch(args: &BenchArgs) -> Result<()> {
     if threads.is_empty() {
         threads.push(mor::cpu::thread::cores());
     }
-    let mut results = Vec::new();
+    let mut all = Vec::new();
     for threads in threads {
-        for sequences in &args.sequences {
-            let measured = measure(&model, args, &load, *sequences, threads)?;
-            if !args.json {
-                if results.is_empty() {
-                    heading(&model, &load)?;
-                }
-                writeln!(stdout(), "{}", line(&measured))?;
-                stdout().flush()?;
+        let with = |sequences: &usize| params(args, &load, *sequences, threads);
+        all.extend(args.sequences.iter().map(with));
+    }
+    // What cannot be had is told before anything is measured.
+    for params in &all {
+        Plan::batch(&model, params)?;
+    }
+    let mut results = Vec::new();
+    for params in &all {
+        let measured = measure(&model, args, &load, params)?;
+        if !args.json {
+            if results.is_empty() {
+                heading(&model, &load)?;
             }
-            results.push(measured);
+            writeln!(stdout(), "{}", line(&measured))?;
+            stdout().flush()?;
         }
+        results.push(measured);
     }
     if args.json {
         let first = results.first();
@@ -134,13 +144,7 @@ fn uniform(random: &mut RandomTokens) -> f64 {
     (f64::from(random.next().unwrap_or(0)) + 0.5) / f64::from(UNIFORM)
 }
 
-fn measure(
-    model: &Model,
-    args: &BenchArgs,
-    load: &Load,
-    sequences: usize,
-    threads: usize,
-) -> Result<Measured> {
+fn params(args: &BenchArgs, load: &Load, sequences: usize, threads: usize) -> SessionParams {
     let mut params = SessionParams {
         context: load.output.saturating_mul(2).saturating_add(load.prompt),
         sequences,
@@ -151,7 +155,19 @@ fn measure(
     if let Some(kv) = args.kv {
         params.kv = kv.into();
     }
-    let mut batch = Batch::new(model, &params)?;
+    params
+}
+
+fn measure(
+    model: &Model,
+    args: &BenchArgs,
+    load: &Load,
+    params: &SessionParams,
+) -> Result<Measured> {
+    let SessionParams {
+        sequences, threads, ..
+    } = *params;
+    let mut batch = Batch::new(model, params)?;
     batch.set_in_step(args.in_step);
     let total = sequences * ROUNDS;
     let progress = Progress::new("measuring", (total * load.output) as u64);

@@ -5,7 +5,7 @@ use crate::args::ChatArgs;
 use crate::input;
 use crate::interrupt::Interrupt;
 use crate::run::{Output, Times, generate, prefill, sampler, summary};
-use crate::terminal::{one_line, tell};
+use crate::terminal::{counted, one_line, tell};
 use mor::chat::{ChatTemplate, Message};
 use mor::generate::{Finish, GenerateParams};
 use mor::tokenizer::EncodeOptions;
@@ -32,14 +32,19 @@ pub fn chat(args: &ChatArgs) -> Result<()> {
     loop {
         let line = match editor.readline("> ") {
             Ok(line) => line,
+            Err(ReadlineError::Eof) if chat.unanswered > 0 && !std::io::stdin().is_terminal() => {
+                let messages = counted(chat.unanswered, "message");
+                return Err(format!("no answer was given to {messages}").into());
+            }
             Err(ReadlineError::Eof | ReadlineError::Interrupted) => return Ok(()),
             Err(ReadlineError::Io(error)) if error.kind() == ErrorKind::InvalidData => {
                 tell(format_args!(
                     "mor: the line is no UTF-8 text and is skipped"
                 ));
+                chat.unanswered += 1;
                 continue;
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(format!("cannot read a message: {error}").into()),
         };
         match line.trim() {
             "" => {}
@@ -84,6 +89,8 @@ struct Chat<'a> {
     session: Session,
     /// Who said what.
     turns: Vec<(&'static str, String)>,
+    /// Messages that were taken back.
+    unanswered: usize,
     interrupt: Interrupt,
 }
 
@@ -97,7 +104,7 @@ impl<'a> Chat<'a> {
         let mut session = input::session(model, &args.engine, KvType::F16, params)?;
         input::tell_of_context(&session);
         session.set_sampler(sampler(&args.sampling))?;
-        let interrupt = Interrupt::new(session.canceller()?)?;
+        let interrupt = Interrupt::new(session.canceller()?);
         let template = template(model, tokenizer)?;
         let mut chat = Chat {
             args,
@@ -105,6 +112,7 @@ impl<'a> Chat<'a> {
             template,
             session,
             turns: Vec::new(),
+            unanswered: 0,
             interrupt,
         };
         chat.clear();
@@ -127,14 +135,21 @@ impl<'a> Chat<'a> {
         let answer = self.reply();
         self.interrupt.disarm();
         match answer {
-            Ok(text) => {
+            Ok(Some(text)) => {
                 self.turns.push(("assistant", text));
                 return Ok(());
             }
+            Ok(None) => tell(format_args!(
+                "mor: the model's chat template writes nothing for this message"
+            )),
             Err(error) => match error.downcast_ref::<Error>() {
                 Some(Error::Cancelled) => tell(format_args!("mor: the message is taken back")),
                 Some(full @ (Error::ContextFull { .. } | Error::KvFull { .. })) => {
-                    tell(format_args!("mor: {full}; /clear begins anew"));
+                    let talked = self.turns.iter().any(|(role, _)| *role == "assistant");
+                    let anew = if talked { "/clear begins anew, " } else { "" };
+                    tell(format_args!(
+                        "mor: {full}; {anew}-c makes the context larger"
+                    ));
                 }
                 Some(Error::Template(_)) => {
                     tell(format_args!("mor: {}", one_line(&error.to_string())));
@@ -143,10 +158,12 @@ impl<'a> Chat<'a> {
             },
         }
         self.turns.pop();
+        self.unanswered += 1;
         Ok(())
     }
 
-    fn reply(&mut self) -> Result<String> {
+    /// None where the template makes nothing of the messages.
+    fn reply(&mut self) -> Result<Option<String>> {
         let turns = self.turns.iter();
         let messages: Vec<Message> = turns
             .map(|(role, content)| Message { role, content })
@@ -154,6 +171,9 @@ impl<'a> Chat<'a> {
         let text = self.template.render(&messages, true)?;
         let options = EncodeOptions::CHAT;
         let tokens = self.tokenizer.encode(&text, options)?;
+        if tokens.is_empty() {
+            return Ok(None);
+        }
         // What the session has already seen of it stays; at least one token must run.
         let same = self.session.tokens().iter().zip(&tokens);
         let seen = same.take_while(|(a, b)| a == b).count();
@@ -176,7 +196,7 @@ impl<'a> Chat<'a> {
             _ => {}
         }
         summary(&mut self.session, &times, self.args.depths);
-        Ok(out.text)
+        Ok(Some(out.text))
     }
 }
 

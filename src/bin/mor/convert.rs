@@ -25,12 +25,13 @@ pub fn convert(args: &ConvertArgs) -> Result<()> {
         tokenizer: args.tokenizer.clone(),
         overrides: args.overrides.to_overrides(),
     };
+    input::no_stream(&args.output)?;
     let mut listener = Listener::new("converting")?;
     let summary = run(&args.input, &args.output, &options, &mut listener)?;
     drop(listener);
     tell(format_args!(
         "wrote and verified {}: {}, {} from {}",
-        args.output.display(),
+        one_line(&args.output.display().to_string()),
         counted(summary.tensors, "tensor"),
         mebibytes(summary.output_bytes),
         mebibytes(summary.input_bytes),
@@ -50,7 +51,7 @@ impl Listener {
     pub fn new(what: &'static str) -> Result<Self> {
         Ok(Listener {
             what,
-            interrupted: interrupt::flag()?,
+            interrupted: interrupt::flag(),
             progress: None,
         })
     }

@@ -36,8 +36,9 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         RoutingArg::Capacity => Routing::Capacity,
     });
     // Ctrl-C takes the file away that is begun here.
-    Interrupt::new(session.canceller()?)?.arm();
+    Interrupt::new(session.canceller()?).arm();
     // Before the work, so that a wrong name costs none.
+    input::no_stream(&args.output)?;
     let output = Output::new(&args.output)?;
     output.differs_from(&args.model)?;
     if !input::is_standard_input(&args.tokens) {
@@ -68,7 +69,8 @@ fn score(
     let bytes = t * vocab * size_of::<f32>();
     let no_room = |_| {
         format!(
-            "the logits of line {number} take {bytes} bytes, which the system does not give; score fewer lines at a time"
+            "the logits of line {} take {bytes} bytes, which the system does not give; score fewer lines at a time",
+            number + 1
         )
     };
     logits.try_reserve_exact(bytes).map_err(no_room)?;

@@ -99,6 +99,8 @@ pub struct TokenLine {
 pub fn token_lines(path: &Path, model: &Model) -> Result<Vec<TokenLine>> {
     let text = read_text(path)?;
     let mut lines = Vec::new();
+    // Some editors write a byte order mark, which is no white space.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     for (number, line) in text.lines().enumerate() {
         let ids = line.split_whitespace().map(|word| {
             word.parse::<u32>().map_err(|_| {
@@ -170,6 +172,17 @@ pub fn read_text(path: &Path) -> Result<String> {
 
 pub fn is_standard_input(path: &Path) -> bool {
     path.as_os_str() == "-"
+}
+
+/// Fails for `-`, as which other programs know standard output: a file in the making is no stream.
+pub fn no_stream(output: &Path) -> Result<()> {
+    match is_standard_input(output) {
+        true => Err(
+            "cannot write to standard output; give a path with -o (./- for a file of that name)"
+                .into(),
+        ),
+        false => Ok(()),
+    }
 }
 
 /// How a text file is called in a sentence.

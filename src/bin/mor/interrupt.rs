@@ -1,6 +1,5 @@
 //! Ctrl-C.
 
-use crate::Result;
 use mor::Canceller;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -9,15 +8,20 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 pub const INTERRUPTED: u8 = 130;
 
 /// What Ctrl-C sets, of work that looks at it; the second time it ends the program.
-pub fn flag() -> Result<Arc<AtomicBool>> {
+pub fn flag() -> Arc<AtomicBool> {
     let flag = Arc::new(AtomicBool::new(false));
     let set = Arc::clone(&flag);
-    ctrlc::set_handler(move || {
+    handle(move || {
         if set.swap(true, Ordering::SeqCst) {
             std::process::exit(INTERRUPTED.into());
         }
-    })?;
-    Ok(flag)
+    });
+    flag
+}
+
+/// Where the system refuses the thread that handles it, Ctrl-C ends the program, as without a handler.
+fn handle(handler: impl FnMut() + 'static + Send) {
+    let _ = ctrlc::set_handler(handler);
 }
 
 /// How often the text is asked to end. It may not see it, while nobody takes what it writes.
@@ -32,20 +36,20 @@ pub struct Interrupt {
 }
 
 impl Interrupt {
-    pub fn new(canceller: Canceller) -> Result<Self> {
+    pub fn new(canceller: Canceller) -> Self {
         let patience = Arc::new(AtomicU32::new(0));
         let (left, cancel) = (Arc::clone(&patience), canceller.clone());
-        ctrlc::set_handler(move || {
+        handle(move || {
             let asks = |left: u32| left.checked_sub(1);
             match left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, asks) {
                 Ok(_) => cancel.cancel(),
                 Err(_) => std::process::exit(INTERRUPTED.into()),
             }
-        })?;
-        Ok(Interrupt {
+        });
+        Interrupt {
             patience,
             canceller,
-        })
+        }
     }
 
     pub fn arm(&self) {

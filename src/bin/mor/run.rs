@@ -8,7 +8,7 @@ use crate::terminal::{
     Progress, Stdout, counted, depth_style, grouped, has_colours, mebibytes, session_memory,
     stdout, tell,
 };
-use mor::generate::{Finish, GenerateParams, Piece};
+use mor::generate::{Finish, GenerateParams, MAX_STOP_BYTES, Piece};
 use mor::tokenizer::{EncodeOptions, Utf8Stream};
 use mor::{KvType, SamplerParams, Session, SessionParams, Tokenizer};
 use std::io::Write;
@@ -30,12 +30,19 @@ pub fn run(args: &RunArgs) -> Result<()> {
         add_special: true,
         parse_special: true,
     };
+    if let Some(long) = args.stop.iter().find(|text| text.len() > MAX_STOP_BYTES) {
+        let bytes = long.len();
+        return Err(format!(
+            "a stop text has {bytes} bytes; at most {MAX_STOP_BYTES} are possible"
+        )
+        .into());
+    }
     let text = input::prompt(&args.text)?;
     let prompt = tokenizer.encode(&text, options)?;
     if prompt.is_empty() {
         return Err("the prompt is empty, and this model has no token that begins a text; give some text with -p or -f".into());
     }
-    let interrupt = Interrupt::new(session.canceller()?)?;
+    let interrupt = Interrupt::new(session.canceller()?);
     interrupt.arm();
     let mut times = Times::default();
     prefill(&mut session, &prompt, &mut times)?;
@@ -145,6 +152,9 @@ impl Output {
     /// Shows the prompt, which is all that the session holds, as it was typed: with the names of
     /// special tokens, but without those that the file puts around every text.
     fn echo(&mut self, session: &Session, tokenizer: &Tokenizer, prompt: &str) -> Result<()> {
+        if !self.depths {
+            return Ok(self.write(prompt, 0)?);
+        }
         let added = |token: Option<u32>, asked: bool| usize::from(asked && token.is_some());
         let first = added(tokenizer.bos(), tokenizer.add_bos());
         let last = session.tokens().len() - added(tokenizer.eos(), tokenizer.add_eos());

@@ -3,7 +3,8 @@
 use crate::Result;
 use crate::args::SynthArgs;
 use crate::convert::Listener;
-use crate::terminal::{counted, mebibytes, tell};
+use crate::input;
+use crate::terminal::{counted, mebibytes, one_line, tell};
 use mor::convert::{SynthOptions, synth as run};
 
 /// Makes a random model.
@@ -15,6 +16,7 @@ pub fn synth(args: &SynthArgs) -> Result<()> {
         seed: args.seed,
         mean_depth: args.mean_depth,
     };
+    input::no_stream(&args.output)?;
     let mut listener = Listener::new("making the model")?;
     let summary = run(&args.output, &options, &mut listener)?;
     drop(listener);
@@ -23,7 +25,7 @@ pub fn synth(args: &SynthArgs) -> Result<()> {
         .map(|(cut, depth)| format!(", a mean depth of {depth:.2} at a cut of {cut:.4}"));
     tell(format_args!(
         "wrote {}: {} stored, {} logical, {}{}",
-        args.output.display(),
+        one_line(&args.output.display().to_string()),
         counted(summary.stored_layers, "layer"),
         summary.logical_layers,
         mebibytes(summary.output_bytes),

@@ -40,7 +40,10 @@ pub fn detokenize(args: &DetokenizeArgs) -> Result<()> {
     let tokenizer = model.tokenizer()?;
     let mut out = stdout();
     for line in input::token_lines(&args.tokens, &model)? {
-        writeln!(out, "{}", tokenizer.decode(&line.ids, args.special)?)?;
+        // A model may have rows that its tokenizer has no text for; they are shown as nothing, as `run` does.
+        let known = |id: &u32| (*id as usize) < tokenizer.vocab_size();
+        let ids: Vec<u32> = line.ids.into_iter().filter(known).collect();
+        writeln!(out, "{}", tokenizer.decode(&ids, args.special)?)?;
     }
     Ok(())
 }
