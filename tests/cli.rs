@@ -246,6 +246,8 @@ fn chat_goes_on_after_what_it_cannot_answer() {
         errors.contains("; /clear begins anew, -c makes"),
         "{errors}"
     );
+    let (_, errors) = chat_ends(&["-n", "4"], b"\xff\n/exit\n", 1);
+    assert_eq!(errors.lines().last(), Some(last));
     let lines = b"one \xff two\nMy dear Emma,\n";
     let (_, errors) = chat_ends(&["-n", "4"], lines, 1);
     assert!(errors.contains("no UTF-8 text and is skipped"), "{errors}");
@@ -275,7 +277,7 @@ fn interrupt(child: &Child) {
 
 /// Waits until it has a handler of Ctrl-C, before which an interrupt would just end it.
 #[cfg(target_os = "linux")]
-fn wait_for_handler(child: &Child) {
+fn wait_for_handler(child: &mut Child) {
     let status = format!("/proc/{}/status", child.id());
     let caught = || {
         let text = std::fs::read_to_string(&status).unwrap();
@@ -283,6 +285,7 @@ fn wait_for_handler(child: &Child) {
         u64::from_str_radix(mask.unwrap().trim(), 16).unwrap()
     };
     while caught() & 1 << (libc::SIGINT - 1) == 0 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
 }
@@ -980,8 +983,8 @@ fn an_interrupt_ends_the_reading_of_a_prompt() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mor"));
     command.args(["run", "-p", &prompt, "-c", "20000", "-t", "1"]);
     let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = piped.spawn().unwrap();
-    wait_for_handler(&child);
+    let mut child = piped.spawn().unwrap();
+    wait_for_handler(&mut child);
     // By then it reads, which takes a minute.
     std::thread::sleep(std::time::Duration::from_secs(1));
     interrupt(&child);

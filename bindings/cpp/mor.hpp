@@ -410,7 +410,7 @@ public:
         });
     }
 
-    static outcome<model> load_memory(std::vector<std::byte> &&, const model_params & = {}) = delete;
+    static outcome<model> load_memory(std::vector<std::byte> &&) = delete;
 
     outcome<mor_model_info> describe() const {
         auto info = detail::sized<mor_model_info>();
@@ -449,9 +449,10 @@ public:
     }
 
 private:
-    /// A model keeps no sentence; there is no other reason than these.
+    /// A model keeps no sentence.
     static const char *no_text(mor_status status) noexcept {
-        return status == MOR_ERROR_INVALID_ARGUMENT ? "the file has no text of this key" : nullptr;
+        return status == MOR_ERROR_INVALID_ARGUMENT ? "the file has no text of this key, or an argument is wrong"
+                                                    : nullptr;
     }
 
     using handle::handle;

@@ -55,7 +55,8 @@ use crate::quant::TensorType;
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::Convert`] and [`Error::Unsupported`] with the reason, [`Error::Format`] of a GGUF file,
-/// [`Error::Cancelled`] by `progress`. The output is then as it was.
+/// [`Error::InvalidArgument`] for an option that does not go with such an input, [`Error::Thread`] where the system
+/// refuses threads, [`Error::Cancelled`] by `progress`. The output is then as it was.
 pub fn convert(
     input: &Path,
     output: &Path,

@@ -230,7 +230,7 @@ pub struct SynthSummary {
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] when the type cannot be written, or the number of layers or the mean
-/// depth is none that the shape can have.
+/// depth is none that the shape can have; [`Error::Thread`] where the system refuses threads.
 pub fn synth(
     output: &Path,
     options: &SynthOptions,

@@ -340,12 +340,19 @@ pub(crate) fn create_beside(target: &Path) -> Result<(PathBuf, File)> {
     static SERIAL: AtomicU32 = AtomicU32::new(0);
     /// Those of others, and what killed ones have left, are stepped over.
     const ATTEMPTS: u32 = 1000;
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    // Until it has the permissions of what it replaces, which may be fewer than usual, it is nobody else's to read.
+    #[cfg(unix)]
+    if target.exists() {
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    }
     let mut failure = io::Error::from(io::ErrorKind::AlreadyExists);
     for _ in 0..ATTEMPTS {
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         // Not made of the target's name, which may be as long as names can be.
         let path = target.with_file_name(format!(".mor-{}-{serial}.part", std::process::id()));
-        match OpenOptions::new().write(true).create_new(true).open(&path) {
+        match options.open(&path) {
             Ok(file) => return Ok((path, file)),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => failure = e,
             Err(e) => return Err(Error::io(target, e)),

@@ -384,6 +384,9 @@ static void wrong_sizes(mor_model *model, mor_tokenizer *tokenizer, mor_session 
     OK(mor_batch_params_init(&ask_batch, sizeof ask_batch));
     ask_batch.reserved[5] = 1;
     REFUSED(mor_batch_create(model, &ask_batch, &b, NULL));
+    request.sampler = NULL;
+    OK(mor_batch_add(batch, &request, &sequence));
+    OK(mor_batch_remove(batch, sequence));
     request.reserved[2] = 1;
     REFUSED(mor_batch_add(batch, &request, &sequence));
     /* Sizes that nobody has. */

@@ -104,10 +104,10 @@ done
 # The paper's numbers of places, each beside the vanilla model's.
 for case in smollm-360m:32 smollm-360m-mor2:32,42 smollm-360m-mor3:32,48 smollm-360m-mor4:32,51; do
     model=${case%:*}-f16
-    "$mor" bench "$models/$model.gguf" --device cuda -b "${case#*:}" -r 2 --json >"$out/batch-$model.json"
+    "$mor" bench "$models/$model.gguf" --device cuda -b "${case#*:}" --json >"$out/batch-$model.json"
 done
 # When the blocks of each kernel do what, where there are kernels with marks for the device.
-if [ -d "$programs/timeline" ] && nvidia-smi --query-gpu=compute_cap --format=csv,noheader | grep -q '^9\.0'; then
+if [ -d "$programs/timeline" ] && nvidia-smi --query-gpu=compute_cap --format=csv,noheader | grep '^9\.0' >/dev/null; then
     timeline() {
         name=$1 model=$2
         shift 2
@@ -118,7 +118,7 @@ if [ -d "$programs/timeline" ] && nvidia-smi --query-gpu=compute_cap --format=cs
     for model in smollm-1.7b-f16 smollm-1.7b-q4_0 smollm-360m-f16; do
         timeline "$model" "$model" -p 0 -n 32 -r 1
     done
-    timeline many smollm-360m-mor4-f16 -b 51 -r 1
+    timeline many smollm-360m-mor4-f16 -b 51
 fi
 if python3 -c "import torch" 2>/dev/null; then
     # MOR_CUDA_PEERS: fewer parts and limits, where time is short.

@@ -396,7 +396,7 @@ pub struct BenchArgs {
     /// Tokens to generate, in the same way [default: 128; with -b 256 on average, normally distributed]
     #[arg(short = 'n', value_name = "N", value_delimiter = ',', value_parser = tokens)]
     pub generation: Option<Vec<usize>>,
-    /// Tokens that are in the context before a test begins, in the same way
+    /// Without -b: tokens that are in the context before a test begins, in the same way
     #[arg(short = 'd', value_name = "N", default_value = "0", value_delimiter = ',', value_parser = tokens)]
     pub before: Vec<usize>,
     /// Threads, in the same way [default: one per core]
@@ -412,7 +412,7 @@ pub struct BenchArgs {
     /// With -b: ordinary batching, in which everyone waits for the deepest, to compare with
     #[arg(long, requires = "sequences")]
     pub in_step: bool,
-    /// Repetitions of each test, after one that is not counted [default: 5]
+    /// Without -b: repetitions of each test, after one that is not counted [default: 5]
     #[arg(short, long, value_name = "R")]
     pub repeats: Option<usize>,
     /// Rows of one pass over the weights [default: 64, on a GPU 512; with -b as many as sequences, or tokens of a prompt up to 64]

@@ -32,11 +32,8 @@ pub fn chat(args: &ChatArgs) -> Result<()> {
     loop {
         let line = match editor.readline("> ") {
             Ok(line) => line,
-            Err(ReadlineError::Eof) if chat.unanswered > 0 && !std::io::stdin().is_terminal() => {
-                let messages = counted(chat.unanswered, "message");
-                return Err(format!("no answer was given to {messages}").into());
-            }
-            Err(ReadlineError::Eof | ReadlineError::Interrupted) => return Ok(()),
+            Err(ReadlineError::Eof) => return chat.end(),
+            Err(ReadlineError::Interrupted) => return Ok(()),
             Err(ReadlineError::Io(error)) if error.kind() == ErrorKind::InvalidData => {
                 tell(format_args!(
                     "mor: the line is no UTF-8 text and is skipped"
@@ -48,7 +45,7 @@ pub fn chat(args: &ChatArgs) -> Result<()> {
         };
         match line.trim() {
             "" => {}
-            "/exit" => return Ok(()),
+            "/exit" => return chat.end(),
             "/help" => tell(format_args!("{HELP}")),
             "/clear" => chat.clear(),
             word if is_command(word) => tell(format_args!(
@@ -89,7 +86,7 @@ struct Chat<'a> {
     session: Session,
     /// Who said what.
     turns: Vec<(&'static str, String)>,
-    /// Messages that were taken back.
+    /// Lines that got no answer.
     unanswered: usize,
     interrupt: Interrupt,
 }
@@ -104,7 +101,7 @@ impl<'a> Chat<'a> {
         let mut session = input::session(model, &args.engine, KvType::F16, params)?;
         input::tell_of_context(&session);
         session.set_sampler(sampler(&args.sampling))?;
-        let interrupt = Interrupt::new(session.canceller()?);
+        let interrupt = Interrupt::new(session.canceller()?)?;
         let template = template(model, tokenizer)?;
         let mut chat = Chat {
             args,
@@ -117,6 +114,15 @@ impl<'a> Chat<'a> {
         };
         chat.clear();
         Ok(chat)
+    }
+
+    /// A program that wrote the messages, and cannot read what was told, learns that some had no answer.
+    fn end(&self) -> Result<()> {
+        if self.unanswered == 0 || std::io::stdin().is_terminal() {
+            return Ok(());
+        }
+        let messages = counted(self.unanswered, "message");
+        Err(format!("no answer was given to {messages}").into())
     }
 
     /// Forgets all but the first message that sets the tone.

@@ -51,7 +51,7 @@ impl Listener {
     pub fn new(what: &'static str) -> Result<Self> {
         Ok(Listener {
             what,
-            interrupted: interrupt::flag(),
+            interrupted: interrupt::flag()?,
             progress: None,
         })
     }

@@ -36,7 +36,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         RoutingArg::Capacity => Routing::Capacity,
     });
     // Ctrl-C takes the file away that is begun here.
-    Interrupt::new(session.canceller()?).arm();
+    Interrupt::new(session.canceller()?)?.arm();
     // Before the work, so that a wrong name costs none.
     input::no_stream(&args.output)?;
     let output = Output::new(&args.output)?;

@@ -1,5 +1,6 @@
 //! Ctrl-C.
 
+use crate::Result;
 use mor::Canceller;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -8,20 +9,24 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 pub const INTERRUPTED: u8 = 130;
 
 /// What Ctrl-C sets, of work that looks at it; the second time it ends the program.
-pub fn flag() -> Arc<AtomicBool> {
+pub fn flag() -> Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     let set = Arc::clone(&flag);
     handle(move || {
         if set.swap(true, Ordering::SeqCst) {
             std::process::exit(INTERRUPTED.into());
         }
-    });
-    flag
+    })?;
+    Ok(flag)
 }
 
-/// Where the system refuses the thread that handles it, Ctrl-C ends the program, as without a handler.
-fn handle(handler: impl FnMut() + 'static + Send) {
-    let _ = ctrlc::set_handler(handler);
+fn handle(handler: impl FnMut() + 'static + Send) -> Result<()> {
+    let sentence = |e| {
+        format!(
+            "cannot start the thread that waits for Ctrl-C ({e}); raise the limit (ulimit -u, a container's limit)"
+        )
+    };
+    Ok(ctrlc::set_handler(handler).map_err(sentence)?)
 }
 
 /// How often the text is asked to end. It may not see it, while nobody takes what it writes.
@@ -36,7 +41,7 @@ pub struct Interrupt {
 }
 
 impl Interrupt {
-    pub fn new(canceller: Canceller) -> Self {
+    pub fn new(canceller: Canceller) -> Result<Self> {
         let patience = Arc::new(AtomicU32::new(0));
         let (left, cancel) = (Arc::clone(&patience), canceller.clone());
         handle(move || {
@@ -45,11 +50,11 @@ impl Interrupt {
                 Ok(_) => cancel.cancel(),
                 Err(_) => std::process::exit(INTERRUPTED.into()),
             }
-        });
-        Interrupt {
+        })?;
+        Ok(Interrupt {
             patience,
             canceller,
-        }
+        })
     }
 
     pub fn arm(&self) {

@@ -42,7 +42,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
     if prompt.is_empty() {
         return Err("the prompt is empty, and this model has no token that begins a text; give some text with -p or -f".into());
     }
-    let interrupt = Interrupt::new(session.canceller()?);
+    let interrupt = Interrupt::new(session.canceller()?)?;
     interrupt.arm();
     let mut times = Times::default();
     prefill(&mut session, &prompt, &mut times)?;
