@@ -18,7 +18,7 @@ on_emulated() { # on_emulated TEST [ARGUMENTS]
     # A name that nothing has would run nothing.
     for name; do
         case $name in --*) continue ;; esac
-        cargo test --quiet --release --features cuda --test "$test" -- --list "$name" | grep -q ': test$' ||
+        cargo test --quiet --release --features cuda --test "$test" -- --list "$name" | grep ': test$' >/dev/null ||
             { echo "tests/$test.rs has no test '$name'"; exit 1; }
     done
     LD_LIBRARY_PATH=$libraries MOR_TEST_DEVICE=cuda MOR_TEST_FAKE_DRIVER=1 \
