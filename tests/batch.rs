@@ -684,7 +684,7 @@ fn passes_of_one_row_starve_nobody() {
         }
         // Each has half of the passes, of which a token takes as many as there are recursions at most; a
         // tenth less, for those that had begun.
-        let fair = 1000 / 2 / model.hyperparameters().recursions * 9 / 10;
+        let fair = 1000 / 2 * 9 / 10 / model.hyperparameters().recursions;
         let drawn = batch.tokens(generating).unwrap().len() - 1;
         assert!(
             drawn >= fair,

@@ -610,6 +610,7 @@ static void wrong_texts(mor_tokenizer *t, const mor_model *model)
     REFUSED(mor_tokenizer_format_chat(t, &not_utf8, 1, true, text, sizeof text, &count));
     /* The default model has no template. */
     STATUS(MOR_ERROR_TEMPLATE, mor_tokenizer_format_chat(t, turns, 1, true, text, sizeof text, &count));
+    FAILS(mor_tokenizer_format_chat(t, turns, 1, true, NULL, 5, &count));
     (void)mor_tokenizer_format_chat(t, turns, 0, true, text, sizeof text, &count);
     OK(mor_tokenizer_encode(t, "Hello", 5, 0, tokens, 64, &count));
 }

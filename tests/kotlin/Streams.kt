@@ -89,13 +89,14 @@ fun streams() {
                             }
                             session.rewind(3)
                             session.step(300)
+                            session.step(301)
                         }
                     }
                 }
                 begun.await()
                 reads.thread.interrupt()
                 reads.finished()
-                assertTrue(session.length >= 4)
+                assertTrue(session.length >= 5)
                 session.rewind(3)
                 session.step(300)
             }
