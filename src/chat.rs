@@ -16,7 +16,6 @@ use crate::error::{Error, Result};
 use crate::gguf::Metadata;
 use crate::tokenizer::Tokenizer;
 
-const KEY: &str = "tokenizer.chat_template";
 const NAME: &str = "chat_template";
 
 /// The work that a rendering may do, in instructions and in pieces of 64 bytes: some for the
@@ -54,8 +53,7 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Template`] where it is broken or too long, [`Error::Format`] where its key is no text.
     pub fn from_metadata(metadata: &Metadata, tokenizer: &Tokenizer) -> Result<Option<Self>> {
-        let source = metadata.str(KEY)?.filter(|text| !text.trim().is_empty());
-        let Some(source) = source else {
+        let Some(source) = metadata.chat_template()? else {
             return Ok(None);
         };
         let name = |id: Option<u32>| -> Result<String> {

@@ -19,6 +19,26 @@ pub struct GenerateParams<'a> {
     pub stop: &'a [&'a str],
 }
 
+impl GenerateParams<'_> {
+    /// What [`Session::generate`] looks at before it begins.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a stop string that is too long.
+    pub fn check(&self) -> Result<()> {
+        check_stops(self.stop.iter().copied())
+    }
+}
+
+fn check_stops<'s>(mut stops: impl Iterator<Item = &'s str>) -> Result<()> {
+    match stops.find(|stop| stop.len() > MAX_STOP_BYTES) {
+        None => Ok(()),
+        Some(long) => Err(Error::argument(format_args!(
+            "a stop string has {} bytes; at most {MAX_STOP_BYTES} are possible",
+            long.len()
+        ))),
+    }
+}
+
 impl Default for GenerateParams<'_> {
     fn default() -> Self {
         GenerateParams {
@@ -93,12 +113,7 @@ impl Session {
         stops: impl Iterator<Item = &'s str> + Clone,
         mut each: impl FnMut(Piece) -> ControlFlow<()>,
     ) -> Result<Finish> {
-        if let Some(long) = stops.clone().find(|s| s.len() > MAX_STOP_BYTES) {
-            return Err(Error::argument(format_args!(
-                "a stop string has {} bytes; at most {MAX_STOP_BYTES} are possible",
-                long.len()
-            )));
-        }
+        check_stops(stops.clone())?;
         let model = self.model().clone();
         let tokenizer = model.tokenizer()?;
         let (mut stream, mut held) = (Utf8Stream::new(), Held::default());

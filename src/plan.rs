@@ -176,12 +176,7 @@ impl Plan {
                 "the mean depth is {mean_depth}; this model's is between {least} and {most}"
             )));
         }
-        let context = match params.context {
-            0 => h.context_length,
-            tokens => tokens,
-        };
-        check("context", context, MAX_CONTEXT)?;
-        check("sequences", params.sequences, MAX_SEQUENCES)?;
+        let context = Self::context(model, params)?;
         let planes = &model.schedule().planes;
         let routed = planes.iter().filter(|p| p.tokens != PlaneTokens::All);
         let block = routed.count() as f64 / most;
@@ -192,15 +187,21 @@ impl Plan {
         Ok((params.sequences as f64 * pages).ceil() as usize)
     }
 
+    /// Tokens of each sequence's context; they and the sequences are as many as somebody can have.
+    fn context(model: &Model, params: &SessionParams) -> Result<usize> {
+        let context = match params.context {
+            0 => model.hyperparameters().context_length,
+            tokens => tokens,
+        };
+        check("context", context, MAX_CONTEXT)?;
+        check("sequences", params.sequences, MAX_SEQUENCES)?;
+        Ok(context)
+    }
+
     /// Plans memory in which rows stay for up to `stays` passes.
     fn with_stays(model: &Model, params: &SessionParams, stays: usize) -> Result<Self> {
-        let h = model.hyperparameters();
         let mut params = params.clone();
-        if params.context == 0 {
-            params.context = h.context_length;
-        }
-        check("context", params.context, MAX_CONTEXT)?;
-        check("sequences", params.sequences, MAX_SEQUENCES)?;
+        params.context = Self::context(model, &params)?;
         if params.threads == 0 {
             params.threads = cores();
         }

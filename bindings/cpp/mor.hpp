@@ -410,6 +410,7 @@ public:
         });
     }
 
+    /// A temporary's bytes would be gone before the model is used.
     static outcome<model> load_memory(std::vector<std::byte> &&) = delete;
 
     outcome<mor_model_info> describe() const {

@@ -468,7 +468,7 @@ fn describe(model: &Model) -> mor_model_info {
         (None, 1) => mor_model_kind::MOR_MODEL_VANILLA,
         (None, _) => mor_model_kind::MOR_MODEL_RECURSIVE,
     };
-    let template = model.gguf().metadata.get("tokenizer.chat_template");
+    let template = model.gguf().metadata.chat_template();
     // Each of these sizes was checked against a limit far below 2^32.
     mor_model_info {
         kind: kind as u32,
@@ -487,8 +487,7 @@ fn describe(model: &Model) -> mor_model_info {
         unshared_weight_bytes: model.unshared_weight_bytes(),
         parameters: model.parameters(),
         has_tokenizer: model.tokenizer().is_ok().into(),
-        has_chat_template: matches!(template, Some(Value::String(text)) if !text.trim().is_empty())
-            .into(),
+        has_chat_template: matches!(template, Ok(Some(_))).into(),
         ..mor_model_info::defaults()
     }
 }

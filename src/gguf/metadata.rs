@@ -153,6 +153,15 @@ impl Metadata {
         })
     }
 
+    /// The source of the chat template (Jinja), which is one where it is more than white space.
+    ///
+    /// # Errors
+    /// [`Error::Format`] where its key is no text.
+    pub fn chat_template(&self) -> Result<Option<&str>> {
+        let template = self.str("tokenizer.chat_template")?;
+        Ok(template.filter(|text| !text.trim().is_empty()))
+    }
+
     /// An array of strings.
     pub fn strings(&self, key: &str) -> Result<Option<&Strings>> {
         self.typed(key, "an array of strings", |v| match v {

@@ -198,7 +198,7 @@ native! {
     fn Java_dev_mor_Native_generate(
         jni, handle: jlong, max_tokens: jlong, stop: jobjectArray, receiver: jobject
     ) -> jint {
-        let stop = jni.texts(stop, "a stop text")?;
+        let stop = jni.texts(stop, "a stop string")?;
         let mut stops = reserved(stop.len())?;
         stops.extend(stop.iter().map(|text| text.as_ptr().cast()));
         let method = jni.method(c"piece", c"(Ljava/lang/Object;II[B)Z")?;

@@ -439,6 +439,14 @@ impl BenchArgs {
     pub fn repeats(&self) -> usize {
         self.repeats.unwrap_or(5)
     }
+
+    /// Each number of threads to measure with.
+    pub fn threads(&self) -> Vec<usize> {
+        match self.threads.is_empty() {
+            true => vec![mor::cpu::thread::cores()],
+            false => self.threads.clone(),
+        }
+    }
 }
 
 #[derive(clap::Args)]

@@ -36,10 +36,7 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
         batch: args.batch.unwrap_or(0),
         ..Default::default()
     };
-    let mut threads = args.threads.clone();
-    if threads.is_empty() {
-        threads.push(mor::cpu::thread::cores());
-    }
+    let threads = args.threads();
     // What cannot be had is told before anything is measured.
     for &threads in &threads {
         let params = SessionParams {

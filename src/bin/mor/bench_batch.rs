@@ -50,10 +50,7 @@ pub fn bench_batch(args: &BenchArgs) -> Result<()> {
     }
     let model = input::open(Some(&args.model), args.device)?;
     input::tell_of_cut(&model, args.cut);
-    let mut threads = args.threads.clone();
-    if threads.is_empty() {
-        threads.push(mor::cpu::thread::cores());
-    }
+    let threads = args.threads();
     let mut all = Vec::new();
     for threads in threads {
         let with = |sequences: &usize| params(args, &load, *sequences, threads);

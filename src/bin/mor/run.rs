@@ -8,7 +8,7 @@ use crate::terminal::{
     Progress, Stdout, counted, depth_style, grouped, has_colours, mebibytes, session_memory,
     stdout, tell,
 };
-use mor::generate::{Finish, GenerateParams, MAX_STOP_BYTES, Piece};
+use mor::generate::{Finish, GenerateParams, Piece};
 use mor::tokenizer::{EncodeOptions, Utf8Stream};
 use mor::{KvType, SamplerParams, Session, SessionParams, Tokenizer};
 use std::io::Write;
@@ -30,13 +30,13 @@ pub fn run(args: &RunArgs) -> Result<()> {
         add_special: true,
         parse_special: true,
     };
-    if let Some(long) = args.stop.iter().find(|text| text.len() > MAX_STOP_BYTES) {
-        let bytes = long.len();
-        return Err(format!(
-            "a stop text has {bytes} bytes; at most {MAX_STOP_BYTES} are possible"
-        )
-        .into());
-    }
+    let stop: Vec<&str> = args.stop.iter().map(String::as_str).collect();
+    let params = GenerateParams {
+        max_tokens: args.n,
+        stop: &stop,
+    };
+    // Said before anything is printed.
+    params.check()?;
     let text = input::prompt(&args.text)?;
     let prompt = tokenizer.encode(&text, options)?;
     if prompt.is_empty() {
@@ -48,11 +48,6 @@ pub fn run(args: &RunArgs) -> Result<()> {
     prefill(&mut session, &prompt, &mut times)?;
     let mut out = Output::new(args.depths);
     out.echo(&session, tokenizer, &text)?;
-    let stop: Vec<&str> = args.stop.iter().map(String::as_str).collect();
-    let params = GenerateParams {
-        max_tokens: args.n,
-        stop: &stop,
-    };
     let finish = generate(&mut session, &params, &mut out, &mut times)?;
     out.end_line()?;
     if finish == Finish::ContextFull {

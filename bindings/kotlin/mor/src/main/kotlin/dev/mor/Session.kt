@@ -303,7 +303,7 @@ private fun ByteArray.toInts(): IntArray = IntArray(size) { this[it].toInt() and
  * One token of a generation, as it comes. It has been run and is part of the session.
  *
  * @property text the text that is certain with this token: whole characters, nothing that may still
- *   turn out to be a stop text. Often empty; the last call of a generation may repeat the last
+ *   turn out to be a stop string. Often empty; the last call of a generation may repeat the last
  *   token with the rest of the text
  * @property id the token
  * @property depth recursions that it ran
@@ -331,7 +331,7 @@ public enum class Finish {
     END,
 
     /**
-     * A stop text came up. Its tokens, which were not shown, were run and are in the session:
+     * A stop string came up. Its tokens, which were not shown, were run and are in the session:
      * [Session.rewind] takes them out before the text goes on.
      */
     STOP,
