@@ -37,43 +37,18 @@ fails() { # STATUS COMMAND
     [[ $status == "$wanted" ]]
 }
 
-# Runs a part's function. What its programs print, and its own output, goes to a folder of its own.
-inside() { # FUNCTION
-    printed=$work/printed/$1
-    rm -rf "$printed"
-    mkdir -p "$printed"
-    (set -e; "$1") >"$printed/log" 2>&1
-    echo "$? $SECONDS" >"$printed/ended"
-}
-
-report() { # NAME FUNCTION START: the output of what failed is shown
-    local log=$work/printed/$2/log code=1 end=$SECONDS
-    read -r code end <"$work/printed/$2/ended"
+part() { # part NAME FUNCTION: its output is shown when it fails
+    local start=$SECONDS code
+    (set -e; "$2") >"$work/log" 2>&1
+    code=$?
     if [[ $code == 0 ]]; then
-        results+=("ok      $1 ($((end - $3)) s)")
+        results+=("ok      $1 ($((SECONDS - start)) s)")
     else
-        results+=("FAILED  $1 ($((end - $3)) s)")
+        results+=("FAILED  $1 ($((SECONDS - start)) s)")
         failed=1
-        tail -n 60 "$log"
+        tail -n 60 "$work/log"
         echo "FAILED: $1"
     fi
-}
-
-part() { # part NAME FUNCTION
-    local start=$SECONDS
-    inside "$2"
-    report "$1" "$2" "$start"
-}
-
-# Long parts, side by side: valgrind has one thread run at a time.
-together() { # together NAME FUNCTION NAME FUNCTION...
-    local start=$SECONDS n
-    for ((n = 2; n <= $#; n += 2)); do inside "${!n}" & done
-    wait
-    for ((n = 1; n <= $#; n += 2)); do
-        local function=$((n + 1))
-        report "${!n}" "${!function}" "$start"
-    done
 }
 
 tools() {
@@ -122,13 +97,13 @@ run_examples() { # FOLDER SUFFIX [COMMAND...]: all three, under a command
     local folder=$1 suffix=$2 threads
     shift 2
     for threads in 1 2; do
-        "$@" "$folder/generate$suffix" "$model" "It is a truth" $threads 12 >"$printed/generate"
-        expect_generate "$printed/generate"
-        "$@" "$folder/cancel$suffix" "$model" $threads >"$printed/cancel"
-        expect_cancel "$printed/cancel"
+        "$@" "$folder/generate$suffix" "$model" "It is a truth" $threads 12 >"$out/generate"
+        expect_generate "$out/generate"
+        "$@" "$folder/cancel$suffix" "$model" $threads >"$out/cancel"
+        expect_cancel "$out/cancel"
     done
-    "$@" "$folder/embedded$suffix" "$model" >"$printed/embedded"
-    expect_embedded "$printed/embedded"
+    "$@" "$folder/embedded$suffix" "$model" >"$out/embedded"
+    expect_embedded "$out/embedded"
 }
 
 c_flags=(-std=c99 -pedantic -Wall -Wextra -Werror -D_POSIX_C_SOURCE=200809L)
@@ -219,7 +194,7 @@ with_pkg_config() {
     export LD_LIBRARY_PATH=$prefix/lib
     run_examples "$out/shared" ""
     local delay
-    delay=$(sed -n 's/.*back \([0-9]* us\) later, .*/\1/p' "$printed/cancel")
+    delay=$(sed -n 's/.*back \([0-9]* us\) later, .*/\1/p' "$out/cancel")
     unset LD_LIBRARY_PATH
     run_examples "$out/static" ""
     say "C examples, by pkg-config, shared and static: run, 1 and 2 threads; prefill back $delay after a cancel"
@@ -229,8 +204,8 @@ with_pkg_config() {
         for mode in "" -fno-exceptions -DMOR_NO_EXCEPTIONS; do
             g++ -std=$standard $mode "${cpp_flags[@]}" "$examples/cpp/generate.cpp" \
                 $(pkg-config --cflags --libs mor) -o "$out/generate_cpp"
-            "$out/generate_cpp" "$model" "It is a truth" >"$printed/generate"
-            expect_generate_cpp "$printed/generate"
+            "$out/generate_cpp" "$model" "It is a truth" >"$out/generate"
+            expect_generate_cpp "$out/generate"
             fails 1 "$out/generate_cpp" /nowhere "It is a truth"
             g++ -std=$standard $mode "${cpp_flags[@]}" "$tests/bindings.cpp" \
                 $(pkg-config --cflags --libs mor) -o "$out/bindings"
@@ -238,13 +213,13 @@ with_pkg_config() {
         done
         g++ -std=$standard "${cpp_flags[@]}" "$examples/cpp/batch.cpp" \
             $(pkg-config --cflags --libs mor) -o "$out/batch_cpp"
-        "$out/batch_cpp" "$model" "It is a truth" "She was" >"$printed/batch"
-        expect_batch "$printed/batch"
+        "$out/batch_cpp" "$model" "It is a truth" "She was" >"$out/batch"
+        expect_batch "$out/batch"
         fails 1 "$out/batch_cpp" /nowhere "It is a truth"
         g++ -std=$standard "${cpp_flags[@]}" "$examples/cpp/chat.cpp" \
             $(pkg-config --cflags --libs mor) -o "$out/chat_cpp"
-        printf 'It is a truth\n She was\n' | "$out/chat_cpp" "$model" >"$printed/chat" 2>"$printed/chat_run"
-        expect_chat "$printed/chat" "$printed/chat_run"
+        printf 'It is a truth\n She was\n' | "$out/chat_cpp" "$model" >"$out/chat" 2>"$out/chat_run"
+        expect_chat "$out/chat" "$out/chat_run"
         fails 1 "$out/chat_cpp" /nowhere </dev/null
     done
     say "mor.hpp: its examples and its test, C++17 and C++20, with exceptions and without: run"
@@ -262,10 +237,10 @@ with_cmake() {
     cmake -S "$tests/package" -B "$out/part" -DMOR_SOURCE="$root" -DEXAMPLES="$examples"
     cmake --build "$out/part"
     run_examples "$out/part" _mor
-    "$out/part/generate_cpp_mor_static" "$model" "It is a truth" >"$printed/generate"
-    expect_generate_cpp "$printed/generate"
-    "$out/part/batch_cpp_mor" "$model" "It is a truth" "She was" >"$printed/batch"
-    expect_batch "$printed/batch"
+    "$out/part/generate_cpp_mor_static" "$model" "It is a truth" >"$out/generate"
+    expect_generate_cpp "$out/generate"
+    "$out/part/batch_cpp_mor" "$model" "It is a truth" "She was" >"$out/batch"
+    expect_batch "$out/batch"
     rm -rf "$out/part"
     say "a project with find_package(mor), and one with add_subdirectory: shared and static, C and C++: run"
 }
@@ -282,7 +257,7 @@ calls() {
             local table
             for table in "${tables[@]}"; do
                 # shellcheck disable=SC2086 # a table and its model
-                "$out/$runner" $table "$root" $threads | tee -a "$printed/called"
+                "$out/$runner" $table "$root" $threads | tee -a "$out/called"
             done
         done
     done
@@ -291,7 +266,7 @@ calls() {
     for runner in calls calls_cpp; do
         fails 1 "$out/$runner" "$out/false.tsv" "$model" "$root" 1
     done
-    say "tests/calls in C and C++, 1 and 2 threads, ${#tables[@]} of 2 tables: $(tail -n 1 "$printed/called")"
+    say "tests/calls in C and C++, 1 and 2 threads, ${#tables[@]} of 2 tables: $(tail -n 1 "$out/called")"
 }
 
 build_tests() {
@@ -316,22 +291,22 @@ no_allocation() {
     for command in "generate $model Hello 1 200" "generate $model Hello 2 200" "embedded $model" \
         "cancel $model 1" "cancel $model 2"; do
         # A preloaded library that cannot be loaded is passed over: so its line must be there.
-        LD_PRELOAD=$out/malloc_counter.so "$out/shared/"$command 2>"$printed/counted" >"$printed/printed"
-        cat "$printed/counted"
-        grep -q 'malloc_counter: [1-9][0-9]* taken before, 0 taken and 0 given back during' "$printed/counted"
+        LD_PRELOAD=$out/malloc_counter.so "$out/shared/"$command 2>"$out/counted" >"$out/printed"
+        cat "$out/counted"
+        grep -q 'malloc_counter: [1-9][0-9]* taken before, 0 taken and 0 given back during' "$out/counted"
     done
     say "no memory taken or given back while a session lives: generate (1, 2 threads), embedded, cancel (1, 2 threads)"
 }
 
 out_of_memory() {
-    RUST_BACKTRACE=0 LD_PRELOAD=$out/fail_nth.so "$out/out_of_memory" "$model" | tee "$printed/refused"
+    RUST_BACKTRACE=0 LD_PRELOAD=$out/fail_nth.so "$out/out_of_memory" "$model" | tee "$out/refused"
     say "$(awk '/requests refused/ {for (i = 1; i < NF; i++) if ($(i + 1) == "requests") sum += $i} END {print sum}' \
-        "$printed/refused") requests for memory and threads refused one by one: each MOR_ERROR_OUT_OF_MEMORY, no leak, and the next attempt works"
+        "$out/refused") requests for memory and threads refused one by one: each MOR_ERROR_OUT_OF_MEMORY, no leak, and the next attempt works"
 }
 
 abuse() {
-    "$out/abuse" "$model" | tee "$printed/abused"
-    say "$(tail -n 1 "$printed/abused")"
+    "$out/abuse" "$model" | tee "$out/abused"
+    say "$(tail -n 1 "$out/abused")"
 }
 
 # What the process needs besides: the C library and this program (about 2 MiB), the pages of
@@ -339,10 +314,10 @@ abuse() {
 peak_constant=$((6 * 1024 * 1024))
 peak_memory() {
     export LD_LIBRARY_PATH=$prefix/lib
-    "$out/peak" "$out/shared/embedded" "$model" >"$printed/embedded"
+    "$out/peak" "$out/shared/embedded" "$model" >"$out/embedded"
     local peak plan file
-    peak=$(tail -n 1 "$printed/embedded")
-    plan=$(sed -n 's/^plan: \([0-9]*\) bytes.*/\1/p' "$printed/embedded")
+    peak=$(tail -n 1 "$out/embedded")
+    plan=$(sed -n 's/^plan: \([0-9]*\) bytes.*/\1/p' "$out/embedded")
     file=$(stat -c %s "$model")
     echo "peak $peak, plan $plan, file $file"
     ((peak <= plan + file + peak_constant))
@@ -382,8 +357,8 @@ address_sanitizer() {
         g++ -std=c++17 "${flags[@]}" -I"$prefix/include" "$examples/cpp/batch.cpp" "$library" \
             "${system_libraries[@]}" -o "$out/$kind/batch_cpp"
         run_examples "$out/$kind" ""
-        "$out/$kind/batch_cpp" "$model" "It is a truth" "She was" >"$printed/batch"
-        expect_batch "$printed/batch"
+        "$out/$kind/batch_cpp" "$model" "It is a truth" "She was" >"$out/batch"
+        expect_batch "$out/batch"
         "$out/$kind/bindings" "$model"
         "$out/$kind/abuse" "$model"
         "$out/$kind/cycles" "$model" 1000
@@ -427,8 +402,8 @@ with_valgrind() {
         --errors-for-leak-kinds=definite,indirect,possible --fair-sched=yes)
     run_examples "$out/shared" "" "${valgrind[@]}"
     "${valgrind[@]}" "$out/abuse" "$model"
-    "${valgrind[@]}" "$out/cycles" "$model" 200
-    say "valgrind, examples, abuse and 200 cycles: no error, no leak, nothing suppressed"
+    "${valgrind[@]}" "$out/cycles" "$model" 1000
+    say "valgrind, examples, abuse and 1,000 cycles: no error, no leak, nothing suppressed"
 }
 
 part tools tools
@@ -446,7 +421,9 @@ part "no allocation" no_allocation
 part "out of memory" out_of_memory
 part abuse abuse
 part "peak memory" peak_memory
-together valgrind with_valgrind "address sanitizer" address_sanitizer "thread sanitizer" thread_sanitizer
+part "address sanitizer" address_sanitizer
+part "thread sanitizer" thread_sanitizer
+part valgrind with_valgrind
 
 printf '\n=== tests/c\n'
 printf '%s\n' "${results[@]}"
