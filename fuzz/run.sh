@@ -29,8 +29,12 @@ esac
 [[ $target != text ]] || most=1024
 if [[ -n $file ]]; then
     program=checkpoint
-    export MOR_FUZZ_FILE=$file MOR_FUZZ_FOLDER=$root/tests/cases/expert_cycle
-    [[ $target != torch ]] || MOR_FUZZ_FOLDER=$root/tests/data/convert/bin
+    checkpoint=$root/tests/cases/expert_cycle
+    [[ $target != torch ]] || checkpoint=$root/tests/data/convert/bin
+    MOR_FUZZ_FOLDER=$(mktemp -d)
+    trap 'rm -rf "$MOR_FUZZ_FOLDER"' EXIT
+    cp "$checkpoint"/* "$MOR_FUZZ_FOLDER"
+    export MOR_FUZZ_FILE=$file MOR_FUZZ_FOLDER
 fi
 cargo build --release --target "$host" --bin "$program"
 mkdir -p "corpus/$target" artifacts

@@ -1,10 +1,13 @@
 //! Writes what the targets begin with, made from the repository's tests: fuzz/seeds/TARGET, and the models of the
 //! target `state` in fuzz/seeds/models.
 
+mod session;
+
+use mor::Model;
 use mor::convert::{ConvertOptions, Silent, SynthOptions, SynthShape, convert, synth};
 use mor::gguf::Gguf;
 use mor::quant::TensorType;
-use mor::{Model, Session, SessionParams};
+use session::{saved, session};
 use std::fs::{copy, create_dir_all, read, read_dir, write};
 use std::path::{Path, PathBuf};
 
@@ -44,9 +47,13 @@ fn main() -> Result<()> {
     }
     for (number, path) in folder(&seeds.join("models"))?.into_iter().enumerate() {
         head(&path, &seeds.join("file").join(path.file_name().unwrap()))?;
+        let model = Model::open(&path)?;
         for length in [0, 1, 6] {
-            let state = state(&Model::open(&path)?, length)?;
-            let bytes = [&[number as u8], &state[..]].concat();
+            let mut session = session(&model);
+            if length > 0 {
+                session.prefill(&(0..length).collect::<Vec<_>>())?;
+            }
+            let bytes = [&[number as u8], &saved(&mut session)[..]].concat();
             write(seeds.join(format!("state/{number}-{length}")), bytes)?;
         }
     }
@@ -106,20 +113,4 @@ fn head(from: &Path, to: &Path) -> Result<()> {
     let gguf = Gguf::parse(&bytes)?;
     let end = gguf.tensors().iter().map(|tensor| tensor.offset).min();
     Ok(write(to, &bytes[..end.unwrap_or(bytes.len())])?)
-}
-
-fn state(model: &Model, length: u32) -> Result<Vec<u8>> {
-    let params = SessionParams {
-        context: 16,
-        batch: 4,
-        threads: 1,
-        ..Default::default()
-    };
-    let mut session = Session::new(model, &params)?;
-    if length > 0 {
-        session.prefill(&(0..length).collect::<Vec<_>>())?;
-    }
-    let mut state = vec![0; session.save_bytes()];
-    session.save(&mut state)?;
-    Ok(state)
 }

@@ -1,4 +1,5 @@
-//! One file of a checkpoint, which MOR_FUZZ_FILE names; the others are those of MOR_FUZZ_FOLDER. What is converted opens.
+//! One file, which MOR_FUZZ_FILE names, of the checkpoint in MOR_FUZZ_FOLDER, where it is written anew each time. What is
+//! converted opens.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -9,15 +10,8 @@ use std::sync::LazyLock;
 
 static NAME: LazyLock<String> = LazyLock::new(|| std::env::var("MOR_FUZZ_FILE").unwrap());
 
-static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
-    let folder = std::env::temp_dir().join(format!("mor-fuzz-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
-    for file in std::fs::read_dir(std::env::var("MOR_FUZZ_FOLDER").unwrap()).unwrap() {
-        let file = file.unwrap().path();
-        std::fs::copy(&file, folder.join(file.file_name().unwrap())).unwrap();
-    }
-    folder
-});
+static FOLDER: LazyLock<PathBuf> =
+    LazyLock::new(|| std::env::var("MOR_FUZZ_FOLDER").unwrap().into());
 
 fuzz_target!(|data: &[u8]| {
     let mut bytes = data.to_vec();

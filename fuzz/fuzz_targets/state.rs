@@ -2,8 +2,12 @@
 //! read (magic, size, fingerprint, checksum) is made right.
 #![no_main]
 
+#[path = "../session.rs"]
+mod session;
+
 use libfuzzer_sys::fuzz_target;
-use mor::{Model, Session, SessionParams};
+use mor::Model;
+use session::{saved, session};
 use std::sync::LazyLock;
 
 static MODELS: LazyLock<Vec<Model>> = LazyLock::new(|| {
@@ -18,22 +22,6 @@ static MODELS: LazyLock<Vec<Model>> = LazyLock::new(|| {
         .map(|path| Model::open(path).unwrap())
         .collect()
 });
-
-fn session(model: &Model) -> Session {
-    let params = SessionParams {
-        context: 16,
-        batch: 4,
-        threads: 1,
-        ..Default::default()
-    };
-    Session::new(model, &params).unwrap()
-}
-
-fn saved(session: &mut Session) -> Vec<u8> {
-    let mut state = vec![0; session.save_bytes()];
-    session.save(&mut state).unwrap();
-    state
-}
 
 /// As in src/state.rs.
 fn checksum(bytes: &[u8]) -> u64 {
@@ -57,6 +45,9 @@ fuzz_target!(|data: &[u8]| {
     let mut state = data[1..].to_vec();
     let body = state.len() - 8;
     let own = saved(&mut session);
+    // Else all would be refused before anything is read.
+    let (content, sum) = own.split_at(own.len() - 8);
+    assert_eq!(checksum(content).to_le_bytes(), sum);
     state[..28].copy_from_slice(&own[..28]);
     state[8..16].copy_from_slice(&(body as u64 + 8).to_le_bytes());
     let sum = checksum(&state[..body]).to_le_bytes();
