@@ -70,6 +70,40 @@ fn splits_batches_and_threads_change_no_bit() {
     }
 }
 
+/// Widths that divide into no block, tile, panel or vector, in every type of weights, keys and values.
+#[test]
+fn odd_shapes_change_no_bit_in_any_type() {
+    for case in shapes() {
+        let inputs = Expected::of(&case).inputs();
+        let tokens = &inputs[0][..inputs[0].len().min(24)]; // more than a page
+        for ty in TensorType::ALL.into_iter().filter(|ty| ty.can_encode()) {
+            let model = model(&case, ty);
+            for kv in [KvType::F32, KvType::F16, KvType::Q8_0] {
+                if kv == KvType::Q8_0 && !model.hyperparameters().head_dim.is_multiple_of(32) {
+                    continue;
+                }
+                let bits = |batch, threads, pieces: &[usize]| {
+                    let params = SessionParams {
+                        context: tokens.len(),
+                        batch,
+                        threads,
+                        kv,
+                        ..Default::default()
+                    };
+                    bits(&mut Session::new(&model, &params).unwrap(), tokens, pieces)
+                };
+                let whole = bits(tokens.len(), 1, &[tokens.len()]);
+                let mut numbers = whole.iter().flatten().map(|bits| f32::from_bits(*bits));
+                assert!(numbers.all(f32::is_finite), "{case}, {ty:?}, {kv:?}");
+                for (batch, threads) in [(1, 2), (3, 2), (17, 1)] {
+                    let chunks = bits(batch, threads, &[tokens.len()]);
+                    assert!(chunks == whole, "{case}, {ty:?}, {kv:?}: batch {batch}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn rewinding_and_going_on_changes_no_bit() {
     for case in KINDS {

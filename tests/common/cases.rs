@@ -5,21 +5,47 @@ use mor::gguf::Gguf;
 use mor::quant::TensorType;
 use mor::{Device, KvType, Model, Session, SessionParams};
 use safetensors::SafeTensors;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+/// Where cases lie: the reference's own, those of odd shapes, and what MOR_TEST_CASES names (tests/shapes/make.py).
+fn case_folders() -> Vec<PathBuf> {
+    let ours = ["tests/cases", "tests/shapes"].map(|folder| super::root().join(folder));
+    let more = std::env::var_os("MOR_TEST_CASES").map(PathBuf::from);
+    ours.into_iter().chain(more).collect()
+}
 
 /// The folder of a case.
 pub fn case_folder(case: &str) -> PathBuf {
-    super::root().join("tests/cases").join(case)
+    let mut folders = case_folders().into_iter().map(|folder| folder.join(case));
+    let found = folders.find(|folder| folder.is_dir());
+    found.unwrap_or_else(|| panic!("there is no case '{case}'"))
 }
 
-/// The names of all cases.
-pub fn cases() -> Vec<String> {
-    let folder = std::fs::read_dir(case_folder("")).unwrap();
-    let mut names: Vec<String> = folder
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+/// The names of the cases in one of the folders.
+fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_dir())
+        .map(|path| path.file_name().unwrap().to_str().unwrap().to_owned())
         .collect();
     names.sort();
+    names
+}
+
+/// The names of the reference's own cases.
+pub fn cases() -> Vec<String> {
+    let names = names(&case_folders()[0]);
     assert!(names.len() >= 23, "the reference cases are missing");
+    names
+}
+
+/// The names of the cases of odd shapes: widths that divide into nothing, small and large heads, up to five
+/// recursions.
+pub fn shapes() -> Vec<String> {
+    let folders = &case_folders()[1..];
+    let names: Vec<String> = folders.iter().flat_map(|folder| names(folder)).collect();
+    assert!(names.len() >= 13, "the cases of odd shapes are missing");
     names
 }
 

@@ -76,7 +76,7 @@ job steady_state env MOR_TEST_STEPS=1000 "$programs/steady_state"
 on_emulated "" cuda
 on_emulated "" reference
 # What takes memory or threads of the CPU is for the CPU alone.
-on_emulated "" session errors_lose_nothing a_step_without rewinding_and_going_on every_kv_type kv_memory cut_and_depth
+on_emulated "" session odd_shapes errors_lose_nothing a_step_without rewinding_and_going_on every_kv_type kv_memory cut_and_depth
 on_emulated "" embedding a_restored_session states_that_do_not_fit a_cancel_ends a_time_budget
 on_emulated "" out_of_memory on_a_gpu
 on_emulated "" batch forks_ memory_follows what_goes_wrong who_ends what_can_never the_plan_answers a_tight_pool
