@@ -4,8 +4,8 @@
 #     fuzz/run.sh TARGET SECONDS
 #
 # TARGET: file (a model's head), state, template, text, or a part of a checkpoint: config, yaml, safetensors, tokenizer,
-# torch. What is found lies in fuzz/artifacts; `fuzz/run.sh TARGET FILE` runs it again. libFuzzer comes with the crate
-# libfuzzer-sys and is built by a C++ compiler.
+# torch, pickle (the one within torch's zip). What is found lies in fuzz/artifacts; `fuzz/run.sh TARGET FILE` runs it
+# again. libFuzzer comes with the crate libfuzzer-sys and is built by a C++ compiler.
 set -euo pipefail
 target=${1:?which target} seconds=${2:?how many seconds, or which file}
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -24,13 +24,14 @@ case $target in
     safetensors) file=model.safetensors ;;
     tokenizer) file=tokenizer.json ;;
     torch) file=pytorch_model.bin ;;
+    pickle) file=data.pkl ;;
     *) file= ;;
 esac
 [[ $target != text ]] || most=1024
 if [[ -n $file ]]; then
     program=checkpoint
     checkpoint=$root/tests/cases/expert_cycle
-    [[ $target != torch ]] || checkpoint=$root/tests/data/convert/bin
+    [[ $target != torch && $target != pickle ]] || checkpoint=$root/tests/data/convert/bin
     MOR_FUZZ_FOLDER=$(mktemp -d)
     trap 'rm -rf "$MOR_FUZZ_FOLDER"' EXIT
     cp "$checkpoint"/* "$MOR_FUZZ_FOLDER"

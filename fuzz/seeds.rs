@@ -27,6 +27,7 @@ fn main() -> Result<()> {
         "safetensors",
         "tokenizer",
         "torch",
+        "pickle",
     ] {
         create_dir_all(seeds.join(target))?;
     }
@@ -83,7 +84,17 @@ fn main() -> Result<()> {
             .join("data/convert")
             .join(name)
             .join("pytorch_model.bin");
-        copy(from, seeds.join("torch").join(name))?;
+        copy(&from, seeds.join("torch").join(name))?;
+        // One of them is a pickle and no zip.
+        if let Ok(mut zip) = zip::ZipArchive::new(std::fs::File::open(from)?) {
+            let parts: Vec<String> = zip
+                .file_names()
+                .map(|n| Ok(n?.into_owned()))
+                .collect::<Result<_>>()?;
+            let pickle = parts.iter().find(|part| part.ends_with("/data.pkl"));
+            let mut to = std::fs::File::create(seeds.join("pickle").join(name))?;
+            std::io::copy(&mut zip.by_name(pickle.ok_or("no pickle")?)?, &mut to)?;
+        }
     }
     let prose = std::fs::read_to_string(tests.join("data/prose.txt"))?;
     for (number, line) in prose.lines().take(50).enumerate() {
