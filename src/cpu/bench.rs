@@ -81,7 +81,7 @@ impl MatrixProduct {
             file: bytes(rows * row_bytes),
             linear: Linear { weight, bias: None },
             n,
-            x: floats(n * columns),
+            x: floats(n * columns + 16),
             panels: vec![0; panel_words(n, columns)],
             y: vec![0.0; n * rows],
             scratch: vec![0; scratch_bytes(columns) + 64],
@@ -106,7 +106,10 @@ impl MatrixProduct {
             scratch: aligned(&mut self.scratch),
         };
         let mut product = [Product::new(&self.linear, &mut self.y)];
-        matmul.run(self.n, &mut self.x, &|_, _| {}, &mut product);
+        // As in a session, from a multiple of 64 bytes on.
+        let start = self.x.as_ptr().align_offset(64);
+        let x = &mut self.x[start..];
+        matmul.run(self.n, x, &|_, _| {}, &mut product);
     }
 }
 

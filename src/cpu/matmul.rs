@@ -169,6 +169,7 @@ impl Work<'_> {
                 bytes,
                 input,
                 outputs: outputs.clone(),
+                scratch: Disjoint::new(scratch),
                 y: &self.y,
                 add: self.add,
             };
@@ -375,6 +376,10 @@ mod tests {
                 (50, 256, 19),
                 (16, 256, 9),
                 (7, 90, 5),
+                // Of floats, more columns than are gone through at a time (floats.rs), and rows that the kernels cannot
+                // share evenly.
+                (9, 1125, 11),
+                (5, 1100, 8),
             ];
             for (rows, columns, n) in sizes {
                 if ty.row_bytes(columns).is_none() {

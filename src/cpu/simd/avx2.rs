@@ -29,6 +29,8 @@ unsafe impl<const HAS: u8> Simd for Avx2<HAS> {
     type F = Pair<__m256>;
     /// Without VNNI sixteen bits each: two for a lane.
     type Sum = Pair<__m256i>;
+    type Vector = __m256;
+    const VECTOR: usize = 8;
     const NARROW: i32 = if HAS == PLAIN { 2 } else { 0 };
     /// The instructions multiply unsigned with signed bytes.
     const SIGNED_BIAS: i32 = 128;
@@ -195,6 +197,22 @@ unsafe impl<const HAS: u8> Simd for Avx2<HAS> {
         n
     }
     #[inline(always)]
+    unsafe fn sums_of_lanes(four: &[[f32; LANES]; 4]) -> [f32; 4] {
+        sums_of_lanes(four)
+    }
+    #[inline(always)]
+    unsafe fn load_vector(from: *const f32) -> __m256 {
+        _mm256_loadu_ps(from)
+    }
+    #[inline(always)]
+    unsafe fn store_vector(a: __m256, to: *mut f32) {
+        _mm256_storeu_ps(to, a)
+    }
+    #[inline(always)]
+    unsafe fn mul_add_vector(a: __m256, b: __m256, c: __m256) -> __m256 {
+        _mm256_fmadd_ps(a, b, c)
+    }
+    #[inline(always)]
     unsafe fn prefetch(address: *const u8) {
         _mm_prefetch::<_MM_HINT_T0>(address.cast());
     }
@@ -299,4 +317,27 @@ unsafe fn eight_rows(rows: Rows, first: usize, offset: usize) -> [__m256i; 4] {
         _mm256_unpacklo_epi64(ab1, cd1),
         _mm256_unpackhi_epi64(ab1, cd1),
     ]
+}
+
+/// [`Simd::sums_of_lanes`], which the compiler makes four times as many instructions of.
+#[allow(unsafe_op_in_unsafe_fn)] // every line is an intrinsic
+#[inline(always)]
+pub(super) unsafe fn sums_of_lanes(four: &[[f32; LANES]; 4]) -> [f32; 4] {
+    let mut quads = [_mm_setzero_ps(); 4];
+    for (quad, lanes) in quads.iter_mut().zip(four) {
+        let start = lanes.as_ptr();
+        let eight = _mm256_add_ps(_mm256_loadu_ps(start), _mm256_loadu_ps(start.add(8)));
+        *quad = _mm_add_ps(
+            _mm256_castps256_ps128(eight),
+            _mm256_extractf128_ps::<1>(eight),
+        );
+    }
+    let [a, b, c, d] = quads;
+    // Of two rows, lanes 0 and 2, then 1 and 3.
+    let ab = _mm_add_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
+    let cd = _mm_add_ps(_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
+    let sums = _mm_add_ps(_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab));
+    let mut out = [0.0; 4];
+    _mm_storeu_ps(out.as_mut_ptr(), sums);
+    out
 }

@@ -20,6 +20,8 @@ unsafe impl Simd for Avx512 {
     type I = __m512i;
     type F = __m512;
     type Sum = __m512i;
+    type Vector = __m512;
+    const VECTOR: usize = LANES;
     const NARROW: i32 = 0;
     /// The instruction multiplies unsigned with signed bytes.
     const SIGNED_BIAS: i32 = 128;
@@ -134,6 +136,22 @@ unsafe impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn store(a: __m512, out: &mut [f32; LANES]) {
         _mm512_storeu_ps(out.as_mut_ptr(), a);
+    }
+    #[inline(always)]
+    unsafe fn sums_of_lanes(four: &[[f32; LANES]; 4]) -> [f32; 4] {
+        super::avx2::sums_of_lanes(four)
+    }
+    #[inline(always)]
+    unsafe fn load_vector(from: *const f32) -> __m512 {
+        _mm512_loadu_ps(from)
+    }
+    #[inline(always)]
+    unsafe fn store_vector(a: __m512, to: *mut f32) {
+        _mm512_storeu_ps(to, a)
+    }
+    #[inline(always)]
+    unsafe fn mul_add_vector(a: __m512, b: __m512, c: __m512) -> __m512 {
+        _mm512_fmadd_ps(a, b, c)
     }
     #[inline(always)]
     unsafe fn prefetch(address: *const u8) {

@@ -156,6 +156,10 @@ pub(super) unsafe trait Simd: Copy {
     type F: Copy;
     /// Sums of products of bytes in the making.
     type Sum: Copy;
+    /// One register of floats, [`Simd::VECTOR`] of the sixteen lanes.
+    type Vector: Copy;
+
+    const VECTOR: usize;
 
     /// Whether products of bytes are taken in plain words instead (see `tiles.rs`).
     const PLAIN: bool = false;
@@ -209,8 +213,18 @@ pub(super) unsafe trait Simd: Copy {
     /// Sixteen bytes at each of sixteen places: bytes 0 to 3 in the first result, and so on.
     unsafe fn gather_16(rows: Rows, offset: usize) -> [Self::I; 4];
     unsafe fn store(a: Self::F, out: &mut [f32; LANES]);
+    unsafe fn load_vector(from: *const f32) -> Self::Vector;
+    unsafe fn store_vector(a: Self::Vector, to: *mut f32);
+    /// As [`Simd::mul_add`].
+    unsafe fn mul_add_vector(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
     /// Asks for the cache line at an address, which need not be one.
     unsafe fn prefetch(address: *const u8);
+
+    /// Each lanes' sum, pairwise as [`sum_of_lanes`](super::ops::sum_of_lanes) has it.
+    #[inline(always)]
+    unsafe fn sums_of_lanes(four: &[[f32; LANES]; 4]) -> [f32; 4] {
+        four.map(super::ops::sum_of_lanes)
+    }
 
     /// The same number, of which the compiler knows nothing.
     #[inline(always)]

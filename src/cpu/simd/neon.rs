@@ -232,6 +232,8 @@ unsafe impl<const HAS: u8> Simd for Neon<HAS> {
     type I = Quad<int32x4_t>;
     type F = Quad<float32x4_t>;
     type Sum = Quad<Halves>;
+    type Vector = float32x4_t;
+    const VECTOR: usize = 4;
     const NARROW: i32 = if HAS >= DOTPROD { 0 } else { 1 };
     const SIGNED_BIAS: i32 = 0;
 
@@ -406,6 +408,35 @@ unsafe impl<const HAS: u8> Simd for Neon<HAS> {
         let mut n = n;
         asm!("/* {n} */", n = inout(reg) n, options(pure, nomem, nostack, preserves_flags));
         n
+    }
+    #[inline(always)]
+    unsafe fn sums_of_lanes(four: &[[f32; LANES]; 4]) -> [f32; 4] {
+        let mut quads = [vdupq_n_f32(0.0); 4];
+        for (quad, lanes) in quads.iter_mut().zip(four) {
+            let [a, b, c, d] = Self::load(lanes);
+            *quad = vaddq_f32(vaddq_f32(a, c), vaddq_f32(b, d));
+        }
+        let [a, b, c, d] = quads;
+        // Of two, lanes 0 and 2, then 1 and 3.
+        let ab = vaddq_f32(vzip1q_f32(a, b), vzip2q_f32(a, b));
+        let cd = vaddq_f32(vzip1q_f32(c, d), vzip2q_f32(c, d));
+        let first = vcombine_f32(vget_low_f32(ab), vget_low_f32(cd));
+        let second = vcombine_f32(vget_high_f32(ab), vget_high_f32(cd));
+        let mut sums = [0.0; 4];
+        vst1q_f32(sums.as_mut_ptr(), vaddq_f32(first, second));
+        sums
+    }
+    #[inline(always)]
+    unsafe fn load_vector(from: *const f32) -> float32x4_t {
+        vld1q_f32(from)
+    }
+    #[inline(always)]
+    unsafe fn store_vector(a: float32x4_t, to: *mut f32) {
+        vst1q_f32(to, a)
+    }
+    #[inline(always)]
+    unsafe fn mul_add_vector(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
+        vfmaq_f32(c, a, b)
     }
     #[inline(always)]
     unsafe fn prefetch(address: *const u8) {

@@ -15,6 +15,8 @@ unsafe impl Simd for Scalar {
     type I = [u32; LANES];
     type F = [f32; LANES];
     type Sum = [u32; LANES];
+    type Vector = f32;
+    const VECTOR: usize = 1;
     const PLAIN: bool = true;
     const NARROW: i32 = 0;
     const SIGNED_BIAS: i32 = 0;
@@ -117,6 +119,17 @@ unsafe impl Simd for Scalar {
     }
     unsafe fn store(a: Self::F, out: &mut [f32; LANES]) {
         *out = a;
+    }
+    unsafe fn load_vector(from: *const f32) -> f32 {
+        // SAFETY: the caller has a float there.
+        unsafe { *from }
+    }
+    unsafe fn store_vector(a: f32, to: *mut f32) {
+        // SAFETY: the caller has room for a float there.
+        unsafe { *to = a };
+    }
+    unsafe fn mul_add_vector(a: f32, b: f32, c: f32) -> f32 {
+        a.mul_add(b, c)
     }
     unsafe fn prefetch(_: *const u8) {}
 }
