@@ -4,7 +4,8 @@
 //! A sum has sixteen lanes: lane `i` adds up columns `i`, `i + 16`, …, each product fused with its
 //! addition; then the lanes are added pairwise. Every instruction set, one row or many, keep this order.
 
-use super::activations::Activations;
+use super::activations::{Activations, GROUP};
+use super::matmul::GROUP_BYTES;
 use super::ops::sum_of_lanes;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512, PLAIN};
@@ -210,10 +211,11 @@ unsafe fn all<S: Simd, T: Element>(floats: &Floats, many: Option<ManyRows>) {
 /// each sixteen columns, that register of every output. Beyond the last column zeros; of outputs that are not there, anything.
 #[inline(always)]
 unsafe fn unpack<S: Simd, T: Element>(floats: &Floats, first: usize) -> *const f32 {
+    const { assert!(size_of::<f32>() * OUTPUTS * GROUP <= GROUP_BYTES) };
     let Floats { weight, bytes, .. } = *floats;
     let chunks = weight.columns.div_ceil(LANES);
-    let room = floats.scratch.pointer(0, 4 * OUTPUTS * LANES * chunks);
-    let room = room.cast::<f32>();
+    let room_bytes = size_of::<f32>() * OUTPUTS * LANES * chunks;
+    let room = floats.scratch.pointer(0, room_bytes).cast::<f32>();
     let (whole, row_bytes) = (weight.columns / LANES, weight.row_bytes);
     let count = OUTPUTS.min(floats.outputs.end - first);
     let start = bytes[first * row_bytes..][..count * row_bytes].as_ptr();

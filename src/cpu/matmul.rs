@@ -57,7 +57,7 @@ pub(crate) const fn scratch_bytes(columns: usize) -> usize {
     (columns.div_ceil(GROUP) * GROUP_BYTES).next_multiple_of(64)
 }
 
-/// The most that a group of sixteen rows takes when it is taken apart.
+/// The most that a group of sixteen rows takes when it is taken apart, or of some rows of floats.
 pub(super) const GROUP_BYTES: usize = 10 * 64;
 
 /// What products are made with.
