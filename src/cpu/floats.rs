@@ -147,8 +147,8 @@ const OUTPUTS: usize = 4;
 /// Rows that each come as a lone one does.
 const FEW_ROWS: usize = 4;
 
-/// Bytes of [`OUTPUTS`] rows of halves that are not long.
-const SHORT_ROWS: usize = 8 << 10;
+/// Bytes of a row of halves that is not long: what comes after the next [`OUTPUTS`] has room in a first cache.
+const SHORT_ROW: usize = 2 << 10;
 
 /// Sixteens of columns that are gone through at a time, so that what they take of the rows and of the weights stays in the
 /// first cache while the lanes are added up, a register of them after another.
@@ -184,14 +184,16 @@ unsafe fn all<S: Simd, T: Element>(floats: &Floats, many: Option<ManyRows>) {
             }
             return;
         }
-        // Of halves in rows that are not long, four together, while the first cache asks for others. Long ones one by one: a
-        // single stream is what processors foresee best; so long as no other row needs the same.
-        let short = T::BYTES < 4 && OUTPUTS * floats.weight.row_bytes <= SHORT_ROWS;
-        let together = T::BYTES == 4 || n > 1 || short;
+        // A lone row waits for memory, and a single stream is what processors foresee best. Short rows of halves make one,
+        // four together, where others are asked for in the order of memory; long ones, and short ones of floats, if they
+        // come one by one. Long rows of floats are best as four streams (measured: benches/RESULTS.md).
+        let row_bytes = floats.weight.row_bytes;
+        let ahead = T::BYTES < 4 && row_bytes <= SHORT_ROW;
+        let together = n > 1 || ahead || (T::BYTES == 4 && row_bytes > 2 * SHORT_ROW);
         let mut output = outputs.start;
         while output + OUTPUTS <= outputs.end && !S::PLAIN && together {
             for row in 0..n {
-                match short {
+                match ahead {
                     true => block::<S, T, OUTPUTS, true>(floats, output, row),
                     false => block::<S, T, OUTPUTS, false>(floats, output, row),
                 }
