@@ -380,6 +380,7 @@ mod tests {
                 // share evenly.
                 (9, 1125, 11),
                 (5, 1100, 8),
+                (6, 1100, 3),
             ];
             for (rows, columns, n) in sizes {
                 if ty.row_bytes(columns).is_none() {
