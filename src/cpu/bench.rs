@@ -41,7 +41,7 @@ fn floats(count: usize) -> Vec<f32> {
 }
 
 /// Memory that begins at a multiple of 64.
-fn aligned(memory: &mut [u8]) -> &mut [u8] {
+fn aligned<T>(memory: &mut [T]) -> &mut [T] {
     let start = memory.as_ptr().align_offset(64);
     &mut memory[start..]
 }
@@ -107,9 +107,7 @@ impl MatrixProduct {
         };
         let mut product = [Product::new(&self.linear, &mut self.y)];
         // As in a session, from a multiple of 64 bytes on.
-        let start = self.x.as_ptr().align_offset(64);
-        let x = &mut self.x[start..];
-        matmul.run(self.n, x, &|_, _| {}, &mut product);
+        matmul.run(self.n, aligned(&mut self.x), &|_, _| {}, &mut product);
     }
 }
 

@@ -166,6 +166,21 @@ unsafe fn last_columns(from: *const u8, bytes: usize) -> [u8; 4 * LANES] {
     last
 }
 
+/// Asks for weights after the next [`OUTPUTS`] rows, in the order of memory, as many bytes as sixteen columns of these
+/// have. `rows` is where these begin, `chunk` which sixteen.
+///
+/// # Safety
+/// The instruction set of `S` is there.
+#[inline(always)]
+unsafe fn ask_ahead<S: Simd, T: Element>(rows: *const u8, row_bytes: usize, chunk: usize) {
+    let step = OUTPUTS * LANES * T::BYTES;
+    let next = rows.wrapping_add(2 * OUTPUTS * row_bytes + chunk * step);
+    for line in 0..step.div_ceil(64) {
+        // SAFETY: as the caller says; what is asked for need not be there.
+        unsafe { S::prefetch(next.wrapping_add(64 * line)) };
+    }
+}
+
 /// Multiplies [`OUTPUTS`] outputs, taken apart, from one on, with all rows.
 type ManyRows = unsafe fn(&Floats, *const f32, usize);
 
@@ -189,9 +204,10 @@ unsafe fn all<S: Simd, T: Element>(floats: &Floats, many: Option<ManyRows>) {
         // come one by one. Long rows of floats are best as four streams (measured: benches/RESULTS.md).
         let row_bytes = floats.weight.row_bytes;
         let ahead = T::BYTES < 4 && row_bytes <= SHORT_ROW;
-        let together = n > 1 || ahead || (T::BYTES == 4 && row_bytes > 2 * SHORT_ROW);
+        let long_floats = T::BYTES == 4 && row_bytes > 2 * SHORT_ROW;
+        let together = !S::PLAIN && (n > 1 || ahead || long_floats);
         let mut output = outputs.start;
-        while output + OUTPUTS <= outputs.end && !S::PLAIN && together {
+        while together && output + OUTPUTS <= outputs.end {
             for row in 0..n {
                 match ahead {
                     true => block::<S, T, OUTPUTS, true>(floats, output, row),
@@ -225,12 +241,7 @@ unsafe fn unpack<S: Simd, T: Element>(floats: &Floats, first: usize) -> *const f
     // scratch is the task's own.
     unsafe {
         for chunk in 0..whole {
-            // Those after the next, in the order of memory, as many bytes as this step takes.
-            let step = OUTPUTS * LANES * T::BYTES;
-            let next = start.wrapping_add(2 * OUTPUTS * row_bytes + chunk * step);
-            for line in 0..step.div_ceil(64) {
-                S::prefetch(next.wrapping_add(64 * line));
-            }
+            ask_ahead::<S, T>(start, row_bytes, chunk);
             let to = room.add(chunk * OUTPUTS * S::VECTOR);
             let from = start.add(chunk * LANES * T::BYTES);
             for m in 0..count {
@@ -263,7 +274,8 @@ unsafe fn put_weights<S: Simd, T: Element>(from: *const u8, to: *mut f32, chunks
     }
 }
 
-/// [`OUTPUTS`] outputs from `first` on, of all rows, `R` or fewer at a time.
+/// [`OUTPUTS`] outputs from `first` on, of all rows, `R` or fewer at a time: as many as leave registers for their sums, for
+/// themselves and for a weight, three of sixteen, four of 32.
 #[inline(always)]
 unsafe fn rows<S: Simd, const R: usize>(floats: &Floats, weights: *const f32, first: usize) {
     let n = floats.input.n;
@@ -371,7 +383,7 @@ unsafe fn add_products<S: Simd, const R: usize>(
     }
 }
 
-/// `M` outputs of a row, straight from the file; `AHEAD`: while others are asked for.
+/// `M` outputs of a row, straight from the file; `AHEAD`, of [`OUTPUTS`]: while others are asked for.
 #[inline(always)]
 unsafe fn block<S: Simd, T: Element, const M: usize, const AHEAD: bool>(
     floats: &Floats,
@@ -386,15 +398,11 @@ unsafe fn block<S: Simd, T: Element, const M: usize, const AHEAD: bool>(
     // SAFETY: the caller has the instruction set; every sixteen elements lie inside their rows.
     unsafe {
         let mut sums = [S::splat_float(0.0); M];
-        for start in (0..columns / LANES).map(|chunk| chunk * LANES) {
+        for chunk in 0..columns / LANES {
+            let start = chunk * LANES;
             let x = S::load(&*x.as_ptr().add(start).cast());
             if AHEAD {
-                // Those after the next, in the order of memory, as many bytes as this step takes.
-                let next = 2 * M * floats.weight.row_bytes + M * start * T::BYTES;
-                let next = weights[0].as_ptr().wrapping_add(next);
-                for line in 0..(M * LANES * T::BYTES).div_ceil(64) {
-                    S::prefetch(next.wrapping_add(64 * line));
-                }
+                ask_ahead::<S, T>(weights[0].as_ptr(), floats.weight.row_bytes, chunk);
             }
             for (sum, weights) in sums.iter_mut().zip(&weights) {
                 let w = weights.as_ptr().add(start * T::BYTES);
