@@ -2,40 +2,31 @@
 # The kernels of an instruction set that this machine lacks: their tests and the reference cases on an x86 processor
 # that Bochs emulates, under a Linux that holds nothing else. Two to three minutes, on a Debian.
 #
-#   tests/x86/run.sh BOCHS corei7_icelake_u Avx512 [FOLDER]
-#   tests/x86/run.sh BOCHS arrow_lake AvxVnni [FOLDER]
+#   tests/x86/run.sh BOCHS corei7_icelake_u Avx512
+#   tests/x86/run.sh BOCHS arrow_lake AvxVnni
 #
 # BOCHS: the folder `bochs` of its sources (github.com/bochs-emu/Bochs), made by
 #   ./configure --enable-x86-64 --enable-avx --enable-evex --enable-all-optimizations --with-nogui --disable-plugins
 #   make
 # Debian's own package knows neither AVX nor AVX-512. Then the processor, as `bochs --help cpu` names them, and the set
-# whose kernels must have run. FOLDER: kept, so that the next run fetches no Linux.
+# whose kernels must have run.
 #
 # Debian packages: grub-common grub-pc-bin xorriso; and Rust. 30 MB are fetched beside them.
 set -euo pipefail
-(($# >= 3)) || { sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 2; }
+(($# == 3)) || { echo "usage: tests/x86/run.sh BOCHS PROCESSOR LEVEL"; exit 2; }
 root=$(cd "$(dirname "$0")/../.." && pwd)
 bochs=$(cd "$1" && pwd) processor=$2 level=$3
-if [[ $# -gt 3 ]]; then
-    mkdir -p "$4"
-    work=$(cd "$4" && pwd)
-else
-    work=$(mktemp -d)
-    trap 'rm -rf "$work"' EXIT
-fi
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
 
 echo "--- a Linux, and a shell that needs no library"
-if [[ ! -d $work/linux ]]; then
-    kernel=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p')
-    (cd "$work" && apt-get download "$kernel" busybox-static)
-    for package in "$work"/*.deb; do dpkg -x "$package" "$work/unpacked"; done
-    mv "$work/unpacked" "$work/linux"
-fi
+kernel=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p')
+(cd "$work" && apt-get download "$kernel" busybox-static)
+for package in "$work"/*.deb; do dpkg -x "$package" "$work/linux"; done
 
 echo "--- the tests"
 cd "$root"
 disk=$work/disk
-rm -rf "$disk" "$work/cd"
 mkdir -p "$disk"/{bin,dev,proc,sys,tmp,programs,mor/tests}
 report=$(cargo test --release --lib --test reference --no-run 2>&1) || { echo "$report"; exit 1; }
 while read -r program; do
@@ -57,14 +48,13 @@ cat >"$disk/init" <<'INIT'
 exec >/dev/ttyS0 2>&1 </dev/null
 /bin/busybox grep -m 1 "model name" /proc/cpuinfo
 export MOR_TEST_ROOT=/mor
-# Of the library's tests those of the kernels; all of the others' names have no such word.
-for program in /programs/*; do
-    case $program in
-        */mor-*) $program --nocapture --test-threads 1 cpu:: ;;
-        *) $program --nocapture --test-threads 1 ;;
-    esac
-    echo "ended with $?: $program"
-done
+run() {
+    "$@" --nocapture --test-threads 1
+    echo "ended with $?: $1"
+}
+run /programs/mor-* cpu::
+run /programs/reference-*
+# What was written last is to leave the port before the power goes.
 /bin/busybox sleep 1
 /bin/busybox poweroff -f
 INIT
@@ -76,7 +66,7 @@ cp "$work"/linux/boot/vmlinuz-* "$work/cd/boot/linux"
 cat >"$work/cd/boot/grub/grub.cfg" <<'GRUB'
 set timeout=0
 menuentry tests {
-    linux /boot/linux console=ttyS0 quiet tsc=reliable mitigations=off nopcid clearcpuid=112,297,580
+    linux /boot/linux console=ttyS0 quiet tsc=reliable mitigations=off clearcpuid=112,297,580
     initrd /boot/disk
 }
 GRUB
@@ -96,11 +86,12 @@ clock: sync=none
 panic: action=fatal
 log: $work/bochs.log
 BOCHS
-rm -f "$work/serial"
 # It ends with 1 when the machine is switched off.
 timeout 1800 "$bochs/bochs" -q -f "$work/bochsrc" >"$work/bochs.out" 2>&1 </dev/null || true
+touch "$work/serial" "$work/bochs.log" # not there if nothing came
 sed -n '/^model name/,$p' "$work/serial" | tee "$work/ran"
-(($(grep -c '^ended with 0: ' "$work/ran") == 2)) || { tail -n 20 "$work/bochs.log"; exit 1; }
+(($(grep -c '^ended with 0: ' "$work/ran") == 2)) ||
+    { tail -qn 20 "$work/bochs.out" "$work/bochs.log" "$work/serial"; exit 1; }
 grep -q "kernels tested: \[.*, $level\]" "$work/ran"
 grep -q "attention tested: \[.*, $level\]" "$work/ran"
 echo "the kernels of $level equal the oracle on $processor, and the reference cases pass"
